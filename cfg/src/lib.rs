@@ -1,0 +1,1 @@
+//! Avocado-VT's Cartesian configuration language: text in, variants out.

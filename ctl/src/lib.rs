@@ -1,0 +1,1 @@
+//! vtctl: parse, call, render; lab and image build live here.

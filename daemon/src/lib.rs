@@ -1,0 +1,1 @@
+//! vtd: the daemon of a host, the only crate with side effects on it.

@@ -1,0 +1,1 @@
+//! What is said on the wire: ids, messages, frames, versions, identity, the QUIC endpoint and client.

@@ -1,0 +1,1 @@
+//! What the cluster agrees on: a pure state machine, its openraft adapter, stored formats.

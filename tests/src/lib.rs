@@ -1,0 +1,1 @@
+//! Everything that needs more than one crate: harness, integration tests, simulator, benches.
