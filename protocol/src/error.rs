@@ -1,0 +1,286 @@
+//! Errors as a user meets them: a code from a closed list, what happened, the evidence, and what to type next.
+//!
+//! Libraries have error enums of their own; they become a [`Report`] once, where they leave for a user. Codes never
+//! change meaning. `vtctl explain CODE` prints [`ErrorCode::explain`].
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Exit codes of vtctl: a contract, listed in `--help`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[repr(u8)]
+pub enum Exit {
+    /// Everything asked for happened.
+    Ok = 0,
+    /// A bug in us.
+    Internal = 1,
+    /// Bad flags or values.
+    Usage = 2,
+    /// A configuration or scenario is invalid.
+    Config = 3,
+    /// Nothing left to run after filters.
+    NoneSelected = 4,
+    /// No daemon answered.
+    Unreachable = 20,
+    /// A daemon answered, but the cluster cannot decide.
+    NoQuorum = 21,
+    /// Certificate, role or token refused.
+    Denied = 22,
+    /// The object does not exist.
+    NotFound = 23,
+    /// It exists, is busy, or changed meanwhile.
+    Conflict = 24,
+    /// Placement, capability or the machine says no.
+    Precondition = 25,
+    /// Some done, some not.
+    Partial = 26,
+    /// At least one case FAIL.
+    Failed = 100,
+    /// No FAIL, at least one ERROR.
+    Infra = 101,
+    /// The job was cancelled.
+    Cancelled = 102,
+    /// A deadline of the job was hit.
+    TimedOut = 104,
+    /// Set-up failed before any case.
+    Setup = 105,
+    /// The wait of the client passed; the operation goes on.
+    WaitTimeout = 124,
+    /// Ctrl-C.
+    Interrupted = 130,
+}
+
+impl Exit {
+    /// The code as the shell sees it.
+    pub fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+macro_rules! codes {
+    ($( $variant:ident = $number:literal, $exit:ident, $explain:literal; )*) => {
+        /// The closed list of error codes.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[allow(missing_docs, reason = "the explain text is the documentation")]
+        #[repr(u16)]
+        pub enum ErrorCode { $( $variant = $number, )* }
+
+        impl ErrorCode {
+            /// Every code there is, in order of number.
+            pub const ALL: &'static [ErrorCode] = &[ $( ErrorCode::$variant, )* ];
+
+            /// The exit code of a command that ends with this error.
+            pub fn exit(self) -> Exit { match self { $( Self::$variant => Exit::$exit, )* } }
+
+            /// Cause, how to check, how to fix.
+            pub fn explain(self) -> &'static str { match self { $( Self::$variant => $explain, )* } }
+        }
+    };
+}
+
+codes! {
+    Usage = 1, Usage, "The command line has a flag, value or name that the command does not take. `vtctl COMMAND --help` lists what it takes.";
+    BadParameter = 2, Usage, "A parameter given with -p or in a configuration has a value that the scenario cannot use. The message names key, value and what is wanted. `vtctl scenario show NAME` lists the parameters.";
+    BadHostsFile = 3, Usage, "The file given with -M has a line that is not a host name. One name a line; empty lines and lines beginning with # are skipped.";
+    BadConfig = 101, Config, "A configuration file is invalid. Each mistake is shown with file, line and column.";
+    NoVariants = 134, NoneSelected, "The filters leave no variant. `vtctl variants count` and `vtctl variants explain` show which line removed them.";
+    Unclaimed = 201, Precondition, "This daemon belongs to no cluster yet. Make one with `vtctl cluster init`, or join one with `vtctl cluster join TOKEN`.";
+    AlreadyClaimed = 202, Conflict, "This daemon already belongs to a cluster. A daemon joins once; to move it, stop it, move its data directory away and start it again.";
+    NoQuorum = 203, NoQuorum, "Most voters do not answer, so the cluster cannot decide. Running VMs are not touched; new jobs wait. Bring a voter back: `vtctl cluster status` names them.";
+    Unreachable = 204, Unreachable, "No daemon answered. Check that vtd runs (`systemctl status vtd`, or `vtctl lab status`) and that the socket or address is the right one.";
+    Denied = 205, Denied, "The role of your certificate does not allow this. Roles are viewer, runner and admin.";
+    WireVersion = 206, Conflict, "The two programs speak no common version of the protocol. Upgrade the older one.";
+    OtherCluster = 207, Conflict, "The other side belongs to another cluster.";
+    DeadlinePassed = 208, WaitTimeout, "The answer did not come within the deadline. What was asked may still happen: ask again, the same request is done once.";
+    TokenGarbled = 210, Denied, "The text is not a join token, or a part of it is missing or changed. Copy the whole line that begins with vtj1_.";
+    TokenUnknown = 211, Denied, "The cluster does not know this token. It may be from before a restore, or its record was cleared after it ended.";
+    TokenOtherCluster = 212, Denied, "The token belongs to another cluster than the one that answered.";
+    TokenExpired = 213, Denied, "A join token lives for a limited time. Make a new one on any host: `vtctl cluster token create`.";
+    TokenUsed = 215, Denied, "A join token admits one host. If that was this host, its data directory was lost; make a new token: `vtctl cluster token create`.";
+    TokenRevoked = 216, Denied, "An admin revoked the token. Make a new one: `vtctl cluster token create`.";
+    CaMismatch = 217, Denied, "The certificate authority of the host that answered is not the one in the token. Someone may be in the middle, or the address now belongs to another cluster.";
+    JoinUnreachable = 218, Unreachable, "No address in the token answered. Check the network and that port 7465/udp is open on the named hosts.";
+    DialBackFailed = 219, Precondition, "The cluster could not reach this host at the address it advertises. Check --advertise and that port 7465/udp is open here.";
+    NameTaken = 220, Conflict, "A host of this name is already in the cluster. Choose another with --name.";
+    HostRemoved = 221, Denied, "The key of this host is not, or no longer, admitted to the cluster.";
+    UnknownHost = 302, NotFound, "No host of the cluster has this name. `vtctl host list` shows the names.";
+    HostDown = 303, Precondition, "A host that the job needs does not answer. `vtctl host list` shows who does.";
+    TooFewHosts = 304, Precondition, "The scenario needs more hosts than were given with -m.";
+    UnknownScenario = 305, NotFound, "There is no scenario of this name. `vtctl scenario list` shows them.";
+    TooLarge = 306, Usage, "The request is larger than the cluster takes. The message names the bound.";
+    HostBusy = 307, Conflict, "A host serves another attempt. Jobs wait their turn; `vtctl job list` shows whose it is.";
+    UnknownJob = 308, NotFound, "No job has this id. `vtctl job list` shows them.";
+    LabExists = 320, Conflict, "A lab of this name exists. `vtctl lab status` shows it, `vtctl lab down` removes it.";
+    LabBroken = 321, Precondition, "The lab is half made or its record is damaged. `vtctl lab down` clears what is left of it.";
+    LabPrecondition = 322, Precondition, "A lab needs root and the programs ip and nft (packages iproute2 and nftables).";
+    LabMissing = 323, NotFound, "There is no lab of this name. `vtctl lab status` lists labs, `vtctl lab up` makes one.";
+    ImageMissing = 401, Precondition, "The image is not on the host that needs it. The built-in one is made by `vtctl image build`.";
+    ImageBuild = 402, Precondition, "The image could not be built. The message names the step and quotes the program that failed.";
+    DiskFull = 403, Precondition, "The disk is full. Nothing was left behind; free some space and try again.";
+    ImageDamaged = 404, Precondition, "A file of the image does not have the digest its record states. Build or import it again.";
+    StorageFailed = 405, Precondition, "A file or directory of the host could not be used. The message names it and quotes the system.";
+    QemuMissing = 501, Precondition, "The QEMU binary is not there or cannot be run. Install qemu-system-x86, or set its path in the settings.";
+    QemuDied = 502, Precondition, "QEMU ended by itself. Its last words are quoted; the whole stderr is in the evidence of the case.";
+    GuestNotBooted = 503, Failed, "The guest did not come up within its time. The end of its serial log is quoted.";
+    QmpFailed = 504, Precondition, "QEMU refused a command or did not answer it in time. Its own words are quoted.";
+    GuestUnreachable = 507, Failed, "The guest did not answer over the named channel.";
+    VmLost = 508, Failed, "The VM ended or was lost while it should have run.";
+    NetworkSetup = 509, Precondition, "A tap or bridge of the host could not be made. The message quotes the system.";
+    VmFenced = 510, Precondition, "The VM was paused or killed by its guard because its host could not renew its session. This is the protection against two running copies.";
+    Preflight = 601, Failed, "Source and destination do not fit each other: the message names the difference. Nothing was started.";
+    HostLost = 605, Infra, "A host of the case stopped answering while it ran.";
+    MigrationRefused = 611, Conflict, "The migration is not in a phase that allows this, or another one of the same VM is under way.";
+    DestinationLeft = 612, Failed, "The destination QEMU ended during the migration. The VM goes on at the source.";
+    MigrationFailed = 613, Failed, "QEMU reports that the migration failed. Its own words are quoted; the VM goes on at the source.";
+    DestinationUnreachable = 614, Infra, "The destination stopped answering during the migration. The VM goes on at the source.";
+    MigrationTimeout = 615, Failed, "The migration did not complete within its time and was cancelled. The VM goes on at the source.";
+    MemoryDamaged = 620, Failed, "Pages of the guest's memory do not hold what was written to them.";
+    DiskDamaged = 621, Failed, "Records on the guest's disk that were acknowledged are lost or torn.";
+    GuestRebooted = 622, Failed, "The guest's boot id changed: it was restarted instead of moved.";
+    ClockJumped = 623, Failed, "The guest's clock or uptime jumped further than allowed.";
+    AddressLost = 624, Failed, "The guest no longer answers at its address.";
+    GuestStopped = 625, Failed, "The guest stood still for longer than allowed.";
+    BarrierBroken = 701, Infra, "A barrier can no longer be passed: a party ended, a host is suspect, or a deadline passed. The message names who is missing.";
+    BarrierTimeout = 702, Infra, "A party's deadline for a barrier passed. The message names who did not arrive.";
+    PartyCrashed = 703, Infra, "The process of a party ended without a result. Its stderr is in the evidence of the case.";
+    CaseTimeout = 704, TimedOut, "The case did not end within its time.";
+    Cancelled = 705, Cancelled, "A user cancelled the job.";
+    CannotRunHere = 706, Ok, "The case cannot run on these hosts; the message says why. It is skipped, not failed.";
+    Leftover = 707, Infra, "After the case something was left on a host that was not there before. The message names it.";
+    ResultsMissing = 801, NotFound, "The evidence of this job is on no host that answers.";
+    ResultsWrite = 802, Precondition, "The results could not be written where you asked for them.";
+    Internal = 901, Internal, "A bug in vtmesh. Please report it with the message and the daemon's log.";
+    StoreDamaged = 902, Precondition, "The daemon's log or snapshot on disk is damaged. It must not go on with it: move its data directory away and join afresh.";
+}
+
+impl fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "E{:04}", *self as u16)
+    }
+}
+
+impl ErrorCode {
+    /// The code a user typed: `E0213`, `e0213` or `213`.
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix(['E', 'e']).unwrap_or(text);
+        let number: u16 = digits.parse().ok()?;
+        Self::ALL.iter().copied().find(|code| *code as u16 == number)
+    }
+}
+
+/// One line of evidence: a short key and what was found.
+pub type Evidence = (String, String);
+
+/// What a user is shown, or a case is blamed with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// From the closed list.
+    pub code: ErrorCode,
+    /// What happened: lower case, no full stop, at most 160 characters.
+    pub title: String,
+    /// Facts, in the order to be read.
+    pub evidence: Vec<Evidence>,
+    /// What to type next, most likely first.
+    pub help: Vec<String>,
+    /// The chain of causes, outermost first; shown at -v and in JSON.
+    pub causes: Vec<String>,
+    /// Whether the same call may succeed later.
+    pub retryable: bool,
+}
+
+impl Report {
+    /// Longest text of one field, in characters: reports are replicated, so they are bounded.
+    pub const TEXT_MAX: usize = 1500;
+    /// Most lines of evidence, help or causes.
+    pub const LINES_MAX: usize = 16;
+
+    /// A report without evidence yet.
+    pub fn new(code: ErrorCode, title: impl Into<String>) -> Self {
+        let title = cut(title.into());
+        Self { code, title, evidence: Vec::new(), help: Vec::new(), causes: Vec::new(), retryable: false }
+    }
+
+    /// Adds a line of evidence.
+    #[must_use]
+    pub fn with(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        if self.evidence.len() < Self::LINES_MAX {
+            self.evidence.push((key.into(), cut(value.into())));
+        }
+        self
+    }
+
+    /// Adds a line of help: something that can be typed, or one sentence.
+    #[must_use]
+    pub fn help(mut self, line: impl Into<String>) -> Self {
+        if self.help.len() < Self::LINES_MAX {
+            self.help.push(cut(line.into()));
+        }
+        self
+    }
+
+    /// Adds the chain of sources of an error.
+    #[must_use]
+    pub fn caused_by(mut self, error: &dyn std::error::Error) -> Self {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if self.causes.len() >= Self::LINES_MAX {
+                break;
+            }
+            self.causes.push(cut(error.to_string()));
+            next = error.source();
+        }
+        self
+    }
+
+    /// Marks the report as worth a retry.
+    #[must_use]
+    pub fn retryable(mut self) -> Self {
+        self.retryable = true;
+        self
+    }
+}
+
+fn cut(text: String) -> String {
+    if text.chars().count() <= Report::TEXT_MAX {
+        return text;
+    }
+    let kept: String = text.chars().take(Report::TEXT_MAX - 1).collect();
+    kept + "…"
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error[{}]: {}", self.code, self.title)
+    }
+}
+
+impl std::error::Error for Report {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_in_order_unique_and_explained() {
+        for pair in ErrorCode::ALL.windows(2) {
+            assert!((pair[0] as u16) < (pair[1] as u16), "{} before {}", pair[0], pair[1]);
+        }
+        for code in ErrorCode::ALL {
+            assert!(code.explain().len() > 30, "{code}");
+            assert_eq!(ErrorCode::parse(&code.to_string()), Some(*code));
+        }
+        assert_eq!(ErrorCode::parse("E9999"), None);
+        assert_eq!(ErrorCode::parse("x"), None);
+    }
+
+    #[test]
+    fn a_report_is_bounded_whatever_is_put_into_it() {
+        let mut report = Report::new(ErrorCode::Internal, "é".repeat(5000));
+        for i in 0..100 {
+            report = report.with(format!("k{i}"), "v".repeat(5000));
+        }
+        assert_eq!(report.title.chars().count(), Report::TEXT_MAX);
+        assert_eq!(report.evidence.len(), Report::LINES_MAX);
+    }
+}
