@@ -4,10 +4,19 @@
 //! Messages are enums with one struct per variant. Everything stored or sent is encoded by one codec behind a version
 //! byte, because positional codecs cannot take an appended field. Nothing here acts on a host.
 
+pub mod admin;
+pub mod codec;
 pub mod error;
 pub mod facts;
+pub mod frame;
+pub mod hello;
 pub mod ids;
+pub mod job;
 pub mod params;
+pub mod peer;
 pub mod probe;
+pub mod service;
+pub mod token;
 pub mod verdict;
+pub mod version;
 pub mod vm;

@@ -1,0 +1,161 @@
+//! What daemons ask each other (`vt-peer/1`). The caller is known by the key of its certificate.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::Report,
+    facts::HostFacts,
+    ids::{AttemptId, Digest, Epoch, HostId, MigrationId},
+    job::AttemptEvent,
+    vm::{MigrationSpec, VmSpec},
+};
+
+/// A request. Variants are only ever appended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum PeerRequest {
+    /// Propose this encoded state machine request; only a leader does.
+    Propose(Vec<u8>),
+    /// Renew the caller's session.
+    Renew(Renew),
+    /// What are you?
+    Facts,
+    /// Give me this blob.
+    BlobGet(Digest),
+    /// Keep this blob.
+    BlobPut {
+        /// Its digest.
+        digest: Digest,
+        /// Its bytes, at most [`crate::job::PLAN_MAX`].
+        bytes: Vec<u8>,
+    },
+    /// Events of an attempt on this host after `after`; waits up to `wait_ms` for one.
+    Events {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// Events up to this sequence number are known.
+        after: u64,
+        /// How long to wait for the first one, ms, at most 5000.
+        wait_ms: u32,
+    },
+    /// The files of evidence of an attempt on this host: paths and sizes.
+    EvidenceList(AttemptId),
+    /// A piece of such a file, at most 4 MiB.
+    EvidenceRead {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// Relative path from the list.
+        path: String,
+        /// Where to begin, bytes.
+        offset: u64,
+        /// How much, bytes.
+        length: u32,
+    },
+    /// Make ready to receive a VM.
+    PrepareIncoming(Box<PrepareIncoming>),
+    /// How is the destination's side of this migration? Answered when its QEMU has ended or resumed, or after `wait_ms`.
+    IncomingState {
+        /// Which migration.
+        migration: MigrationId,
+        /// How long to wait for a change, ms, at most 5000.
+        wait_ms: u32,
+    },
+    /// Are you there? A round trip.
+    Ping,
+}
+
+/// Renews a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renew {
+    /// Whose.
+    pub host: HostId,
+    /// Its epoch.
+    pub epoch: Epoch,
+}
+
+/// What the source tells the destination before anything moves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PrepareIncoming {
+    /// Which movement.
+    pub migration: MigrationId,
+    /// Epoch of the VM's owner record.
+    pub epoch: Epoch,
+    /// The VM, with machine type, CPU model and accelerator resolved as the source runs it.
+    pub vm: VmSpec,
+    /// Path of the overlay disk on the shared pool.
+    pub disk: String,
+    /// How it is to be moved.
+    pub spec: MigrationSpec,
+    /// What the source runs with: compared by the destination.
+    pub preflight: Preflight,
+}
+
+/// What must fit on both sides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preflight {
+    /// Version of QEMU.
+    pub qemu_version: String,
+    /// Machine type, versioned.
+    pub machine: String,
+    /// CPU model as on the command line.
+    pub cpu_model: String,
+    /// Accelerator.
+    pub accelerator: crate::vm::Accelerator,
+    /// Capabilities this QEMU has, by its own names.
+    pub capabilities: Vec<String>,
+}
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum PeerReply {
+    /// It did not happen, and why.
+    Refused(Report),
+    /// It happened.
+    Done,
+    /// The caller is not the leader's; ask this host, where it is known.
+    NotLeader(Option<HostId>),
+    /// Answer to `Propose`: the encoded result.
+    Proposed(Vec<u8>),
+    /// Answer to `Facts`.
+    Facts(Box<HostFacts>),
+    /// Answer to `BlobGet`; `None`: not here.
+    Blob(Option<Vec<u8>>),
+    /// Answer to `Events`.
+    Events(Vec<AttemptEvent>),
+    /// Answer to `EvidenceList`: relative path and size in bytes.
+    EvidenceList(Vec<(String, u64)>),
+    /// Answer to `EvidenceRead`.
+    Bytes(Vec<u8>),
+    /// Answer to `PrepareIncoming`: where the destination listens.
+    Prepared(Prepared),
+    /// Answer to `IncomingState`.
+    Incoming(IncomingState),
+}
+
+/// The destination is ready.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// QEMU's URI that the source connects to, e.g. `tcp:10.0.0.2:49152`.
+    pub uri: String,
+    /// What the destination runs with.
+    pub preflight: Preflight,
+    /// Process id of the destination QEMU.
+    pub pid: u32,
+}
+
+/// How the destination's side is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IncomingState {
+    /// Waits for the stream, or receives it.
+    Receiving,
+    /// All is loaded, the vote is in the log.
+    Loaded,
+    /// It runs; `elapsed_us` after the decision was seen there.
+    Resumed {
+        /// From seeing the decision to QEMU's RESUME event, microseconds.
+        elapsed_us: u64,
+    },
+    /// It ended, and why.
+    Failed(Report),
+    /// Nothing is known of this migration here.
+    Unknown,
+}
