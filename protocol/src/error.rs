@@ -104,6 +104,8 @@ codes! {
     DialBackFailed = 219, Precondition, "The cluster could not reach this host at the address it advertises. Check --advertise and that port 7465/udp is open here.";
     NameTaken = 220, Conflict, "A host of this name is already in the cluster. Choose another with --name.";
     HostRemoved = 221, Denied, "The key of this host is not, or no longer, admitted to the cluster.";
+    RequestConflict = 230, Conflict, "A request came again under the same id, but with other content. The first one stands; send the new one under an id of its own.";
+    SessionOver = 231, Conflict, "The host acted with an epoch that is no longer its own: its session ended, or was opened anew. What it held was given up.";
     UnknownHost = 302, NotFound, "No host of the cluster has this name. `vtctl host list` shows the names.";
     HostDown = 303, Precondition, "A host that the job needs does not answer. `vtctl host list` shows who does.";
     TooFewHosts = 304, Precondition, "The scenario needs more hosts than were given with -m.";
@@ -111,6 +113,7 @@ codes! {
     TooLarge = 306, Usage, "The request is larger than the cluster takes. The message names the bound.";
     HostBusy = 307, Conflict, "A host serves another attempt. Jobs wait their turn; `vtctl job list` shows whose it is.";
     UnknownJob = 308, NotFound, "No job has this id. `vtctl job list` shows them.";
+    CaseClosed = 309, Conflict, "The case or attempt has ended, or is not in a state that allows this. `vtctl job show` tells where it stands.";
     LabExists = 320, Conflict, "A lab of this name exists. `vtctl lab status` shows it, `vtctl lab down` removes it.";
     LabBroken = 321, Precondition, "The lab is half made or its record is damaged. `vtctl lab down` clears what is left of it.";
     LabPrecondition = 322, Precondition, "A lab needs root and the programs ip and nft (packages iproute2 and nftables).";
@@ -128,6 +131,7 @@ codes! {
     VmLost = 508, Failed, "The VM ended or was lost while it should have run.";
     NetworkSetup = 509, Precondition, "A tap or bridge of the host could not be made. The message quotes the system.";
     VmFenced = 510, Precondition, "The VM was paused or killed by its guard because its host could not renew its session. This is the protection against two running copies.";
+    NotOwner = 511, Conflict, "The host does not own this VM, or owned it under an earlier epoch. `vtctl vm list` shows who owns it.";
     Preflight = 601, Failed, "Source and destination do not fit each other: the message names the difference. Nothing was started.";
     HostLost = 605, Infra, "A host of the case stopped answering while it ran.";
     MigrationRefused = 611, Conflict, "The migration is not in a phase that allows this, or another one of the same VM is under way.";
