@@ -10,6 +10,7 @@ pub mod error;
 pub mod facts;
 pub mod frame;
 pub mod hello;
+pub mod identity;
 pub mod ids;
 pub mod job;
 pub mod params;

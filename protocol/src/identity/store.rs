@@ -1,0 +1,152 @@
+//! Identity files: `host.key`, `host.crt`, `ca.crt`, and `ca.key` on voters.
+//!
+//! A file is written under another name, synced, and renamed, so that it is there whole or not at all. Keys are 0600
+//! from their first byte.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+use super::{ClusterCa, Identity, IdentityError, PrivateKey};
+use crate::ids::ClusterId;
+
+const KEY: &str = "host.key";
+const CERTIFICATE: &str = "host.crt";
+const CA_CERTIFICATE: &str = "ca.crt";
+const CA_KEY: &str = "ca.key";
+
+/// Writes key and certificates of a host or client into `dir`.
+pub fn save(dir: &Path, identity: &Identity) -> Result<(), IdentityError> {
+    write(dir, KEY, identity.key().to_pem().as_bytes(), 0o600)?;
+    write(dir, CA_CERTIFICATE, to_pem(identity.ca()).as_bytes(), 0o644)?;
+    write(dir, CERTIFICATE, to_pem(identity.certificate()).as_bytes(), 0o644)?;
+    sync(dir)
+}
+
+/// Reads what [`save`] wrote.
+pub fn load(dir: &Path) -> Result<Identity, IdentityError> {
+    let key = read_key(&dir.join(KEY))?;
+    Identity::new(key, read_certificate(&dir.join(CERTIFICATE))?, read_certificate(&dir.join(CA_CERTIFICATE))?)
+}
+
+/// Writes the CA's key: on voters only.
+pub fn save_ca(dir: &Path, ca: &ClusterCa) -> Result<(), IdentityError> {
+    write(dir, CA_CERTIFICATE, to_pem(ca.certificate()).as_bytes(), 0o644)?;
+    write(dir, CA_KEY, ca.key().to_pem().as_bytes(), 0o600)?;
+    sync(dir)
+}
+
+/// Reads the CA with its key; none where this host holds no CA key.
+pub fn load_ca(dir: &Path, cluster: ClusterId) -> Result<Option<ClusterCa>, IdentityError> {
+    let path = dir.join(CA_KEY);
+    match path.try_exists() {
+        Ok(false) => return Ok(None),
+        Ok(true) => {}
+        Err(source) => return Err(IdentityError::File { path, what: "cannot be looked at", source }),
+    }
+    let certificate = read_certificate(&dir.join(CA_CERTIFICATE))?;
+    Ok(Some(ClusterCa::from_parts(cluster, read_key(&path)?, certificate)?))
+}
+
+/// Removes the CA's key: a voter that is demoted.
+pub fn remove_ca_key(dir: &Path) -> Result<(), IdentityError> {
+    let path = dir.join(CA_KEY);
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(IdentityError::File { path, what: "cannot be removed", source })
+        }
+        _ => sync(dir),
+    }
+}
+
+/// A certificate as PEM text.
+pub fn to_pem(certificate: &CertificateDer<'_>) -> String {
+    let block = pem::Pem::new("CERTIFICATE", certificate.as_ref());
+    pem::encode_config(&block, pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF))
+}
+
+fn read_key(path: &Path) -> Result<PrivateKey, IdentityError> {
+    let pem = fs::read_to_string(path).map_err(|source| IdentityError::File {
+        path: path.to_owned(),
+        what: "cannot be read",
+        source,
+    })?;
+    PrivateKey::from_pem(&pem).map_err(|_| IdentityError::Pem { path: path.to_owned(), want: "private key" })
+}
+
+fn read_certificate(path: &Path) -> Result<CertificateDer<'static>, IdentityError> {
+    let pem = fs::read(path).map_err(|source| IdentityError::File {
+        path: path.to_owned(),
+        what: "cannot be read",
+        source,
+    })?;
+    CertificateDer::from_pem_slice(&pem).map_err(|_| IdentityError::Pem { path: path.to_owned(), want: "certificate" })
+}
+
+fn write(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), IdentityError> {
+    let path = dir.join(name);
+    let part = dir.join(format!(".{name}.part"));
+    let written = (|| {
+        let _ = fs::remove_file(&part);
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&part)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&part, &path)
+    })();
+    written.map_err(|source| IdentityError::File { path, what: "cannot be written", source })
+}
+
+fn sync(dir: &Path) -> Result<(), IdentityError> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| IdentityError::File {
+        path: dir.to_owned(),
+        what: "cannot be synced",
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::ids::HostId;
+
+    #[test]
+    fn files_come_back_and_keys_are_private() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = ClusterCa::generate(ClusterId(7)).unwrap();
+        let key = PrivateKey::generate().unwrap();
+        let request = key.signing_request().unwrap();
+        let certificate = ca.issue_host(&request, HostId(1), &"host1".parse().unwrap()).unwrap();
+        let identity = Identity::new(key, certificate, ca.certificate().clone()).unwrap();
+        save(dir.path(), &identity).unwrap();
+        assert!(load_ca(dir.path(), ClusterId(7)).unwrap().is_none(), "a learner holds no CA key");
+        save_ca(dir.path(), &ca).unwrap();
+
+        let again = load(dir.path()).unwrap();
+        assert_eq!(again.certificate(), identity.certificate());
+        assert_eq!(again.ca_digest(), ca.digest());
+        assert_eq!(load_ca(dir.path(), ClusterId(7)).unwrap().unwrap().digest(), ca.digest());
+        for name in [KEY, CA_KEY] {
+            let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        remove_ca_key(dir.path()).unwrap();
+        remove_ca_key(dir.path()).unwrap();
+        assert!(load_ca(dir.path(), ClusterId(7)).unwrap().is_none());
+    }
+
+    #[test]
+    fn damaged_and_missing_files_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("host.key"), "{error}");
+        fs::write(dir.path().join(KEY), "nonsense").unwrap();
+        let error = load(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("host.key holds no private key"), "{error}");
+    }
+}
