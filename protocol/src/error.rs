@@ -149,7 +149,7 @@ codes! {
     BarrierTimeout = 702, Infra, "A party's deadline for a barrier passed. The message names who did not arrive.";
     PartyCrashed = 703, Infra, "The process of a party ended without a result. Its stderr is in the evidence of the case.";
     CaseTimeout = 704, TimedOut, "The case did not end within its time.";
-    Cancelled = 705, Cancelled, "A user cancelled the job.";
+    Cancelled = 705, Cancelled, "A user cancelled the job; cases without a verdict got none.";
     CannotRunHere = 706, Ok, "The case cannot run on these hosts; the message says why. It is skipped, not failed.";
     Leftover = 707, Infra, "After the case something was left on a host that was not there before. The message names it.";
     ResultsMissing = 801, NotFound, "The evidence of this job is on no host that answers.";

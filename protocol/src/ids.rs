@@ -129,9 +129,7 @@ impl fmt::Debug for RequestId {
 }
 
 /// A fencing number: the log index at which something began. Larger is later; zero is never used.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 pub struct Epoch(pub u64);
 
 impl fmt::Display for Epoch {

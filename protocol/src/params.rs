@@ -111,12 +111,7 @@ impl Params {
     ///
     /// # Errors
     /// The value is no size, or outside the range.
-    pub fn size(
-        &self,
-        key: &str,
-        unit: u64,
-        range: std::ops::RangeInclusive<u64>,
-    ) -> Result<Option<u64>, ParamError> {
+    pub fn size(&self, key: &str, unit: u64, range: std::ops::RangeInclusive<u64>) -> Result<Option<u64>, ParamError> {
         let want = format!("a size such as 512M, from {} to {} bytes", range.start(), range.end());
         self.typed(key, &want, |text| parse_size(text, unit).filter(|n| range.contains(n)))
     }
