@@ -1,0 +1,278 @@
+//! A cluster on one box: each host a network namespace with its own address, data directory and `vtd`.
+//!
+//! ```text
+//!   switch namespace  vt-LAB-sw      bridge sw0 ── port1 ── port2 ── port3
+//!                                                    │        │        │      veth pairs
+//!   host namespaces   vt-LAB-host1 …            up0 ─ br0   up0 ─ br0  …      br0 carries 10.77.0.1N/24 and the taps
+//! ```
+//!
+//! Guests sit on taps of the same layer 2 network, so one keeps its address when it moves. Everything a lab makes can
+//! be found again by its name alone (namespaces, directories, processes inside the namespaces), also when `vtctl` was
+//! killed while making it; [`down`] removes it all. Nothing is ever made in the namespace of the machine itself.
+
+mod cluster;
+mod daemon;
+mod leftovers;
+mod network;
+mod record;
+
+use std::path::PathBuf;
+
+pub use record::{HostRecord, LabRecord, current_sockets};
+use record::{Lock, Paths};
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::Name,
+};
+
+/// Most hosts of one lab: addresses .11 to .99 are hosts', .100 and up are guests'.
+pub const HOSTS_MAX: u32 = 32;
+
+/// What [`up`] is asked to make.
+#[derive(Debug, Clone)]
+pub struct UpOptions {
+    /// The lab's name, at most 8 characters, because interfaces and sockets carry it.
+    pub name: Name,
+    /// How many hosts: host1 … hostN, 1 to [`HOSTS_MAX`].
+    pub hosts: u32,
+    /// The `vtd` to run; `None`: the one beside this program, else the one in PATH.
+    pub vtd: Option<PathBuf>,
+    /// The directory of images that all hosts share.
+    pub images: PathBuf,
+    /// Log filter of the daemons.
+    pub log: String,
+}
+
+/// How a host of a lab is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostStatus {
+    /// Its record.
+    pub host: HostRecord,
+    /// Process ids inside its namespace, the daemon's and others.
+    pub processes: Vec<i32>,
+    /// Whether a daemon answers on its socket.
+    pub answers: bool,
+    /// Whether its port on the switch forwards; `false` while it is partitioned.
+    pub connected: bool,
+}
+
+/// Makes a lab, starts its daemons and joins them to one cluster. `say` gets a line for each step.
+///
+/// # Errors
+/// A name in use, a machine that cannot make one, a daemon that dies at start or does not join. What was made until
+/// then is removed again.
+pub async fn up(options: UpOptions, say: &mut (dyn FnMut(String) + Send)) -> Result<LabRecord, Report> {
+    check(&options)?;
+    let paths = Paths::of(&options.name);
+    let lock = Lock::take(&options.name)?;
+    if let Some(record) = record::read(&paths)? {
+        return Err(if record.ready {
+            Report::new(ErrorCode::LabExists, format!("there is a lab called {:?} already", options.name.as_str()))
+                .with("hosts", record.hosts.len().to_string())
+                .help(format!("vtctl lab status --lab {}", options.name))
+                .help(format!("vtctl lab down --lab {}", options.name))
+        } else {
+            half_made(&options.name)
+        });
+    }
+    if !leftovers::find(&options.name)?.is_empty() {
+        return Err(half_made(&options.name));
+    }
+    let vtd = daemon::find_vtd(options.vtd.as_deref())?;
+    let mut lab = LabRecord::plan(&options.name, options.hosts, &options.images, vtd);
+    record::write(&paths, &lab)?;
+    let made = make(&mut lab, &paths, &options.log, say).await;
+    if let Err(report) = made {
+        // The reason matters more than a trouble with clearing up; that one is shown by the next `lab up`.
+        let cleared = leftovers::remove(&options.name, &mut |_| {});
+        let report = match cleared {
+            Ok(_) => report.with("left", "nothing: what was made is removed again"),
+            Err(trouble) => report.with("left", trouble.title).help(format!("vtctl lab down --lab {}", options.name)),
+        };
+        return Err(report);
+    }
+    drop(lock);
+    Ok(lab)
+}
+
+async fn make(
+    lab: &mut LabRecord,
+    paths: &Paths,
+    log: &str,
+    say: &mut (dyn FnMut(String) + Send),
+) -> Result<(), Report> {
+    network::make(lab)?;
+    say(format!("network    {} namespaces on one switch, hosts from {}", lab.hosts.len(), lab.hosts[0].address));
+    for host in &lab.hosts {
+        daemon::write_settings(lab, host, log)?;
+        daemon::start(lab, host)?;
+    }
+    for host in &lab.hosts {
+        daemon::wait_until_it_answers(host).await?;
+    }
+    say(format!("daemons    {} answer", lab.hosts.len()));
+    say(cluster::form(lab).await?);
+    say(format!("pool       images {} · disks {} · shared by all hosts of this lab", lab.images.display(), lab.disks.display()));
+    lab.ready = true;
+    record::write(paths, lab)?;
+    record::set_current(&lab.name)?;
+    Ok(())
+}
+
+/// Removes a lab, whole or half made. Returns what was removed, a line a thing.
+///
+/// # Errors
+/// There is nothing of this name, or something cannot be removed.
+pub fn down(name: &Name, say: &mut (dyn FnMut(String) + Send)) -> Result<Vec<String>, Report> {
+    network::check_machine()?;
+    let _lock = Lock::take(name)?;
+    if leftovers::find(name)?.is_empty() {
+        return Err(missing(name));
+    }
+    let removed = leftovers::remove(name, say)?;
+    record::unset_current(name)?;
+    let left = leftovers::find(name)?;
+    if left.is_empty() {
+        return Ok(removed);
+    }
+    let report = Report::new(ErrorCode::LabBroken, format!("some of lab {:?} could not be removed", name.as_str()));
+    Err(left.iter().fold(report, |report, line| report.with("left", line.clone())))
+}
+
+/// How the hosts of a lab are.
+///
+/// # Errors
+/// There is no such lab, or its record is damaged.
+pub async fn status(name: &Name) -> Result<(LabRecord, Vec<HostStatus>), Report> {
+    let lab = existing(name)?;
+    let mut hosts = Vec::new();
+    for host in &lab.hosts {
+        hosts.push(HostStatus {
+            processes: network::processes(&host.namespace),
+            answers: daemon::answers(host).await,
+            connected: network::connected(&lab, host)?,
+            host: host.clone(),
+        });
+    }
+    Ok((lab, hosts))
+}
+
+/// Cuts the power of a host: every process in its namespace is killed at once. Returns how many there were.
+///
+/// # Errors
+/// There is no such lab or host, or a process stays alive.
+pub fn kill(name: &Name, host: &Name) -> Result<usize, Report> {
+    let lab = existing(name)?;
+    let host = lab.host(host)?;
+    let killed = network::kill_all(&host.namespace)?;
+    daemon::clear_run_dir(host);
+    Ok(killed)
+}
+
+/// Starts the daemon of a host that was killed.
+///
+/// # Errors
+/// There is no such lab or host, it runs, or the daemon dies at start.
+pub async fn start(name: &Name, host: &Name) -> Result<(), Report> {
+    let lab = existing(name)?;
+    let host = lab.host(host)?;
+    if daemon::answers(host).await {
+        return Err(Report::new(ErrorCode::LabExists, format!("the daemon of {} runs already", host.name)));
+    }
+    daemon::start(&lab, host)?;
+    daemon::wait_until_it_answers(host).await
+}
+
+/// Cuts a host off: its switch port forwards nothing in either direction, and its own links stay up.
+///
+/// # Errors
+/// There is no such lab or host.
+pub fn partition(name: &Name, host: &Name) -> Result<(), Report> {
+    let lab = existing(name)?;
+    network::set_connected(&lab, lab.host(host)?, false)
+}
+
+/// Ends the partition of one host, or of all. Returns the hosts that had been cut off.
+///
+/// # Errors
+/// There is no such lab or host.
+pub fn heal(name: &Name, host: Option<&Name>) -> Result<Vec<Name>, Report> {
+    let lab = existing(name)?;
+    let hosts: Vec<&HostRecord> = match host {
+        Some(host) => vec![lab.host(host)?],
+        None => lab.hosts.iter().collect(),
+    };
+    let mut healed = Vec::new();
+    for host in hosts {
+        if !network::connected(&lab, host)? {
+            network::set_connected(&lab, host, true)?;
+            healed.push(host.name.clone());
+        }
+    }
+    Ok(healed)
+}
+
+/// Runs a command inside a host's namespace, with this program's terminal. Returns its exit code.
+///
+/// # Errors
+/// There is no such lab or host, or the command cannot be run.
+pub fn exec(name: &Name, host: &Name, argv: &[String]) -> Result<u8, Report> {
+    let lab = existing(name)?;
+    network::exec(&lab.host(host)?.namespace, argv)
+}
+
+/// Names of the labs of this machine, with the one in use first.
+///
+/// # Errors
+/// The directory of labs cannot be read.
+pub fn list() -> Result<Vec<Name>, Report> {
+    record::list()
+}
+
+/// The lab a command means: the one named, else the one in use.
+///
+/// # Errors
+/// There is none.
+pub fn chosen(name: Option<&Name>) -> Result<Name, Report> {
+    match name {
+        Some(name) => Ok(name.clone()),
+        None => record::current().ok_or_else(|| {
+            Report::new(ErrorCode::LabMissing, "there is no lab").help("vtctl lab up --hosts 3")
+        }),
+    }
+}
+
+fn existing(name: &Name) -> Result<LabRecord, Report> {
+    network::check_machine()?;
+    match record::read(&Paths::of(name))? {
+        Some(lab) => Ok(lab),
+        None if leftovers::find(name)?.is_empty() => Err(missing(name)),
+        None => Err(half_made(name)),
+    }
+}
+
+fn check(options: &UpOptions) -> Result<(), Report> {
+    let usage = |title: String| Report::new(ErrorCode::Usage, title);
+    if options.name.as_str().len() > 8 || options.name.as_str().contains(['.', '_']) {
+        return Err(usage(format!("{:?} cannot be a lab's name", options.name.as_str()))
+            .with("wanted", "1 to 8 of a-z 0-9 -: namespaces and sockets carry it"));
+    }
+    if options.hosts == 0 || options.hosts > HOSTS_MAX {
+        return Err(usage(format!("a lab cannot have {} hosts", options.hosts))
+            .with("wanted", format!("1 to {HOSTS_MAX}")));
+    }
+    network::check_machine()
+}
+
+fn half_made(name: &Name) -> Report {
+    Report::new(ErrorCode::LabBroken, format!("lab {:?} is half made", name.as_str()))
+        .with("because", "whoever made or removed it was stopped in the middle")
+        .help(format!("vtctl lab down --lab {name}"))
+}
+
+fn missing(name: &Name) -> Report {
+    let report = Report::new(ErrorCode::LabMissing, format!("there is no lab called {:?}", name.as_str()));
+    let names: Vec<String> = record::list().unwrap_or_default().iter().map(ToString::to_string).collect();
+    let report = if names.is_empty() { report } else { report.with("labs", names.join(" ")) };
+    report.help("vtctl lab up --hosts 3")
+}
