@@ -1,0 +1,156 @@
+//! A lab for one test: made by the real `vtctl`, removed when the test ends, however it ends.
+
+use std::{
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::{program, wait};
+
+static LABS: AtomicU32 = AtomicU32::new(0);
+
+/// A running lab.
+#[derive(Debug)]
+pub struct Lab {
+    name: String,
+}
+
+/// What a command printed and how it ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// Exit code; -1 where a signal ended it.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Ran {
+    fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// The same, if the exit code is `code`.
+    ///
+    /// # Panics
+    /// It is not; shows everything that was printed.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "\n--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Standard output as JSON.
+    ///
+    /// # Panics
+    /// It is not JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|e| panic!("{e}\n--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr))
+    }
+}
+
+/// Runs `vtctl` without a lab.
+pub fn vtctl(arguments: &[&str]) -> Ran {
+    Ran::of(Command::new(program("vtctl")).args(arguments).stdin(Stdio::null()).output().expect("vtctl runs"))
+}
+
+impl Lab {
+    /// Makes a lab of `hosts` hosts and waits until all of them are live.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn up(hosts: u32) -> Self {
+        let name = format!("t{:x}{:x}", std::process::id() % 0xfffff, LABS.fetch_add(1, Ordering::Relaxed));
+        let lab = Self { name };
+        vtctl(&["lab", "up", "--lab", &lab.name, "--hosts", &hosts.to_string()]).expect(0);
+        lab.wait_for_live(hosts as usize);
+        lab
+    }
+
+    /// The lab's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A `vtctl` command that means this lab.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program("vtctl"));
+        command.args(arguments).args(["--lab", &self.name]).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `vtctl` in this lab.
+    pub fn vtctl(&self, arguments: &[&str]) -> Ran {
+        Ran::of(self.command(arguments).output().expect("vtctl runs"))
+    }
+
+    /// Starts `vtctl` in this lab and does not wait for it.
+    pub fn spawn(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("vtctl runs")
+    }
+
+    /// Runs `vtctl … -o json`; the command must succeed.
+    #[track_caller]
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let mut all = arguments.to_vec();
+        all.extend(["-o", "json"]);
+        self.vtctl(&all).expect(0).json()
+    }
+
+    /// Waits until `count` hosts are live and the cluster can decide.
+    pub fn wait_for_live(&self, count: usize) -> Value {
+        wait::until(&format!("{count} live hosts"), Duration::from_secs(60), || {
+            let ran = self.vtctl(&["cluster", "status", "-o", "json"]);
+            let status: Value = serde_json::from_str(&ran.stdout).unwrap_or(Value::Null);
+            let live = status["hosts"].as_array().into_iter().flatten().filter(|host| host["state"] == "live").count();
+            if live >= count && status["quorum"] == true { Ok(status) } else { Err((ran.code, ran.stdout, ran.stderr)) }
+        })
+    }
+
+    /// What exists on all hosts that can be left behind by a case: processes, taps, sockets, files.
+    pub fn inventory(&self, hosts: u32) -> Vec<String> {
+        let mut lines = Vec::new();
+        for number in 1..=hosts {
+            let host = format!("host{number}");
+            let ran = self.vtctl(&["host", "inventory", &host]).expect(0);
+            lines.extend(ran.stdout.lines().map(|line| format!("{host}: {line}")));
+        }
+        lines.sort();
+        lines
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.keep_logs();
+        }
+        let ran = vtctl(&["lab", "down", "--lab", &self.name]);
+        if ran.code != 0 && !std::thread::panicking() {
+            panic!("lab {} could not be removed: {}", self.name, ran.stderr);
+        }
+    }
+}
+
+impl Lab {
+    /// Prints the end of each daemon's log, for whoever reads a failure.
+    fn keep_logs(&self) {
+        let root = std::env::var("VTMESH_LAB_ROOT").unwrap_or_else(|_| "/var/lib/vtmesh/labs".into());
+        let Ok(entries) = std::fs::read_dir(format!("{root}/{}", self.name)) else { return };
+        for entry in entries.filter_map(Result::ok) {
+            let Ok(bytes) = std::fs::read(entry.path().join("vtd.log")) else { continue };
+            let tail = &bytes[bytes.len().saturating_sub(6000)..];
+            eprintln!("--- log of {}\n{}", entry.file_name().to_string_lossy(), String::from_utf8_lossy(tail));
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! One binary for all integration tests: linked once, run by rung.
+
+mod tidy;
