@@ -1,1 +1,4 @@
 //! vtctl: parse, call, render; lab and image build live here.
+
+pub mod image;
+pub mod lab;

@@ -24,9 +24,9 @@ fn things(name: &Name) -> Result<Vec<Thing>, Report> {
     let prefix = format!("vt-{name}-");
     for namespace in network::namespaces()? {
         // `vt-a-` is also the beginning of `vt-a-b-host1`, which is lab `a-b`'s.
-        let ours = namespace.strip_prefix(&prefix).is_some_and(|rest| {
-            rest == "sw" || rest.strip_prefix("host").is_some_and(|n| n.parse::<u32>().is_ok())
-        });
+        let ours = namespace
+            .strip_prefix(&prefix)
+            .is_some_and(|rest| rest == "sw" || rest.strip_prefix("host").is_some_and(|n| n.parse::<u32>().is_ok()));
         if ours {
             found.push(Thing::Namespace(namespace));
         }
@@ -97,7 +97,8 @@ pub(super) fn remove(name: &Name, say: &mut (dyn FnMut(String) + Send)) -> Resul
                 removed.push(format!("namespace {namespace}"));
             }
             Thing::Directory(path) => {
-                let result = if path.starts_with("/sys/fs/cgroup") { fs::remove_dir(&path) } else { fs::remove_dir_all(&path) };
+                let result =
+                    if path.starts_with("/sys/fs/cgroup") { fs::remove_dir(&path) } else { fs::remove_dir_all(&path) };
                 match result {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                         return Err(trouble("remove", &path, &error));

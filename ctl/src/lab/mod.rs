@@ -112,7 +112,11 @@ async fn make(
     }
     say(format!("daemons    {} answer", lab.hosts.len()));
     say(cluster::form(lab).await?);
-    say(format!("pool       images {} · disks {} · shared by all hosts of this lab", lab.images.display(), lab.disks.display()));
+    say(format!(
+        "pool       images {} · disks {} · shared by all hosts of this lab",
+        lab.images.display(),
+        lab.disks.display()
+    ));
     lab.ready = true;
     record::write(paths, lab)?;
     record::set_current(&lab.name)?;
@@ -236,9 +240,8 @@ pub fn list() -> Result<Vec<Name>, Report> {
 pub fn chosen(name: Option<&Name>) -> Result<Name, Report> {
     match name {
         Some(name) => Ok(name.clone()),
-        None => record::current().ok_or_else(|| {
-            Report::new(ErrorCode::LabMissing, "there is no lab").help("vtctl lab up --hosts 3")
-        }),
+        None => record::current()
+            .ok_or_else(|| Report::new(ErrorCode::LabMissing, "there is no lab").help("vtctl lab up --hosts 3")),
     }
 }
 
@@ -258,8 +261,9 @@ fn check(options: &UpOptions) -> Result<(), Report> {
             .with("wanted", "1 to 8 of a-z 0-9 -: namespaces and sockets carry it"));
     }
     if options.hosts == 0 || options.hosts > HOSTS_MAX {
-        return Err(usage(format!("a lab cannot have {} hosts", options.hosts))
-            .with("wanted", format!("1 to {HOSTS_MAX}")));
+        return Err(
+            usage(format!("a lab cannot have {} hosts", options.hosts)).with("wanted", format!("1 to {HOSTS_MAX}"))
+        );
     }
     network::check_machine()
 }

@@ -171,8 +171,10 @@ pub(super) fn enter(namespace: &str) -> [String; 3] {
 /// Runs a command inside a namespace with this program's terminal.
 pub(super) fn exec(namespace: &str, argv: &[String]) -> Result<u8, Report> {
     let enter = enter(namespace);
-    let status = Command::new(&enter[0]).args(&enter[1..]).args(argv).status().map_err(|error| {
-        Report::new(ErrorCode::LabPrecondition, "the command cannot be run").caused_by(&error)
-    })?;
+    let status = Command::new(&enter[0])
+        .args(&enter[1..])
+        .args(argv)
+        .status()
+        .map_err(|error| Report::new(ErrorCode::LabPrecondition, "the command cannot be run").caused_by(&error))?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1))
 }

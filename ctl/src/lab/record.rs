@@ -243,6 +243,7 @@ pub fn current_sockets(name: Option<&Name>) -> Result<Vec<(Name, PathBuf)>, Repo
 
 /// A file or directory that could not be used.
 pub(super) fn trouble(what: &str, path: &Path, error: &std::io::Error) -> Report {
-    let code = if error.kind() == std::io::ErrorKind::StorageFull { ErrorCode::DiskFull } else { ErrorCode::StorageFailed };
+    let code =
+        if error.kind() == std::io::ErrorKind::StorageFull { ErrorCode::DiskFull } else { ErrorCode::StorageFailed };
     Report::new(code, format!("cannot {what} {}", path.display())).with("system said", error.to_string())
 }
