@@ -1,0 +1,364 @@
+//! What can be asked of the replicated state: one struct per command.
+//!
+//! A command says what happened or what is wanted; whether it holds is decided when it is applied. New commands are
+//! added at the end: the encoding counts variants. Times in commands are data for people and are never compared here.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use vt_protocol::{
+    error::Report,
+    ids::{AttemptId, CaseId, ClusterId, Digest, Epoch, HostId, JobId, MigrationId, Name, RequestId, TokenId, VmId},
+    verdict::{Outcome, Verdict},
+};
+
+use crate::state::{BarrierKey, Role};
+
+/// A mutation with the id that makes it happen once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by who asks; the same for every repetition of the same call.
+    pub id: RequestId,
+    /// What is asked.
+    pub command: Command,
+}
+
+impl Request {
+    /// A request with a fresh id.
+    pub fn new(command: impl Into<Command>) -> Self {
+        Self { id: RequestId::random(), command: command.into() }
+    }
+
+    /// A request under an id the caller can make again, so that it may be repeated after a lost answer.
+    pub fn with_id(id: RequestId, command: impl Into<Command>) -> Self {
+        Self { id, command: command.into() }
+    }
+}
+
+macro_rules! commands {
+    ($( $(#[$doc:meta])* $name:ident { $( $(#[$field_doc:meta])* $field:ident : $kind:ty ),* $(,)? } )*) => {
+        /// Every command. The order of variants is stored: append only.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        #[allow(missing_docs, reason = "each variant holds the struct of the same name")]
+        pub enum Command { $( $name($name), )* }
+
+        impl Command {
+            /// The command's name, for logs.
+            pub fn name(&self) -> &'static str {
+                match self { $( Self::$name(_) => stringify!($name), )* }
+            }
+        }
+
+        $(
+            $(#[$doc])*
+            #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+            pub struct $name { $( $(#[$field_doc])* pub $field: $kind, )* }
+
+            impl From<$name> for Command {
+                fn from(command: $name) -> Self { Self::$name(command) }
+            }
+        )*
+    };
+}
+
+/// A host as it comes into the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewHost {
+    /// Its Raft id, made by itself; never zero.
+    pub id: HostId,
+    /// Its name, unique in the cluster.
+    pub name: Name,
+    /// Where its daemon is reached; at least one.
+    pub addresses: Vec<SocketAddr>,
+    /// Labels for placement.
+    pub labels: BTreeMap<String, String>,
+    /// The role it wishes for; `None`: what its token says.
+    pub role: Option<Role>,
+    /// Its public key (SubjectPublicKeyInfo, DER): its identity.
+    pub public_key: Vec<u8>,
+    /// Version of its daemon.
+    pub build: String,
+    /// Digest of its facts.
+    pub facts: Option<Digest>,
+}
+
+/// A case as it is submitted. Its index is its place in the list, from 1.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewCase {
+    /// The hosts it runs on, host1 first; empty for one that was left without hosts.
+    pub hosts: Vec<HostId>,
+}
+
+commands! {
+    /// The first entry of a cluster. Answers the host's admission epoch.
+    InitCluster {
+        /// The cluster's id.
+        id: ClusterId,
+        /// The cluster's name.
+        name: Name,
+        /// Digest of the certificate of the authority.
+        ca: Digest,
+        /// The first host.
+        host: NewHost,
+    }
+    /// Makes a join token.
+    CreateToken {
+        /// Its public half.
+        token: TokenId,
+        /// Hash of its secret half.
+        secret_hash: Digest,
+        /// Role of the host it admits.
+        role: Role,
+        /// Who made it, for people.
+        made_by: String,
+        /// When it ends, seconds since 1970. Data only: [`ExpireToken`] ends it.
+        expires_unix_s: u64,
+    }
+    /// An admin ends a token.
+    RevokeToken {
+        /// Which.
+        token: TokenId,
+    }
+    /// The leader found that a token's time is over.
+    ExpireToken {
+        /// Which.
+        token: TokenId,
+    }
+    /// Consumes a token and admits a host, both or neither. The same host with the same key again is answered alike.
+    AdmitHost {
+        /// The token.
+        token: TokenId,
+        /// Hash of the secret that was shown.
+        secret_hash: Digest,
+        /// The host.
+        host: NewHost,
+    }
+    /// A host tells where it is reached and what it is.
+    UpdateHost {
+        /// Which.
+        host: HostId,
+        /// Its addresses; at least one.
+        addresses: Vec<SocketAddr>,
+        /// Version of its daemon.
+        build: String,
+        /// Digest of its facts.
+        facts: Option<Digest>,
+    }
+    /// Replaces the labels of a host.
+    SetLabels {
+        /// Which.
+        host: HostId,
+        /// All its labels.
+        labels: BTreeMap<String, String>,
+    }
+    /// Changes the role that a host is wished to have.
+    SetRole {
+        /// Which.
+        host: HostId,
+        /// The role.
+        role: Role,
+    }
+    /// Takes a host out of the cluster: what it holds is fenced, its key and id stay refused.
+    RemoveHost {
+        /// Which.
+        host: HostId,
+    }
+    /// Sets or clears a setting of the cluster.
+    SetSetting {
+        /// Its key.
+        key: String,
+        /// Its value; `None` clears it.
+        value: Option<String>,
+    }
+    /// A daemon starts to act. Answers the session's epoch.
+    OpenSession {
+        /// Which host.
+        host: HostId,
+        /// Differs for every start of the daemon.
+        incarnation: u64,
+        /// The daemon restarted on the same data directory and took over what it held: an unexpired session goes on
+        /// under its epoch. Otherwise what the session held is fenced.
+        resume: bool,
+    }
+    /// Renews sessions of several hosts. Answers which were refused.
+    RenewSessions {
+        /// Hosts and the epochs they hold.
+        sessions: Vec<(HostId, Epoch)>,
+    }
+    /// A host was silent for a while: breaks barriers, frees nothing.
+    SuspectHost {
+        /// Which.
+        host: HostId,
+        /// The session that was silent.
+        epoch: Epoch,
+    }
+    /// A host was silent for so long that its guards have stopped its VMs: fences all it held.
+    ExpireSession {
+        /// Which.
+        host: HostId,
+        /// The session that was silent.
+        epoch: Epoch,
+    }
+    /// Submits a job.
+    SubmitJob {
+        /// Its id, chosen by the client.
+        job: JobId,
+        /// Name of the scenario.
+        scenario: String,
+        /// Digest of the plan: names and parameters of all cases.
+        plan: Digest,
+        /// Hosts that hold the plan.
+        holders: Vec<HostId>,
+        /// A case left without hosts fails instead of being skipped.
+        strict: bool,
+        /// Who submitted it, for people.
+        submitted_by: String,
+        /// When, seconds since 1970. Data only.
+        submitted_unix_s: u64,
+        /// Its cases.
+        cases: Vec<NewCase>,
+    }
+    /// A user cancels a job: what waits is cancelled at once, what runs is told.
+    CancelJob {
+        /// Which.
+        job: JobId,
+        /// Who, for people.
+        by: String,
+    }
+    /// Gives all hosts of a case to one attempt, or none. Answers its epoch.
+    StartAttempt {
+        /// The case.
+        case: CaseId,
+        /// Which execution of it, from 1.
+        number: u32,
+        /// Its hosts, host1 first: those of the case.
+        hosts: Vec<HostId>,
+    }
+    /// A party ended and its host gave back what the party held. The last one has the case judged.
+    PartyEnded {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// The attempt's epoch.
+        epoch: Epoch,
+        /// The party's host.
+        host: HostId,
+        /// How it ended.
+        outcome: Outcome,
+    }
+    /// A party arrives at a barrier. The last arrival releases it in the same entry.
+    Arrive {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// The attempt's epoch.
+        epoch: Epoch,
+        /// The party's host.
+        host: HostId,
+        /// Which barrier.
+        barrier: BarrierKey,
+        /// Who has to arrive; empty: every party of the attempt. All arrivals must say the same.
+        parties: Vec<HostId>,
+        /// What this party gives to the others.
+        payload: Vec<u8>,
+    }
+    /// A party's own deadline for a barrier passed. Answers what came first: release or break.
+    BreakBarrier {
+        /// Which attempt.
+        attempt: AttemptId,
+        /// The attempt's epoch.
+        epoch: Epoch,
+        /// The party whose deadline passed.
+        host: HostId,
+        /// Which barrier.
+        barrier: BarrierKey,
+        /// Who has to arrive, as in [`Arrive`].
+        parties: Vec<HostId>,
+    }
+    /// Ends a case that waits, without an attempt.
+    SkipCase {
+        /// Which.
+        case: CaseId,
+        /// SKIP, or what else the reason makes of it; not PASS or WARN.
+        verdict: Verdict,
+        /// Why.
+        cause: Report,
+    }
+    /// A host starts a VM of an attempt it is a party of. Answers the owner's epoch.
+    ClaimVm {
+        /// Which VM.
+        vm: VmId,
+        /// The host.
+        host: HostId,
+        /// The attempt's epoch.
+        epoch: Epoch,
+        /// The image it writes.
+        image: Name,
+        /// Digest of its full description.
+        spec: Option<Digest>,
+    }
+    /// The owner has ended the VM.
+    ReleaseVm {
+        /// Which VM.
+        vm: VmId,
+        /// The owner.
+        host: HostId,
+        /// The owner's epoch.
+        epoch: Epoch,
+    }
+    /// The owner begins to move a VM.
+    BeginMigration {
+        /// Which movement; numbers count from 1 without gaps.
+        migration: MigrationId,
+        /// The owner: the source.
+        from: HostId,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// The destination: another party of the attempt.
+        to: HostId,
+    }
+    /// The destination listens.
+    MigrationPrepared {
+        /// Which movement.
+        migration: MigrationId,
+        /// The destination.
+        host: HostId,
+        /// Where it listens, as QEMU is told.
+        address: String,
+        /// What else the source has to know.
+        detail: Vec<u8>,
+    }
+    /// The source's vote: QEMU completed and cannot resume by itself any more.
+    VoteSourceCompleted {
+        /// Which movement.
+        migration: MigrationId,
+        /// The source.
+        host: HostId,
+    }
+    /// The destination's vote: everything is loaded and it waits, paused.
+    VoteDestLoaded {
+        /// Which movement.
+        migration: MigrationId,
+        /// The destination.
+        host: HostId,
+    }
+    /// A side that has not voted gives up.
+    AbortMigration {
+        /// Which movement.
+        migration: MigrationId,
+        /// The side.
+        host: HostId,
+        /// Why.
+        why: Report,
+    }
+    /// The owner saw the end: the record goes into the attempt's history, and the next movement may begin.
+    FinishMigration {
+        /// Which movement.
+        migration: MigrationId,
+        /// The owner.
+        host: HostId,
+    }
+    /// Drops a finished job from the record.
+    ForgetJob {
+        /// Which.
+        job: JobId,
+    }
+}
