@@ -1,0 +1,87 @@
+//! What this host says of itself, gathered when the daemon starts.
+//!
+//! Only reading: /proc, /etc/os-release and the directory of images. The QEMU probe runs guests and is given from
+//! outside. A fact that cannot be read is shown as unknown; facts never stop a daemon.
+
+use std::{fs, path::Path};
+
+use vt_protocol::{
+    facts::{HostFacts, PoolFacts, QemuFacts},
+    hello::BUILD,
+    image::RECORD_FILE,
+};
+
+use crate::settings::Settings;
+
+/// Most images that are listed.
+const IMAGES_MAX: usize = 256;
+
+/// Gathers the facts.
+pub fn gather(settings: &Settings, qemu: Option<QemuFacts>) -> HostFacts {
+    let unknown = || "unknown".to_owned();
+    let line = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_else(|_| unknown());
+    let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    HostFacts {
+        build: BUILD.to_owned(),
+        kernel: line("/proc/sys/kernel/osrelease"),
+        boot_id: line("/proc/sys/kernel/random/boot_id"),
+        os: field(&os, "PRETTY_NAME", '=').map_or_else(unknown, |name| name.trim_matches('"').to_owned()),
+        cpu_model: field(&cpuinfo, "model name", ':').map_or_else(unknown, str::to_owned),
+        cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
+        memory_bytes: field(&meminfo, "MemTotal", ':').and_then(kibibytes).unwrap_or(0),
+        qemu,
+        kind: settings.host.kind.as_str().to_owned(),
+        pool: pool(&settings.paths.images, settings.pool_shared),
+    }
+}
+
+/// The pool as it is now: images come and go while the daemon runs.
+pub fn pool(images: &Path, shared: bool) -> PoolFacts {
+    let entries = fs::read_dir(images).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter(|entry| entry.path().join(RECORD_FILE).is_file())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .take(IMAGES_MAX)
+        .collect();
+    names.sort();
+    PoolFacts { path: images.display().to_string(), shared, images: names }
+}
+
+fn field<'t>(text: &'t str, name: &str, between: char) -> Option<&'t str> {
+    text.lines().find_map(|line| {
+        let (key, value) = line.split_once(between)?;
+        (key.trim() == name).then(|| value.trim())
+    })
+}
+
+fn kibibytes(text: &str) -> Option<u64> {
+    text.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_linux_host_has_facts() {
+        let facts = gather(&Settings::default(), None);
+        assert_eq!(facts.boot_id.len(), 36, "{facts:?}");
+        assert!(facts.memory_bytes > 1 << 24 && facts.cpus > 0, "{facts:?}");
+        assert_eq!(facts.kind, "metal");
+    }
+
+    #[test]
+    fn an_image_is_a_folder_with_a_record() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["b", "a", "half"] {
+            fs::create_dir(directory.path().join(name)).unwrap();
+        }
+        for name in ["b", "a"] {
+            fs::write(directory.path().join(name).join(RECORD_FILE), "{}").unwrap();
+        }
+        assert_eq!(pool(directory.path(), true).images, ["a", "b"]);
+        assert!(pool(Path::new("/nowhere"), false).images.is_empty());
+    }
+}
