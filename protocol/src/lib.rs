@@ -5,7 +5,11 @@
 //! byte, because positional codecs cannot take an appended field. Nothing here acts on a host.
 
 pub mod admin;
+pub mod bulk;
+pub mod call;
+pub mod client;
 pub mod codec;
+pub mod endpoint;
 pub mod error;
 pub mod facts;
 pub mod frame;
@@ -14,12 +18,14 @@ pub mod identity;
 pub mod ids;
 pub mod image;
 pub mod job;
+pub mod join;
 pub mod params;
 pub mod party;
 pub mod peer;
 pub mod probe;
 pub mod service;
 pub mod token;
+pub mod transport;
 pub mod verdict;
 pub mod version;
 pub mod vm;

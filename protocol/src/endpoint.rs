@@ -1,0 +1,238 @@
+//! The QUIC endpoint: client and server on one UDP port.
+//!
+//! A connection is for one service, named by ALPN. It is handed out only after a hello round trip: in TLS 1.3 the
+//! client's handshake is done before the server has looked at the client's certificate. A peer that goes silent is
+//! dropped after the idle time. Which connections are admitted is the router's decision, not the endpoint's.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{IdleTimeout, TransportConfig, VarInt};
+use rustls_pki_types::CertificateDer;
+use tokio::time::{Instant, timeout_at};
+
+use crate::call::CallError;
+use crate::hello::{self, Hello, Welcome};
+use crate::identity::subject::server_name;
+use crate::identity::{Identity, IdentityError, tls};
+use crate::ids::ClusterId;
+use crate::service::Service;
+
+/// The UDP port of a daemon, and the TCP port of its bulk service.
+pub const DEFAULT_PORT: u16 = 7465;
+
+/// Hosts send something at least this often on an open connection.
+const KEEP_ALIVE: Duration = Duration::from_millis(1000);
+/// A host that says nothing for this long is dropped; the next call dials again.
+const IDLE_HOST: Duration = Duration::from_secs(4);
+/// The same for clients, whose links may be long.
+const IDLE_CLIENT: Duration = Duration::from_secs(15);
+/// A handshake whose first packet is lost repeats it after three times this.
+const FIRST_RTT: Duration = Duration::from_millis(100);
+/// Requests at once on one connection.
+const STREAMS: u32 = 256;
+/// Bytes a peer may have on their way to us, on one connection and on one stream.
+const WINDOW: u32 = 16 << 20;
+const STREAM_WINDOW: u32 = 4 << 20;
+
+/// Why a connection was closed, as a number the other side sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum CloseCode {
+    /// Nothing is wrong.
+    Done = 0,
+    /// The hello was refused.
+    Refused = 1,
+    /// What came was not understood.
+    Garbled = 2,
+    /// The daemon ends.
+    Stopping = 3,
+}
+
+impl From<CloseCode> for VarInt {
+    fn from(code: CloseCode) -> VarInt {
+        VarInt::from_u32(code as u32)
+    }
+}
+
+/// Why an endpoint could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndpointError {
+    /// The port cannot be used.
+    #[error("UDP {address} cannot be used")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A TLS setting was refused.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The crypto provider lacks what QUIC needs.
+    #[error("TLS settings do not fit QUIC")]
+    Quic(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
+}
+
+/// A QUIC endpoint with an identity.
+#[derive(Debug, Clone)]
+pub struct MeshEndpoint {
+    endpoint: quinn::Endpoint,
+    identity: Arc<Identity>,
+    dials: [quinn::ClientConfig; 4],
+}
+
+impl MeshEndpoint {
+    /// A daemon's endpoint: listens on `address` for every service and dials from the same port.
+    pub fn serve(address: SocketAddr, identity: Arc<Identity>) -> Result<Self, EndpointError> {
+        let config = tls::server(&identity, &Service::OVER_QUIC, true)?;
+        let endpoint = bind(address, Some(server_config(config)?))?;
+        Ok(Self { endpoint, dials: dials_of(&identity)?, identity })
+    }
+
+    /// A client's endpoint: dials only. `address` is a wildcard of the family to be dialled, with port 0.
+    pub fn dial_only(address: SocketAddr, identity: Arc<Identity>) -> Result<Self, EndpointError> {
+        Ok(Self { endpoint: bind(address, None)?, dials: dials_of(&identity)?, identity })
+    }
+
+    /// Opens a connection for one service and says hello. The answer tells who is there; whether its key is the wanted
+    /// host's is for the caller to check with [`peer_certificate`].
+    pub async fn connect(
+        &self,
+        address: SocketAddr,
+        service: Service,
+        mine: &Hello,
+        by: Instant,
+    ) -> Result<(quinn::Connection, Welcome), CallError> {
+        let place = Service::OVER_QUIC.iter().position(|known| *known == service);
+        let Some(dial) = place.map(|place| self.dials[place].clone()) else {
+            return Err(CallError::Unreachable { to: address.to_string(), why: format!("{service} is not on QUIC") });
+        };
+        let cluster = self.identity.facts().subject.cluster();
+        connect_with(&self.endpoint, dial, address, cluster, mine, by).await
+    }
+
+    /// The next connection that comes in; none once the endpoint is closed.
+    pub async fn accept(&self) -> Option<quinn::Incoming> {
+        self.endpoint.accept().await
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// Its identity.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    /// The endpoint below.
+    pub fn quic(&self) -> &quinn::Endpoint {
+        &self.endpoint
+    }
+
+    /// Closes every connection and waits at most `patience` until the other sides know.
+    pub async fn close(&self, patience: Duration) {
+        self.endpoint.close(CloseCode::Stopping.into(), b"stopping");
+        let _ = tokio::time::timeout(patience, self.endpoint.wait_idle()).await;
+    }
+}
+
+/// Dials with any client settings, finishes the handshake and says hello.
+pub async fn connect_with(
+    endpoint: &quinn::Endpoint,
+    dial: quinn::ClientConfig,
+    address: SocketAddr,
+    cluster: ClusterId,
+    mine: &Hello,
+    by: Instant,
+) -> Result<(quinn::Connection, Welcome), CallError> {
+    let unreachable = |why: String| CallError::Unreachable { to: address.to_string(), why };
+    let connecting =
+        endpoint.connect_with(dial, address, &server_name(cluster)).map_err(|error| unreachable(error.to_string()))?;
+    let connection = match timeout_at(by, connecting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return Err(unreachable(error.to_string())),
+        Err(_) => return Err(unreachable("no answer in time".to_owned())),
+    };
+    let greeting = async {
+        let (mut send, mut receive) = connection.open_bi().await.map_err(|error| unreachable(error.to_string()))?;
+        let welcome = hello::introduce(&mut send, &mut receive, mine, by).await;
+        welcome.map_err(|error| match connection.close_reason() {
+            // The refusal of our certificate arrives here, as the connection's end.
+            Some(reason) if !matches!(error, hello::HelloError::Refused(_)) => unreachable(reason.to_string()),
+            _ => CallError::of_hello(address, error),
+        })
+    };
+    match timeout_at(by, greeting).await.unwrap_or(Err(CallError::Deadline { sent: false })) {
+        Ok(welcome) => Ok((connection, welcome)),
+        Err(error) => {
+            connection.close(CloseCode::Refused.into(), b"no hello");
+            Err(error)
+        }
+    }
+}
+
+/// The certificate the other side showed, if it showed one.
+pub fn peer_certificate(connection: &quinn::Connection) -> Option<CertificateDer<'static>> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.into_iter().next()
+}
+
+/// The service a connection was opened for.
+pub fn service_of(connection: &quinn::Connection) -> Option<Service> {
+    let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
+    Service::from_alpn(data.protocol.as_deref()?)
+}
+
+/// Binds a UDP port; with `server`, connections are taken on it.
+pub fn bind(address: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<quinn::Endpoint, EndpointError> {
+    let failed = |source| EndpointError::Bind { address, source };
+    match server {
+        Some(config) => quinn::Endpoint::server(config, address).map_err(failed),
+        None => quinn::Endpoint::client(address).map_err(failed),
+    }
+}
+
+/// QUIC settings around a TLS client.
+pub fn client_config(config: rustls::ClientConfig, service: Service) -> Result<quinn::ClientConfig, EndpointError> {
+    let mut dial = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config)?));
+    let mut transport = transport(if service == Service::Admin { IDLE_CLIENT } else { IDLE_HOST });
+    let keep_alive = if service == Service::Admin { 3 * KEEP_ALIVE } else { KEEP_ALIVE };
+    transport.keep_alive_interval(Some(keep_alive));
+    dial.transport_config(Arc::new(transport));
+    Ok(dial)
+}
+
+/// QUIC settings around a TLS server.
+pub fn server_config(config: rustls::ServerConfig) -> Result<quinn::ServerConfig, EndpointError> {
+    let mut serve = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config)?));
+    // The lower of both sides' idle times holds: hosts that dial ask for the shorter one.
+    serve.transport_config(Arc::new(transport(IDLE_CLIENT)));
+    serve.migration(false);
+    Ok(serve)
+}
+
+fn dials_of(identity: &Identity) -> Result<[quinn::ClientConfig; 4], EndpointError> {
+    let [raft, admin, peer, join] = Service::OVER_QUIC;
+    let dial = |service| client_config(tls::client(identity, service)?, service);
+    Ok([dial(raft)?, dial(admin)?, dial(peer)?, dial(join)?])
+}
+
+fn transport(idle: Duration) -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(IdleTimeout::try_from(idle).expect("seconds fit QUIC's milliseconds")))
+        .initial_rtt(FIRST_RTT)
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .receive_window(VarInt::from_u32(WINDOW))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .datagram_receive_buffer_size(None);
+    transport
+}
