@@ -49,3 +49,7 @@ pub const HOLDERS: usize = 8;
 pub const REPORT_BYTES: usize = 4096;
 /// Bytes of one encoded request.
 pub const REQUEST_BYTES: usize = 1 << 20;
+/// Figures of one attempt.
+pub const METRICS: usize = 16;
+/// VMs of all attempts: each has a slot of its own, from which its address and MAC are made.
+pub const VMS: usize = 1024;

@@ -244,6 +244,8 @@ commands! {
         host: HostId,
         /// How it ended.
         outcome: Outcome,
+        /// Figures for people, with the unit in the name. Data only; the greater of two parties' values is kept.
+        metrics: BTreeMap<String, u64>,
     }
     /// A party arrives at a barrier. The last arrival releases it in the same entry.
     Arrive {

@@ -39,6 +39,8 @@ pub struct Attempt {
     pub history: Vec<Migration>,
     /// The joint verdict, once every party has ended.
     pub verdict: Option<Verdict>,
+    /// Figures for people, by name with unit.
+    pub metrics: BTreeMap<String, u64>,
 }
 
 /// How a party stands.
@@ -79,6 +81,17 @@ impl Attempt {
             ending.host.is_some() || !all_passed || by_user
         };
         judge(self.endings.iter().filter(counts).map(|ending| &ending.outcome))
+    }
+
+    /// What is over the bound is left out: figures are for people and decide nothing.
+    fn add_metrics(&mut self, metrics: &BTreeMap<String, u64>) {
+        for (name, value) in metrics.iter().filter(|(name, _)| name.len() <= bounds::TEXT_BYTES) {
+            if let Some(known) = self.metrics.get_mut(name) {
+                *known = (*known).max(*value);
+            } else if self.metrics.len() < bounds::METRICS {
+                self.metrics.insert(name.clone(), *value);
+            }
+        }
     }
 
     pub(super) fn add_cause(&mut self, cause: Cause) {
@@ -134,6 +147,7 @@ impl State {
             passed: BTreeMap::new(),
             history: Vec::new(),
             verdict: None,
+            metrics: BTreeMap::new(),
         };
         self.attempts.insert(id, Arc::new(attempt));
         self.set_case(c.case, CaseState::Running { attempt: id });
@@ -150,6 +164,9 @@ impl State {
             // Reported again under another id: nothing is left to do.
             Some(PartyState::Ended(before)) if *before == outcome => return Ok(Answer::Done),
             _ => return Err(self.no_party(c.attempt, c.host)),
+        }
+        if let Some(attempt) = self.attempts.get_mut(&c.attempt) {
+            Arc::make_mut(attempt).add_metrics(&c.metrics);
         }
         self.end_party(entry, c.attempt, c.host, PartyState::Ended(outcome.clone()), outcome);
         Ok(Answer::Done)

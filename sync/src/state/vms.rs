@@ -1,6 +1,6 @@
 //! Owner records of VMs: one entry says which host may run a VM and write its images, under which epoch.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use vt_protocol::{
@@ -26,6 +26,8 @@ pub struct VmRecord {
     pub epoch: Epoch,
     /// Fencing number of who writes its images; moves with the owner, in the same entry.
     pub writer_epoch: Epoch,
+    /// A number no other VM of the cluster has meanwhile, from 0: address and MAC of its guest are made from it.
+    pub slot: u16,
     /// The image it writes.
     pub image: Name,
     /// Digest of its full description.
@@ -64,7 +66,9 @@ impl State {
         }
         let count = self.vms.keys().filter(|vm| vm.attempt == c.vm.attempt).count();
         within("VMs of an attempt", count + 1, bounds::VMS_PER_ATTEMPT)?;
+        within("VMs", self.vms.len() + 1, bounds::VMS)?;
         let record = VmRecord {
+            slot: self.free_slot(),
             id: c.vm.clone(),
             owner: c.host,
             epoch: entry.epoch(),
@@ -90,6 +94,12 @@ impl State {
         self.keep_history(c.vm.attempt, decided);
         entry.tell(Effect::Vm(c.vm.clone()));
         Ok(Answer::Done)
+    }
+
+    /// The smallest slot that no VM has.
+    fn free_slot(&self) -> u16 {
+        let taken: BTreeSet<u16> = self.vms.values().map(|vm| vm.slot).collect();
+        (0..).find(|slot| !taken.contains(slot)).expect("there are fewer VMs than numbers")
     }
 
     /// The record of a VM that this host owns under this epoch.
