@@ -16,8 +16,7 @@ use std::{
 };
 
 use vt_protocol::probe::{
-    DISK_DATA_OFFSET, DISK_MAGIC, Damage, DiskReport, DiskStart, FINDINGS_MAX, Finding, PAGE_BYTES, SLOTS_MAX,
-    check_page, fill_page,
+    DISK_DATA_OFFSET, DISK_MAGIC, Damage, DiskReport, DiskStart, FINDINGS_MAX, Finding, PAGE_BYTES, Pattern, SLOTS_MAX,
 };
 
 const BLOCK: u64 = PAGE_BYTES as u64;
@@ -46,7 +45,7 @@ struct Records {
     disk: File,
     block: Aligned,
     offset: u64,
-    seed: u64,
+    pattern: Pattern,
     /// Number acknowledged last in each place; 0: none yet. `None`: a write failed there, so either may stand there.
     places: Vec<Option<u64>>,
     next: u64,
@@ -66,7 +65,7 @@ impl Records {
         let Some(expected @ 1..) = self.places[place as usize] else { return };
         let at = self.at(place);
         let finding = match self.disk.read_exact_at(self.block.get(), at) {
-            Ok(()) => check_page(self.block.get(), self.seed, place, expected),
+            Ok(()) => self.pattern.check(self.block.get(), place, expected),
             Err(_) => Some(Finding { index: place, damage: Damage::Unreadable, expected, found: 0, offset: 0 }),
         };
         if let Some(finding) = finding {
@@ -81,7 +80,7 @@ impl Records {
         self.verify(place);
         let number = self.next + 1;
         let at = self.at(place);
-        fill_page(self.block.get(), self.seed, place, number);
+        self.pattern.fill(self.block.get(), place, number);
         let began = Instant::now();
         let result = self.disk.write_all_at(self.block.get(), at);
         self.slowest = self.slowest.max(began.elapsed());
@@ -142,7 +141,7 @@ impl Disk {
             disk,
             block: Aligned::new(),
             offset: wanted.offset,
-            seed: wanted.seed,
+            pattern: Pattern::new(wanted.seed),
             places: vec![Some(0); slots as usize],
             next: 0,
             acknowledged: 0,
@@ -181,7 +180,7 @@ impl Disk {
         }
         let records = lock(&self.records);
         DiskReport {
-            seed: records.seed,
+            seed: records.pattern.seed(),
             records_checked: checked,
             acknowledged: records.acknowledged,
             write_errors: records.write_errors,

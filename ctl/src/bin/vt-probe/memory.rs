@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use vt_protocol::probe::{FINDINGS_MAX, Finding, MemReport, MemStart, PAGE_BYTES, PAGES_MAX, check_page, fill_page};
+use vt_protocol::probe::{FINDINGS_MAX, Finding, MemReport, MemStart, PAGE_BYTES, PAGES_MAX, Pattern};
 
 /// Pages verified under one hold of the lock, so that the writer is never shut out for long.
 const BATCH: usize = 64;
@@ -28,48 +28,56 @@ struct Pages {
     bytes: Vec<u8>,
     start: usize,
     generations: Vec<u64>,
-    seed: u64,
+    pattern: Pattern,
     rewritten: u64,
     bad: BTreeMap<u32, Finding>,
 }
 
 impl Pages {
-    fn new(pages: u32, seed: u64) -> Result<Self, String> {
-        let length = (pages as usize + 1) * PAGE_BYTES;
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(length).map_err(|error| format!("{pages} pages: {error}"))?;
-        bytes.resize(length, 0);
+    fn new(pages: u32, seed: u64) -> Self {
+        // Zeroed pages come from the kernel untouched: they are written once, by the pattern.
+        let bytes = vec![0; (pages as usize + 1) * PAGE_BYTES];
         let start = bytes.as_ptr().align_offset(PAGE_BYTES);
         let start = if start > PAGE_BYTES { 0 } else { start };
-        let mut made =
-            Self { bytes, start, generations: vec![1; pages as usize], seed, rewritten: 0, bad: BTreeMap::new() };
+        let mut made = Self {
+            bytes,
+            start,
+            generations: vec![1; pages as usize],
+            pattern: Pattern::new(seed),
+            rewritten: 0,
+            bad: BTreeMap::new(),
+        };
         for page in 0..pages {
-            fill_page(made.page_mut(page), seed, page, 1);
+            made.write(page, 1);
         }
-        Ok(made)
+        made
     }
 
     fn count(&self) -> u32 {
         u32::try_from(self.generations.len()).unwrap_or(u32::MAX)
     }
 
-    fn page_mut(&mut self, page: u32) -> &mut [u8] {
-        let at = self.start + page as usize * PAGE_BYTES;
-        &mut self.bytes[at..at + PAGE_BYTES]
+    fn at(&self, page: u32) -> usize {
+        self.start + page as usize * PAGE_BYTES
+    }
+
+    fn write(&mut self, page: u32, generation: u64) {
+        let at = self.at(page);
+        self.pattern.fill(&mut self.bytes[at..at + PAGE_BYTES], page, generation);
     }
 
     fn verify(&mut self, page: u32) {
-        let at = self.start + page as usize * PAGE_BYTES;
+        let at = self.at(page);
         let generation = self.generations[page as usize];
-        if let Some(finding) = check_page(&self.bytes[at..at + PAGE_BYTES], self.seed, page, generation) {
+        if let Some(finding) = self.pattern.check(&self.bytes[at..at + PAGE_BYTES], page, generation) {
             self.bad.entry(page).or_insert(finding);
         }
     }
 
     fn rewrite(&mut self, page: u32) {
         self.verify(page);
-        let (seed, generation) = (self.seed, self.generations[page as usize] + 1);
-        fill_page(self.page_mut(page), seed, page, generation);
+        let generation = self.generations[page as usize] + 1;
+        self.write(page, generation);
         self.generations[page as usize] = generation;
         self.rewritten += 1;
     }
@@ -93,7 +101,7 @@ impl Memory {
         if let Some(free) = crate::identity::memory_available().filter(|free| bytes > free / 10 * 9) {
             return Err(format!("pages: {bytes} bytes wanted, {free} bytes of memory available"));
         }
-        let pages = Arc::new(Mutex::new(Pages::new(wanted.pages, wanted.seed)?));
+        let pages = Arc::new(Mutex::new(Pages::new(wanted.pages, wanted.seed)));
         let stop = Arc::new(AtomicBool::new(false));
         let writer = match wanted.rewrite_bytes_per_second {
             0 => None,
@@ -110,7 +118,7 @@ impl Memory {
     pub(crate) fn check(&self) -> MemReport {
         let (count, seed) = {
             let pages = lock(&self.pages);
-            (pages.count(), pages.seed)
+            (pages.count(), pages.pattern.seed())
         };
         for first in (0..count).step_by(BATCH) {
             let mut pages = lock(&self.pages);
@@ -166,6 +174,13 @@ mod tests {
     use vt_protocol::probe::Damage;
 
     use super::*;
+
+    impl Pages {
+        fn page_mut(&mut self, page: u32) -> &mut [u8] {
+            let at = self.at(page);
+            &mut self.bytes[at..at + PAGE_BYTES]
+        }
+    }
 
     fn probe(pages: u32, rate: u64) -> Memory {
         Memory::start(&MemStart { pages, seed: 42, rewrite_bytes_per_second: rate }).unwrap()
