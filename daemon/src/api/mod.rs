@@ -1,0 +1,3 @@
+//! What is asked of this daemon by vtctl and by other daemons: decode, check, read or propose, encode.
+
+pub mod views;
