@@ -1,0 +1,78 @@
+//! Expands one configuration to JSON lines: `expand FILE [STATEMENT…] [--defaults] [--expand LIST] [--names] [--count]`.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut options = vt_cfg::Options::default();
+    let (mut names, mut count) = (false, false);
+    let mut rest = Vec::new();
+    let mut args = std::env::args().skip(1);
+    while let Some(a) = args.next() {
+        match a.as_str() {
+            "--defaults" => options.defaults = true,
+            "--expand" => {
+                let list = args.next().unwrap_or_default();
+                options.expand.extend(list.split(',').map(|s| s.trim().to_owned()));
+            }
+            "--names" => names = true,
+            "--count" => count = true,
+            _ => rest.push(a),
+        }
+    }
+    if rest.is_empty() {
+        eprintln!("usage: expand FILE [STATEMENT…] [--defaults] [--expand LIST] [--names] [--count]");
+        return ExitCode::from(2);
+    }
+    let file = rest.remove(0);
+    let config = match vt_cfg::parse(&vt_cfg::FsSource, &file, &rest, &options) {
+        Ok(c) => c,
+        Err(mistakes) => {
+            mistakes.iter().for_each(|d| eprintln!("{d}"));
+            return ExitCode::from(3);
+        }
+    };
+    match print(&config, names, count) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{e}");
+            ExitCode::from(3)
+        }
+    }
+}
+
+fn print(config: &vt_cfg::Config, names: bool, count: bool) -> Result<(), Box<dyn std::error::Error>> {
+    let mut out = std::io::stdout().lock();
+    if count {
+        writeln!(out, "{}", config.count()?)?;
+        return Ok(());
+    }
+    let mut buffer = Vec::with_capacity(1 << 17);
+    if names {
+        for name in config.names() {
+            buffer.extend_from_slice(name?.as_bytes());
+            buffer.push(b'\n');
+            if buffer.len() > 1 << 16 {
+                out.write_all(&buffer)?;
+                buffer.clear();
+            }
+        }
+    } else {
+        for v in config.variants() {
+            match v {
+                Ok(v) => v.write_json(&mut buffer),
+                Err(e) => {
+                    out.write_all(&buffer)?;
+                    return Err(Box::new(e));
+                }
+            }
+            buffer.push(b'\n');
+            if buffer.len() > 1 << 16 {
+                out.write_all(&buffer)?;
+                buffer.clear();
+            }
+        }
+    }
+    out.write_all(&buffer)?;
+    Ok(())
+}

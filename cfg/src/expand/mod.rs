@@ -1,0 +1,166 @@
+//! From the model to variants.
+
+pub(crate) mod assign;
+pub(crate) mod draft;
+pub(crate) mod filter;
+mod finish;
+mod join;
+mod names;
+pub(crate) mod pattern;
+pub(crate) mod prepare;
+mod suffix;
+pub(crate) mod variant;
+pub(crate) mod walk;
+
+use crate::config::Config;
+use crate::diag::Diagnostic;
+use crate::expand::assign::{MapEntry, Silent, maps};
+use crate::expand::draft::Entry;
+use crate::expand::variant::{KeyText, Slot, Variant};
+use crate::expand::walk::{Shared, Walk, Yield};
+use crate::model::NONE;
+
+/// Streams the variants of a configuration, in order. After an error it ends.
+#[derive(Debug)]
+pub struct Variants<'c> {
+    sh: Shared<'c>,
+    walk: Option<Walk>,
+    started: bool,
+}
+
+impl<'c> Variants<'c> {
+    pub(crate) fn new(c: &'c Config) -> Self {
+        Variants { sh: Shared::new(&c.m, &c.p), walk: None, started: false }
+    }
+
+    fn advance(&mut self) -> Result<Option<Yield>, Diagnostic> {
+        if !self.started {
+            self.started = true;
+            self.walk = Some(Walk::start(&mut self.sh)?);
+        }
+        match &mut self.walk {
+            Some(w) => w.next(&mut self.sh),
+            None => Ok(None),
+        }
+    }
+
+    fn build(&mut self, found: Yield) -> Result<Variant<'c>, Diagnostic> {
+        let m = self.sh.m;
+        match found {
+            Yield::Joined(p) => Ok(self.variant(p.name, p.short, p.dep, p.maps, p.entries, p.own)),
+            Yield::Leaf => {
+                let Some(w) = &self.walk else { unreachable!("a leaf is found by a walk") };
+                let (mut name, mut short) = (w.name().to_owned(), w.short_name().to_owned());
+                self.sh.machine.run(m, &w.subject(m), &mut Silent)?;
+                self.sh.machine.finish(m, self.sh.p, &mut name, &mut short)?;
+                let (dep, maps) = (w.deps.clone(), maps(m, &w.nodes));
+                let draft = &mut self.sh.machine.draft;
+                let own = draft.own.clone();
+                if draft.compounds == 0 {
+                    let slots =
+                        draft.live().map(|e| Slot { key: KeyText::Known(e.key), val: e.val, loc: e.loc }).collect();
+                    return Ok(finished(m, name, short, dep, maps, slots, own));
+                }
+                let entries = draft.live().copied().collect();
+                Ok(self.variant(name, short, dep, maps, entries, own))
+            }
+        }
+    }
+
+    /// Flattens suffixed keys.
+    fn variant(
+        &mut self,
+        name: String,
+        short: String,
+        dep: Vec<String>,
+        maps: Vec<MapEntry>,
+        entries: Vec<Entry>,
+        mut own: String,
+    ) -> Variant<'c> {
+        let m = self.sh.m;
+        let book = &mut self.sh.machine.book;
+        let flat = suffix::flatten(m, book, &entries, &own);
+        let mut slots = Vec::with_capacity(flat.len());
+        for e in flat {
+            debug_assert!(e.key != NONE, "flattening drops deleted entries");
+            let key = if (e.key as usize) < m.keys.len() {
+                // A suffixed key may read like a reserved one; that one is already given.
+                if m.is_reserved(e.key) {
+                    continue;
+                }
+                KeyText::Known(e.key)
+            } else {
+                let from = own.len() as u32;
+                own.push_str(book.plain_text(m, e.key));
+                KeyText::Own(from, own.len() as u32)
+            };
+            slots.push(Slot { key, val: e.val, loc: e.loc });
+        }
+        finished(m, name, short, dep, maps, slots, own)
+    }
+}
+
+fn finished(
+    m: &crate::model::Model,
+    name: String,
+    short: String,
+    dep: Vec<String>,
+    maps: Vec<MapEntry>,
+    slots: Vec<Slot>,
+    own: String,
+) -> Variant<'_> {
+    let maps = maps.into_iter().map(|e| (m.base_names.get(e.file), e.full, e.short)).collect();
+    Variant { m, name, short, dep, maps, slots, own }
+}
+
+impl<'c> Iterator for Variants<'c> {
+    type Item = Result<Variant<'c>, Diagnostic>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let found = match self.advance() {
+            Ok(None) => {
+                self.walk = None;
+                return None;
+            }
+            Ok(Some(found)) => self.build(found),
+            Err(e) => Err(e),
+        };
+        if found.is_err() {
+            self.walk = None;
+        }
+        Some(found)
+    }
+}
+
+/// Streams full names only; nothing is assigned unless names depend on it.
+#[derive(Debug)]
+pub struct Names<'c>(pub(crate) Variants<'c>);
+
+impl Iterator for Names<'_> {
+    type Item = Result<String, Diagnostic>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.sh.p.bounds_reserved {
+            return self.0.next().map(|v| v.map(|v| v.name));
+        }
+        let found = match self.0.advance() {
+            Ok(None) => None,
+            Ok(Some(Yield::Joined(p))) => Some(Ok(p.name)),
+            Ok(Some(Yield::Leaf)) => self.0.walk.as_ref().map(|w| Ok(w.name().to_owned())),
+            Err(e) => Some(Err(e)),
+        };
+        if !matches!(found, Some(Ok(_))) {
+            self.0.walk = None;
+        }
+        found
+    }
+}
+
+/// Number of variants, without building any.
+pub(crate) fn count(c: &Config) -> Result<u128, Diagnostic> {
+    let mut sh = Shared::new(&c.m, &c.p);
+    sh.counting = true;
+    let mut walk = Walk::start(&mut sh)?;
+    while walk.next(&mut sh)?.is_some() {}
+    Ok(walk.total)
+}
