@@ -1,4 +1,11 @@
 //! vtctl: parse, call, render; lab and image build live here.
 
+pub mod args;
+pub mod client;
+pub mod commands;
+pub mod endpoint;
+pub mod exit;
 pub mod image;
 pub mod lab;
+pub mod suggest;
+pub mod ui;

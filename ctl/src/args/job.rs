@@ -1,0 +1,94 @@
+//! `job …`, `scenario …`, `vm …`, `explain`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use vt_protocol::ids::JobId;
+
+use super::run::ReportFile;
+
+/// What is done with jobs.
+#[derive(Debug, Subcommand)]
+pub enum JobVerb {
+    /// Jobs, newest first
+    #[command(visible_alias = "ls", after_help = "Example:\n  vtctl job list")]
+    List,
+    /// One job with its cases
+    #[command(after_help = "Example:\n  vtctl job show job_7f3k2")]
+    Show {
+        /// Its id
+        job: JobId,
+    },
+    /// Follow a job until it is done; exits as `run` does
+    #[command(after_help = "Example:\n  vtctl job watch job_7f3k2")]
+    Watch {
+        /// Its id
+        job: JobId,
+    },
+    /// What happened, on all hosts, from the beginning
+    #[command(after_help = "Examples:\n  vtctl job logs job_7f3k2\n  vtctl job logs job_7f3k2 --follow -o jsonl")]
+    Logs {
+        /// Its id
+        job: JobId,
+        /// Go on until the job is done
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Cancel a job
+    #[command(after_help = "Example:\n  vtctl job cancel job_7f3k2")]
+    Cancel {
+        /// Its id
+        job: JobId,
+        /// Return when it is asked for, not when it is done
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Fetch the evidence of a job and write its reports
+    #[command(visible_alias = "report")]
+    Fetch(FetchArgs),
+}
+
+/// `job fetch`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vtctl job fetch job_7f3k2 -r ./evidence\n  \
+                        vtctl job report job_7f3k2 --report junit=results.xml")]
+pub struct FetchArgs {
+    /// Its id
+    pub job: JobId,
+    /// Directory, which must not exist yet [default: vtmesh-results/JOB]
+    #[arg(short = 'r', long, value_name = "DIR")]
+    pub results: Option<PathBuf>,
+    /// Also write reports: junit=F, json=F, md=F; repeatable
+    #[arg(long, value_name = "KIND=FILE", value_delimiter = ',')]
+    pub report: Vec<ReportFile>,
+}
+
+/// What is done with scenarios.
+#[derive(Debug, Subcommand)]
+pub enum ScenarioVerb {
+    /// Scenarios that the daemons can run
+    #[command(visible_alias = "ls", after_help = "Example:\n  vtctl scenario list")]
+    List,
+    /// One scenario with its parameters
+    #[command(after_help = "Example:\n  vtctl scenario show multihost_migration")]
+    Show {
+        /// Its name
+        scenario: String,
+    },
+}
+
+/// What is done with VMs.
+#[derive(Debug, Subcommand)]
+pub enum VmVerb {
+    /// VMs, their owners and migrations under way
+    #[command(visible_alias = "ls", after_help = "Example:\n  vtctl vm list")]
+    List,
+}
+
+/// `explain`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vtctl explain E0213\n  vtctl explain")]
+pub struct ExplainArgs {
+    /// An error code such as E0213; without one: the list
+    pub code: Option<String>,
+}

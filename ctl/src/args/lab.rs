@@ -1,0 +1,94 @@
+//! `lab …` and `image …`: what acts on this machine.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use vt_protocol::ids::Name;
+
+/// What is done with labs.
+#[derive(Debug, Subcommand)]
+pub enum LabVerb {
+    /// Make a lab: hosts as network namespaces, one cluster
+    Up(LabUpArgs),
+    /// Remove a lab and everything it made
+    #[command(
+        after_help = "Example:\n  vtctl lab down --lab lab1\n\nWithout --lab it is the current lab, and vtctl asks first unless --yes."
+    )]
+    Down,
+    /// Labs of this machine, their hosts and what they made
+    #[command(after_help = "Example:\n  vtctl lab status")]
+    Status,
+    /// Kill the daemon of a host, as a power cut would
+    #[command(after_help = "Example:\n  vtctl lab kill host3")]
+    Kill {
+        /// The host
+        host: Name,
+    },
+    /// Start a host's daemon again
+    #[command(after_help = "Example:\n  vtctl lab start host3")]
+    Start {
+        /// The host
+        host: Name,
+    },
+    /// Cut a host off from the others
+    #[command(after_help = "Example:\n  vtctl lab partition host1")]
+    Partition {
+        /// The host
+        host: Name,
+    },
+    /// Undo `partition`, of one host or of all
+    #[command(after_help = "Example:\n  vtctl lab heal")]
+    Heal {
+        /// The host [default: all]
+        host: Option<Name>,
+    },
+    /// Run a program inside a host's namespace
+    #[command(after_help = "Example:\n  vtctl lab exec host1 -- ip addr")]
+    Exec {
+        /// The host
+        host: Name,
+        /// Program and arguments
+        #[arg(required = true, last = true)]
+        argv: Vec<String>,
+    },
+}
+
+/// `lab up`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vtctl lab up --hosts 3\n  vtctl lab up --lab second --hosts 2")]
+pub struct LabUpArgs {
+    /// How many hosts: host1, host2, …
+    #[arg(long, default_value_t = 3)]
+    pub hosts: u32,
+    /// The daemon to start [default: vtd beside vtctl]
+    #[arg(long, value_name = "FILE")]
+    pub vtd: Option<PathBuf>,
+    /// Directory of images that all hosts share
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// Log filter of the daemons
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    pub log: String,
+}
+
+/// What is done with images.
+#[derive(Debug, Subcommand)]
+pub enum ImageVerb {
+    /// Make the built-in guest from the distribution's packages
+    Build(ImageBuildArgs),
+}
+
+/// `image build`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vtctl image build\n  vtctl image build --if-missing")]
+pub struct ImageBuildArgs {
+    /// Directory of images [default: /var/lib/vtmesh/images]
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// The probe for the guest [default: vt-probe beside vtctl]
+    #[arg(long, value_name = "FILE")]
+    pub probe: Option<PathBuf>,
+    /// Do nothing where the image is there already
+    #[arg(long)]
+    pub if_missing: bool,
+}

@@ -1,0 +1,173 @@
+//! The command line: `vtctl NOUN VERB [NAME] [flags]`. What is typed, and nothing of what is done with it.
+
+mod cluster;
+mod globals;
+mod job;
+mod lab;
+mod run;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub use self::{
+    cluster::{ClusterVerb, HostVerb, InitArgs, JoinArgs, RoleArg, TokenCreateArgs, TokenVerb},
+    globals::{ColorChoice, Globals, Output, ProgressChoice, duration},
+    job::{ExplainArgs, FetchArgs, JobVerb, ScenarioVerb, VmVerb},
+    lab::{ImageBuildArgs, ImageVerb, LabUpArgs, LabVerb},
+    run::{GroupHosts, ReportFile, RunArgs},
+};
+
+/// Everything that was typed.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vtctl",
+    version,
+    about = "Move running VMs between hosts, and prove they survive",
+    long_about = "vtctl talks to vtd, the daemon that runs on every host. It finds the daemon\n\
+                  by --endpoint, VTCTL_ENDPOINT, the current lab, or this host's own socket.",
+    disable_help_subcommand = true,
+    after_help = "Examples:\n  vtctl lab up --hosts 3\n  vtctl run multihost_migration -m host1,host2\n  vtctl status\n\n\
+                  Exit codes:\n\
+                  \x20   0 ok             20 no daemon answered   100 a case FAILed\n\
+                  \x20   1 bug in vtmesh  21 no quorum            101 a case ended in ERROR\n\
+                  \x20   2 usage          22 denied               102 job cancelled\n\
+                  \x20   3 configuration  23 not found            104 a deadline was hit\n\
+                  \x20   4 nothing to run 24 conflict             105 set-up failed\n\
+                  \x20                    25 precondition         124 --timeout passed\n\
+                  \x20                    26 partly done          130 Ctrl-C"
+)]
+pub struct Cli {
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub globals: Globals,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Nouns, and the few verbs that stand alone.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make, join and look at a cluster
+    #[command(subcommand, after_help = "Example:\n  vtctl cluster status")]
+    Cluster(ClusterVerb),
+    /// The cluster on one screen (same as `cluster status`)
+    #[command(after_help = "Example:\n  vtctl status")]
+    Status,
+    /// Hosts of the cluster
+    #[command(subcommand, after_help = "Example:\n  vtctl host list")]
+    Host(HostVerb),
+    /// What can be run
+    #[command(subcommand, after_help = "Example:\n  vtctl scenario list")]
+    Scenario(ScenarioVerb),
+    /// Virtual machines and who owns them
+    #[command(subcommand, after_help = "Example:\n  vtctl vm list")]
+    Vm(VmVerb),
+    /// Images that VMs boot from
+    #[command(subcommand, after_help = "Example:\n  vtctl image build")]
+    Image(ImageVerb),
+    /// A cluster on this one machine, in network namespaces
+    #[command(subcommand, after_help = "Example:\n  vtctl lab up --hosts 3")]
+    Lab(LabVerb),
+    /// What an error code means and what to do
+    Explain(ExplainArgs),
+    /// Completion for a shell, to be sourced
+    #[command(after_help = "Example:\n  vtctl completion bash > /etc/bash_completion.d/vtctl")]
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Version of vtctl, and of the daemon that answers
+    #[command(after_help = "Example:\n  vtctl version")]
+    Version,
+}
+
+/// Examples stand before the options: they are what most readers came for.
+const HELP: &str = "{about-with-newline}\n{usage-heading} {usage}\n\n{after-help}\n\n{all-args}";
+
+/// The command tree as clap knows it.
+pub fn command() -> clap::Command {
+    shape(Cli::command())
+}
+
+fn shape(command: clap::Command) -> clap::Command {
+    let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    let mut command = command.help_template(HELP).max_term_width(80);
+    for name in names {
+        command = command.mut_subcommand(name, shape);
+    }
+    command
+}
+
+/// Reads a command line.
+///
+/// # Errors
+/// What clap says, help and version included: those are not failures, see [`clap::Error::exit_code`].
+pub fn parse<I, T>(words: I) -> Result<Cli, clap::Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<std::ffi::OsString> + Clone,
+{
+    let mut command = command();
+    let matches = command.try_get_matches_from_mut(words)?;
+    Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn walk(command: &clap::Command, path: &str, visit: &mut impl FnMut(&str, &clap::Command)) {
+        visit(path, command);
+        for sub in command.get_subcommands() {
+            walk(sub, &format!("{path} {}", sub.get_name()), visit);
+        }
+    }
+
+    #[test]
+    fn the_tree_is_sound() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_fits_80_columns_and_shows_an_example() {
+        let mut seen = 0;
+        walk(&command(), "vtctl", &mut |path, command| {
+            for text in [command.clone().render_help(), command.clone().render_long_help()] {
+                let text = text.to_string();
+                for line in text.lines() {
+                    assert!(line.chars().count() <= 80, "{path}: {line}");
+                }
+                assert!(text.contains("Example"), "{path} has no example:\n{text}");
+                let example = text.find("Example").unwrap();
+                assert!(text.find("Options:").is_none_or(|options| example < options), "{path}: example after options");
+            }
+            let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+            assert!((1..=60).contains(&about.chars().count()), "{path}: {about}");
+            seen += 1;
+        });
+        assert!(seen > 30, "{seen}");
+    }
+
+    #[test]
+    fn every_example_is_a_line_that_vtctl_takes() {
+        let mut lines = Vec::new();
+        walk(&command(), "vtctl", &mut |_, command| {
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = text.lines().map(str::trim).filter(|line| line.starts_with("vtctl "));
+            lines.extend(examples.map(|line| line.split(['>', '|', '<']).next().unwrap_or(line).trim().to_owned()));
+        });
+        assert!(lines.len() > 30);
+        for line in lines {
+            let parsed = parse(line.split_whitespace());
+            assert!(parsed.is_ok(), "{line}: {}", parsed.err().map(|e| e.to_string()).unwrap_or_default());
+        }
+    }
+
+    #[test]
+    fn a_typo_is_answered_with_what_was_meant() {
+        let error = parse(["vtctl", "clster", "status"]).unwrap_err().to_string();
+        assert!(error.contains("cluster"), "{error}");
+        let error = parse(["vtctl", "run", "x", "--detatch"]).unwrap_err().to_string();
+        assert!(error.contains("--detach"), "{error}");
+    }
+}

@@ -1,0 +1,119 @@
+//! One file a noun: the call and the rendering. What is typed stands in `args`.
+
+mod cluster;
+mod explain;
+mod host;
+mod image;
+mod lab;
+mod scenario;
+mod token;
+mod vm;
+
+use serde_json::{Value, json};
+use vt_protocol::error::{ErrorCode, Exit, Report};
+
+use crate::{
+    args::{Cli, Command, Globals, Output},
+    client::{Mesh, Reached},
+    endpoint,
+    ui::Ui,
+};
+
+/// What a command works with.
+#[derive(Debug)]
+pub struct App {
+    /// Flags that every command takes.
+    pub globals: Globals,
+    /// Where things are written.
+    pub ui: Ui,
+    /// The daemons to be asked.
+    pub mesh: Mesh,
+}
+
+/// Runs a command and returns the exit code; errors are shown.
+pub fn run(cli: Cli) -> u8 {
+    let ui = Ui::new(&cli.globals);
+    let done = match &cli.command {
+        // These need neither a daemon nor a runtime.
+        Command::Explain(args) => explain::explain(&ui, args),
+        Command::Completion { shell } => explain::completion(&ui, *shell),
+        _ => with_runtime(cli, ui.clone()),
+    };
+    match done {
+        Ok(code) => code.0,
+        Err(report) => {
+            ui.error(&report);
+            report.code.exit().code()
+        }
+    }
+}
+
+/// How the process ends: an exit code of ours, or that of a program that was run for the user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Code(pub u8);
+
+impl From<Exit> for Code {
+    fn from(exit: Exit) -> Self {
+        Self(exit.code())
+    }
+}
+
+fn with_runtime(cli: Cli, ui: Ui) -> Result<Code, Report> {
+    // One thread: nothing here is worth the start of more.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Report::new(ErrorCode::Internal, "the runtime did not start").caused_by(&error))?;
+    let done = runtime.block_on(dispatch(cli, ui));
+    // A thread that waits for a key must not hold up the end.
+    runtime.shutdown_background();
+    done
+}
+
+async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
+    let Cli { globals, command } = cli;
+    match command {
+        Command::Lab(verb) => return lab::lab(&globals, &ui, verb).await,
+        Command::Image(verb) => return image::image(&ui, verb).await,
+        _ => {}
+    }
+    let places = endpoint::places(&globals, std::env::var("VTCTL_ENDPOINT").ok(), crate::lab::current_sockets)?;
+    let mesh = Mesh::new(places, globals.timeout);
+    let mut app = App { globals, ui, mesh };
+    match command {
+        Command::Cluster(verb) => cluster::cluster(&mut app, verb).await,
+        Command::Status => cluster::status(&mut app).await,
+        Command::Host(verb) => host::host(&mut app, verb).await,
+        Command::Scenario(verb) => scenario::scenario(&mut app, verb).await,
+        Command::Vm(verb) => vm::vm(&mut app, verb).await,
+        Command::Version => explain::version(&mut app).await,
+        Command::Explain(_) | Command::Completion { .. } | Command::Lab(_) | Command::Image(_) => Ok(Exit::Ok.into()),
+    }
+}
+
+impl App {
+    /// Shows a list: as a table, as one JSON object with `schema`, a line an item, or names only.
+    fn list(&self, schema: &str, key: &str, items: Vec<Value>, names: Vec<String>, table: impl FnOnce() -> String) {
+        match self.ui.output {
+            Output::Table | Output::Wide => self.ui.raw(&table()),
+            Output::Json => self.ui.json(&json!({"schema": schema, key: items})),
+            Output::Jsonl => items.iter().for_each(|item| self.ui.json(item)),
+            Output::Name => names.iter().for_each(|name| self.ui.line(name)),
+        }
+    }
+
+    /// The exit code of something that was read: without quorum it may be old, and that is said.
+    fn read_from(&self, reached: &Reached) -> Code {
+        match &reached.status {
+            Some(status) if status.quorum => Exit::Ok.into(),
+            Some(status) => {
+                self.ui.note(format_args!(
+                    "note: no quorum. This is what {} knew up to entry {}; it may be old.",
+                    status.answered_by, status.applied
+                ));
+                Exit::NoQuorum.into()
+            }
+            None => Exit::Ok.into(),
+        }
+    }
+}
