@@ -98,7 +98,7 @@ impl std::fmt::Debug for Hello {
 pub struct Barrier {
     /// Its tag, at most 128 bytes.
     pub tag: String,
-    /// How often this party has called the tag before.
+    /// How often this party has called the tag, this call included: from 1.
     pub generation: u32,
     /// Who meets; empty: every party of the attempt.
     #[serde(default)]
@@ -371,7 +371,7 @@ mod tests {
             repeat: false,
             call: Request::Barrier(Barrier {
                 tag: "booted".into(),
-                generation: 0,
+                generation: 1,
                 parties: Vec::new(),
                 deadline_ms: 500,
                 payload: serde_json::json!({"port": 1}),
@@ -380,10 +380,10 @@ mod tests {
         let text = serde_json::to_string(&call).unwrap();
         assert_eq!(
             text,
-            r#"{"id":7,"repeat":false,"call":{"barrier":{"tag":"booted","generation":0,"parties":[],"deadline_ms":500,"payload":{"port":1}}}}"#
+            r#"{"id":7,"repeat":false,"call":{"barrier":{"tag":"booted","generation":1,"parties":[],"deadline_ms":500,"payload":{"port":1}}}}"#
         );
         assert_eq!(serde_json::from_str::<Call>(&text).unwrap(), call);
-        let short = r#"{"id":7,"call":{"barrier":{"tag":"booted","generation":0,"deadline_ms":500,"payload":{"port":1},"new":1}}}"#;
+        let short = r#"{"id":7,"call":{"barrier":{"tag":"booted","generation":1,"deadline_ms":500,"payload":{"port":1},"new":1}}}"#;
         assert_eq!(serde_json::from_str::<Call>(short).unwrap(), call, "left out and added fields");
     }
 

@@ -1,0 +1,65 @@
+//! The program of a party: `vtd party --socket PATH --attempt ID`. It runs the scenario that the plan names.
+//!
+//! Whatever goes wrong in a scenario ends this process, never the daemon. The secret comes by environment, so that it
+//! shows on no command line.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::AttemptId,
+    party::{Failure, Hello},
+    verdict::{Blame, Cause, Outcome},
+};
+
+use super::client::Party;
+use crate::scenario;
+
+/// Name of the environment variable that carries the secret.
+pub const SECRET_VARIABLE: &str = "VTD_PARTY_SECRET";
+
+/// What the command line says.
+#[derive(Debug, Clone)]
+pub struct Args {
+    /// The daemon's party socket.
+    pub socket: PathBuf,
+    /// The attempt.
+    pub attempt: AttemptId,
+}
+
+/// Runs the party to its end. The exit code says whether the daemon was told the outcome.
+pub fn run(args: Args) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("party: no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(party(args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("party: {failure:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn party(args: Args) -> Result<(), Failure> {
+    let secret = std::env::var(SECRET_VARIABLE).unwrap_or_default();
+    let party = Party::connect(&args.socket, Hello { attempt: args.attempt, secret }).await?;
+    let outcome = match scenario::find(&party.welcome().scenario) {
+        Some(scenario) => match scenario.run(&party).await {
+            Ok(remark) => Outcome::Passed { remark },
+            Err(failure) => failure.into(),
+        },
+        None => {
+            let title = format!("there is no scenario {:?}", party.welcome().scenario);
+            Outcome::Caused(Cause {
+                blame: Blame::Infrastructure,
+                report: Report::new(ErrorCode::UnknownScenario, title),
+            })
+        }
+    };
+    party.finish(outcome).await
+}

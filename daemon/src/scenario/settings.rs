@@ -1,0 +1,224 @@
+//! Parameters of the built-in scenarios: names, defaults, bounds. Old spellings of Avocado-VT are taken.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use vt_protocol::{
+    ids::Name,
+    params::{ParamError, Params},
+    party::StartVm,
+    vm::{Accelerator, MigrationSpec},
+};
+
+use super::Documented;
+
+const MIB: u64 = 1 << 20;
+
+/// What every scenario with a VM takes.
+pub(super) const VM_PARAMS: &[Documented] = &[
+    ("image", "tiny", "image the VM boots from"),
+    ("mem", "256M", "RAM of the VM; a number alone is MiB"),
+    ("smp", "1", "virtual CPUs"),
+    ("machine", "", "QEMU machine type; default: the newest q35 of the source"),
+    ("cpu_model", "", "QEMU CPU model; default: what fits the accelerator"),
+    ("accelerator", "", "kvm or tcg; default: kvm where it works on every host of the case"),
+    ("login_timeout", "360", "seconds until the guest is up and lets in"),
+];
+
+/// What `multihost_migration` takes.
+pub(super) const PARAMS: &[Documented] = &[
+    ("image", "tiny", "image the VM boots from"),
+    ("mem", "256M", "RAM of the VM; a number alone is MiB"),
+    ("smp", "1", "virtual CPUs"),
+    ("machine", "", "QEMU machine type; default: the newest q35 of the source"),
+    ("cpu_model", "", "QEMU CPU model; default: what fits the accelerator"),
+    ("accelerator", "", "kvm or tcg; default: kvm where it works on every host of the case"),
+    ("login_timeout", "360", "seconds until the guest is up and lets in"),
+    ("migrate_count", "1", "rounds; one round leads from host1 over every other host back to host1"),
+    ("mig_speed", "", "most bandwidth of the transfer, bytes/s (1G, 100M); default: QEMU's own"),
+    ("downtime_limit", "", "downtime QEMU may aim at, ms; default: QEMU's own"),
+    ("mig_timeout", "300", "seconds a transfer may take before it is cancelled"),
+    ("capabilities", "", "migration capabilities to turn on, by QEMU's names, e.g. \"auto-converge xbzrle\""),
+    ("mem_probe", "16M", "guest memory under the pattern that is rewritten all the time"),
+    ("mem_rewrite", "8M", "how fast it is rewritten, bytes/s; 0: not at all"),
+    ("disk_probe", "1M", "bytes of the disk that checksummed records go round in"),
+    ("clock_tolerance", "5000", "how far the guest's clock may be off after a move, ms"),
+    ("max_standstill", "10000", "how long the guest may stand still in a move, ms"),
+];
+
+/// Old spellings.
+pub(super) const ALIASES: &[&str] = &["capabilitys", "capabilitys_state", "mig_downtime"];
+
+/// A VM, as the parameters want it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct VmSettings {
+    pub(super) image: Name,
+    pub(super) memory_mib: u32,
+    pub(super) cpus: u16,
+    pub(super) machine: Option<String>,
+    pub(super) cpu_model: Option<String>,
+    pub(super) accelerator: Option<Accelerator>,
+    pub(super) login_timeout: Duration,
+}
+
+/// Everything `multihost_migration` takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Settings {
+    pub(super) vm: VmSettings,
+    pub(super) rounds: u32,
+    pub(super) spec: MigrationSpec,
+    pub(super) probe_pages: u32,
+    pub(super) rewrite_bytes_s: u64,
+    pub(super) disk_bytes: u64,
+    pub(super) clock_tolerance: Duration,
+    pub(super) standstill: Duration,
+}
+
+impl VmSettings {
+    pub(super) fn read(params: &Params) -> Result<Self, ParamError> {
+        let name = params.text("image").unwrap_or("tiny");
+        let image = name.trim().parse().map_err(|_| params.error("image", "the name of an image"))?;
+        let memory = params.size("mem", MIB, 32 * MIB..=MIB << 20)?.unwrap_or(256 * MIB);
+        let accelerator = match params.text("accelerator").map(str::trim) {
+            None | Some("") => None,
+            Some("kvm") => Some(Accelerator::Kvm),
+            Some("tcg") => Some(Accelerator::Tcg),
+            Some(_) => return Err(params.error("accelerator", "kvm or tcg")),
+        };
+        Ok(Self {
+            image,
+            memory_mib: fit(memory / MIB),
+            cpus: fit(params.number("smp", 1..=255)?.unwrap_or(1)),
+            machine: word(params, "machine", "a machine type of QEMU, e.g. pc-q35-7.2")?,
+            cpu_model: word(params, "cpu_model", "a CPU model of QEMU, e.g. qemu64")?,
+            accelerator,
+            login_timeout: Duration::from_secs(params.number("login_timeout", 1..=86_400)?.unwrap_or(360)),
+        })
+    }
+
+    pub(super) fn start(&self) -> StartVm {
+        StartVm {
+            // Replaced by the VM's own.
+            vm: self.image.clone(),
+            image: self.image.clone(),
+            memory_mib: self.memory_mib,
+            cpus: self.cpus,
+            machine: self.machine.clone(),
+            cpu_model: self.cpu_model.clone(),
+            accelerator: self.accelerator,
+            extra_args: Vec::new(),
+            boot_timeout_ms: u64::try_from(self.login_timeout.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+impl Settings {
+    pub(super) fn read(params: &Params) -> Result<Self, ParamError> {
+        let vm = VmSettings::read(params)?;
+        let memory = u64::from(vm.memory_mib) * MIB;
+        let probe = params.size("mem_probe", MIB, 4096..=4 << 30)?.unwrap_or(16 * MIB);
+        // The guest needs the other half for itself.
+        if probe > memory / 2 {
+            return Err(params.error("mem_probe", format!("at most half of mem, {} MiB", vm.memory_mib / 2)));
+        }
+        let disk_bytes = params.size("disk_probe", MIB, 4096..=256 * MIB)?.unwrap_or(MIB) / 4096 * 4096;
+        let millis =
+            |key, most, default| params.number(key, 0..=most).map(|ms| Duration::from_millis(ms.unwrap_or(default)));
+        Ok(Self {
+            rounds: fit(params.number("migrate_count", 1..=1000)?.unwrap_or(1)),
+            spec: spec(params)?,
+            probe_pages: fit(probe / 4096),
+            rewrite_bytes_s: params.size("mem_rewrite", 1, 0..=1 << 34)?.unwrap_or(8 * MIB),
+            disk_bytes,
+            clock_tolerance: millis("clock_tolerance", 3_600_000, 5000)?,
+            standstill: millis("max_standstill", 3_600_000, 10_000)?,
+            vm,
+        })
+    }
+}
+
+fn spec(params: &Params) -> Result<MigrationSpec, ParamError> {
+    let mut spec = MigrationSpec::default();
+    if let Some(seconds) = params.number("mig_timeout", 1..=86_400)? {
+        spec.timeout_ms = seconds * 1000;
+    }
+    if let Some(speed) = params.size("mig_speed", 1, 1..=1 << 40)? {
+        spec.parameters.insert("max-bandwidth".into(), speed);
+    }
+    // The old parameter is in seconds, the new one in QEMU's unit.
+    let downtime = match params.number("downtime_limit", 0..=2_000_000)? {
+        Some(ms) => Some(ms),
+        None => params.number("mig_downtime", 0..=2000)?.map(|seconds| seconds * 1000),
+    };
+    if let Some(ms) = downtime {
+        spec.parameters.insert("downtime-limit".into(), ms);
+    }
+    spec.capabilities = capabilities(params)?;
+    Ok(spec)
+}
+
+fn capabilities(params: &Params) -> Result<BTreeMap<String, bool>, ParamError> {
+    let key = if params.get("capabilities").is_some() { "capabilities" } else { "capabilitys" };
+    let states = params.objects("capabilitys_state");
+    let mut all = BTreeMap::new();
+    for (place, name) in params.objects(key).into_iter().enumerate() {
+        let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        if !plain || name.len() > 64 {
+            return Err(params.error(key, "a list of migration capabilities by QEMU's names"));
+        }
+        // A shorter list of states leaves the rest on; every word but `enable` means off, as it always did.
+        let on = states.get(place).is_none_or(|state| *state == "enable");
+        all.insert(name.to_owned(), on);
+    }
+    Ok(all)
+}
+
+/// A word without blanks or commas, which would reach into QEMU's other options; `None` where it is empty.
+fn word(params: &Params, key: &str, want: &str) -> Result<Option<String>, ParamError> {
+    let Some(text) = params.text(key).map(str::trim).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | ',' | '='));
+    if plain && !text.starts_with('-') && text.len() <= 200 {
+        Ok(Some(text.to_owned()))
+    } else {
+        Err(params.error(key, want))
+    }
+}
+
+/// Bounds were checked when the number was read.
+fn fit<T: TryFrom<u64> + Default>(number: u64) -> T {
+    T::try_from(number).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use vt_protocol::params::Origin;
+
+    use super::*;
+
+    fn read(pairs: &[(&str, &str)]) -> Settings {
+        let mut params = Params::new();
+        for (key, value) in pairs {
+            params.set(*key, *value, Origin { file: "-p".into(), line: 0 });
+        }
+        Settings::read(&params).unwrap()
+    }
+
+    #[test]
+    fn parameters_become_what_qemu_is_told() {
+        let s = read(&[("mig_speed", "100M"), ("downtime_limit", "150"), ("mig_timeout", "9"), ("mem", "512")]);
+        assert_eq!(s.spec.parameters["max-bandwidth"], 100 << 20);
+        assert_eq!(s.spec.parameters["downtime-limit"], 150);
+        assert_eq!(s.spec.timeout_ms, 9000);
+        assert_eq!(s.vm.memory_mib, 512);
+        assert!(read(&[]).spec.parameters.is_empty(), "QEMU's own defaults are left alone");
+    }
+
+    #[test]
+    fn old_spellings_mean_what_they_meant() {
+        let s =
+            read(&[("capabilitys", "xbzrle auto-converge"), ("capabilitys_state", "disable"), ("mig_downtime", "5")]);
+        assert_eq!(s.spec.capabilities, BTreeMap::from([("xbzrle".into(), false), ("auto-converge".into(), true)]));
+        assert_eq!(s.spec.parameters["downtime-limit"], 5000);
+        let both = read(&[("capabilities", "xbzrle"), ("capabilitys", "multifd")]);
+        assert_eq!(both.spec.capabilities.keys().collect::<Vec<_>>(), ["xbzrle"]);
+    }
+}
