@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod control;
 pub mod evidence;
 pub mod facts;
+pub mod mesh;
 pub mod nearest;
 pub mod cgroup;
 pub mod guard;

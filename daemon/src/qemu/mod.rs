@@ -1,6 +1,36 @@
 //! QEMU on this host: how one is started, spoken to, found again and ended.
 //!
+//! | file | noun |
+//! |---|---|
+//! | [`qmp`] | the monitor |
+//! | [`command_line`] | what QEMU is told at its start |
+//! | [`launch`], [`process`] | a process that outlives the daemon |
+//! | [`record`], [`vm`], [`remains`] | a VM, what is on disk about it, what exists of it |
+//! | [`tap`] | its network |
+//!
 //! What may not happen here: decisions about owners and migrations. Those are made elsewhere, from what this module
 //! reports.
 
+pub mod command_line;
+pub mod launch;
+pub mod process;
 pub mod qmp;
+pub mod record;
+pub mod remains;
+pub mod tap;
+pub mod vm;
+
+pub use self::{
+    command_line::{Boot, Disk, Resolved},
+    vm::{Channel, Ending, Found, Vm, VmError, VmPlaces, VmSetup},
+};
+
+/// Words of vtd that are for itself and must not start a runtime: `vtd launch …`. Called first in `main`; `None` when
+/// the words are for the daemon.
+pub fn early(words: impl IntoIterator<Item = std::ffi::OsString>) -> Option<i32> {
+    let mut words = words.into_iter().skip(1);
+    match words.next()?.to_str()? {
+        launch::WORD => Some(launch::run(words)),
+        _ => None,
+    }
+}

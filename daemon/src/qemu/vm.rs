@@ -1,0 +1,498 @@
+//! A VM of this host: started, spoken to, found again after a restart of the daemon, and given back.
+//!
+//! ```text
+//! start:    folders → record → taps, group → QEMU (CPUs stopped) → monitor answers → record with its process
+//! teardown: quit, else SIGKILL → group → taps → run folder; evidence stays
+//! ```
+//!
+//! A [`Vm`] that is dropped leaves its QEMU running: it outlives the daemon. A start that fails or is given up half way
+//! leaves nothing. QEMU always starts with its CPUs stopped; nothing here lets them run but [`Qmp::cont`], whose caller
+//! knows that this host owns the VM and that its guard watches.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, timeout};
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::VmId,
+    vm::VmSpec,
+};
+
+use super::{
+    command_line::{
+        AGENT_SOCKET, Boot, CONSOLE_SOCKET, CommandLine, Disk, GUARD_QMP_SOCKET, PROBE_SOCKET, QMP_SOCKET, Resolved,
+    },
+    launch,
+    process::{Exit, Launch, Process, last_lines, resolve_program},
+    qmp::{Qmp, QmpError, Transcript},
+    record::VmRecord,
+    remains,
+    tap::{Tap, TapError},
+};
+use crate::cgroup::{Cgroup, Cgroups};
+
+/// QEMU's stderr, in the evidence folder.
+pub const STDERR_FILE: &str = "qemu.stderr";
+/// QEMU's command line, one word a line.
+pub const COMMAND_FILE: &str = "qemu.command";
+/// The QMP transcript.
+pub const TRANSCRIPT_FILE: &str = "qmp.jsonl";
+/// The serial log.
+pub const SERIAL_FILE: &str = "serial.log";
+/// RAM, where it is kept in a file of the run folder.
+pub const MEMORY_FILE: &str = "ram";
+/// Longest path of a Unix socket: the kernel takes 107 bytes, the rest is kept as a reserve.
+pub const SOCKET_PATH_MAX: usize = 100;
+/// How long QEMU may take to open its monitor.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
+const KILL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct VmSetup {
+    /// The VM.
+    pub spec: VmSpec,
+    /// What was decided about it for all hosts.
+    pub resolved: Resolved,
+    /// QEMU, as a path or a name in `PATH`.
+    pub qemu: String,
+    /// What to boot.
+    pub boot: Option<Boot>,
+    /// `vda`.
+    pub disk: Option<Disk>,
+    /// `vdb`.
+    pub data_disk: Option<Disk>,
+    /// The bridge its network cards are on.
+    pub bridge: Option<String>,
+    /// Keep RAM in [`MEMORY_FILE`] instead of a memfd.
+    pub memory_in_file: bool,
+    /// Wait for a migration.
+    pub incoming: bool,
+}
+
+/// Where a VM lives on this host.
+#[derive(Debug, Clone)]
+pub struct VmPlaces {
+    /// Its run folder, made by the start and removed by the teardown. Short: sockets are in it.
+    pub run_dir: PathBuf,
+    /// Folder of its evidence, made if need be; stays.
+    pub evidence: PathBuf,
+    /// The vtd binary; `/proc/self/exe` in the daemon.
+    pub vtd: PathBuf,
+    /// Where control groups are made, if they can be.
+    pub cgroups: Option<Cgroups>,
+}
+
+/// A way into the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// The serial console.
+    Console,
+    /// QEMU's guest agent.
+    Agent,
+    /// Our probe.
+    Probe,
+}
+
+/// Why a VM did not start or cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// No such QEMU.
+    #[error("QEMU is not there or cannot be run: {0}")]
+    Missing(String),
+    /// QEMU ended.
+    #[error("QEMU of {vm} ended by itself ({exit}): {stderr}")]
+    Died {
+        /// Which VM.
+        vm: VmId,
+        /// How.
+        exit: Exit,
+        /// Its last words.
+        stderr: String,
+        /// The file with its command line.
+        command: PathBuf,
+    },
+    /// QEMU did not open its monitor.
+    #[error("QEMU of {vm} runs, but its monitor does not answer within {} s", START_TIMEOUT.as_secs())]
+    Silent {
+        /// Which VM.
+        vm: VmId,
+        /// What the last try said.
+        #[source]
+        source: Option<QmpError>,
+    },
+    /// Its socket paths would be too long for the kernel.
+    #[error("run folder {0} is too long: a socket in it would be longer than {SOCKET_PATH_MAX} bytes")]
+    PathTooLong(PathBuf),
+    /// A VM is there already.
+    #[error("run folder {0} is in use")]
+    InUse(PathBuf),
+    /// No tap.
+    #[error("network of the VM")]
+    Tap(#[from] TapError),
+    /// The monitor.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// Files and processes.
+    #[error("{what} {path}")]
+    Io {
+        /// Verb phrase.
+        what: &'static str,
+        /// What was touched.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl VmError {
+    pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { what, path, source }
+    }
+
+    /// The error as a user meets it.
+    pub fn report(&self) -> Report {
+        match self {
+            Self::Missing(qemu) => {
+                Report::new(ErrorCode::QemuMissing, format!("QEMU is not there or cannot be run: {qemu}"))
+                    .with("binary", qemu.clone())
+                    .help("apt-get install qemu-system-x86")
+                    .help("set qemu.binary in the daemon's settings")
+            }
+            Self::Died { vm, exit, stderr, command } => {
+                Report::new(ErrorCode::QemuDied, format!("QEMU of {vm} ended by itself ({exit})"))
+                    .with("stderr", if stderr.is_empty() { "(nothing)".to_owned() } else { stderr.clone() })
+                    .with("command line", command.display().to_string())
+            }
+            Self::Silent { .. } => Report::new(ErrorCode::QmpFailed, self.to_string()).caused_by(self).retryable(),
+            Self::Tap(error) => error.report(),
+            Self::Qmp(error) => error.report(),
+            Self::PathTooLong(_) | Self::InUse(_) => Report::new(ErrorCode::Internal, self.to_string()).caused_by(self),
+            Self::Io { source, .. } => {
+                let code =
+                    if source.kind() == io::ErrorKind::StorageFull { ErrorCode::DiskFull } else { ErrorCode::Internal };
+                Report::new(code, self.to_string()).caused_by(self)
+            }
+        }
+    }
+}
+
+/// A running VM. Cheap to clone; dropping it leaves QEMU running.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    record: VmRecord,
+    run_dir: PathBuf,
+    process: Process,
+    qmp: Qmp,
+    transcript: Transcript,
+}
+
+/// What is found in a run folder.
+#[derive(Debug)]
+pub enum Found {
+    /// A running VM, its monitor connected.
+    Running(Box<Vm>),
+    /// Things of a VM that has ended; [`remains::clear`] removes them.
+    Ended,
+    /// Nothing.
+    Nothing,
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone)]
+pub struct Ending {
+    /// How its process ended.
+    pub exit: Exit,
+    /// The last lines of its stderr.
+    pub stderr: String,
+    /// What could not be removed, in words; empty as it should be.
+    pub left: Vec<String>,
+}
+
+impl Vm {
+    /// Starts a VM with its CPUs stopped and connects its monitor. When this fails or is dropped, nothing is left but
+    /// evidence.
+    pub async fn start(setup: VmSetup, places: VmPlaces) -> Result<Self, VmError> {
+        let VmPlaces { run_dir, evidence, vtd, cgroups } = places;
+        let id = setup.spec.id.clone();
+        let qemu = resolve_program(&setup.qemu).ok_or_else(|| VmError::Missing(setup.qemu.clone()))?;
+        check_socket_paths(&run_dir)?;
+        if run_dir.exists() {
+            return Err(VmError::InUse(run_dir));
+        }
+        fs::create_dir_all(&evidence).map_err(VmError::io("make", &evidence))?;
+        let undo = Undo { run_dir: Some(&run_dir) };
+        create_private_dir(&run_dir).map_err(VmError::io("make", &run_dir))?;
+        let cgroup = make_cgroup(cgroups.as_ref(), &run_dir);
+        let taps: Vec<String> = (0..setup.spec.nics.len()).map(|number| Tap::name_for(&run_dir, number)).collect();
+        let mut record = VmRecord {
+            version: VmRecord::VERSION,
+            spec: setup.spec,
+            machine: setup.resolved.machine.clone(),
+            accelerator: setup.resolved.accelerator,
+            cpu_model: setup.resolved.cpu_model.clone(),
+            incoming: setup.incoming,
+            process: None,
+            cgroup: cgroup.as_ref().map(|group| group.path().to_owned()),
+            taps: taps.clone(),
+            evidence: evidence.clone(),
+        };
+        record.write(&run_dir).map_err(VmError::io("write record in", &run_dir))?;
+        for tap in &taps {
+            // The record has its name: from here on it is removed with the run folder.
+            Tap::create(tap, setup.bridge.as_deref().ok_or(TapError::NoBridge)?)?.keep();
+        }
+        let memory_file = setup.memory_in_file.then(|| run_dir.join(MEMORY_FILE));
+        let words = CommandLine {
+            spec: &record.spec,
+            resolved: &setup.resolved,
+            boot: setup.boot.as_ref(),
+            disk: setup.disk.as_ref(),
+            data_disk: setup.data_disk.as_ref(),
+            taps: &taps,
+            run_dir: &run_dir,
+            serial_log: &evidence.join(SERIAL_FILE),
+            memory_file: memory_file.as_deref(),
+            incoming: setup.incoming,
+        }
+        .words();
+        let command = evidence.join(COMMAND_FILE);
+        let lines = std::iter::once(qemu.to_string_lossy().into_owned()).chain(words.iter().cloned());
+        let text: String = lines.map(|line| line + "\n").collect();
+        fs::write(&command, text).map_err(VmError::io("write", &command))?;
+
+        let stderr = evidence.join(STDERR_FILE);
+        let process = Process::spawn(&Launch { vtd, program: qemu, args: words, output: stderr, cgroup })
+            .map_err(VmError::io("start QEMU in", &run_dir))?;
+        record.process = Some(process.id().clone());
+        record.write(&run_dir).map_err(VmError::io("write record in", &run_dir))?;
+        let transcript_file = evidence.join(TRANSCRIPT_FILE);
+        let transcript = Transcript::append(&transcript_file).await.map_err(VmError::io("write", &transcript_file))?;
+        let monitor = run_dir.join(QMP_SOCKET);
+        let qmp = tokio::select! {
+            biased;
+            exit = process.ended() => {
+                let stderr = last_lines(&evidence.join(STDERR_FILE), 20);
+                return Err(match stderr.lines().find_map(|line| line.strip_prefix(launch::NOT_RUN)) {
+                    Some(why) if exit == Exit::Code(launch::EXIT_NOT_RUN) => VmError::Missing(why.to_owned()),
+                    _ => VmError::Died { vm: id, exit, stderr, command },
+                });
+            }
+            qmp = first_connection(&monitor, &transcript) => {
+                qmp.map_err(|source| VmError::Silent { vm: id, source })?
+            }
+        };
+        undo.keep();
+        Ok(Self { record, run_dir, process, qmp, transcript })
+    }
+
+    /// Finds the VM of a run folder again and connects its monitor.
+    pub async fn find(run_dir: &Path) -> Result<Found, VmError> {
+        if !run_dir.exists() {
+            return Ok(Found::Nothing);
+        }
+        let record = VmRecord::read(run_dir).map_err(VmError::io("read record in", run_dir))?;
+        let Some(mut record) = record else { return Ok(Found::Ended) };
+        let id = match &record.process {
+            Some(id) => id.clone(),
+            // The daemon ended between start and record.
+            None => match remains::qemu_of(run_dir) {
+                Some(id) => id,
+                None => return Ok(Found::Ended),
+            },
+        };
+        let Some(process) = Process::attach(&id).map_err(VmError::io("find QEMU of", run_dir))? else {
+            return Ok(Found::Ended);
+        };
+        if record.process.is_none() {
+            record.process = Some(id);
+            record.write(run_dir).map_err(VmError::io("write record in", run_dir))?;
+        }
+        let transcript_file = record.evidence.join(TRANSCRIPT_FILE);
+        let transcript = Transcript::append(&transcript_file).await.map_err(VmError::io("write", &transcript_file))?;
+        let vm = record.spec.id.clone();
+        let monitor = run_dir.join(QMP_SOCKET);
+        tokio::select! {
+            biased;
+            _ = process.ended() => Ok(Found::Ended),
+            qmp = first_connection(&monitor, &transcript) => {
+                let qmp = qmp.map_err(|source| VmError::Silent { vm, source })?;
+                Ok(Found::Running(Box::new(Self { record, run_dir: run_dir.to_owned(), process, qmp, transcript })))
+            }
+        }
+    }
+
+    /// Which VM.
+    pub fn id(&self) -> &VmId {
+        &self.record.spec.id
+    }
+
+    /// What is on disk about it.
+    pub fn record(&self) -> &VmRecord {
+        &self.record
+    }
+
+    /// Its run folder.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
+    /// The folder of its evidence.
+    pub fn evidence(&self) -> &Path {
+        &self.record.evidence
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// QEMU's process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Its monitor.
+    pub fn qmp(&self) -> &Qmp {
+        &self.qmp
+    }
+
+    /// The monitor's transcript.
+    pub fn transcript(&self) -> &Transcript {
+        &self.transcript
+    }
+
+    /// The socket of a channel into the guest. QEMU serves one connection at a time on each.
+    pub fn socket(&self, channel: Channel) -> PathBuf {
+        self.run_dir.join(match channel {
+            Channel::Console => CONSOLE_SOCKET,
+            Channel::Agent => AGENT_SOCKET,
+            Channel::Probe => PROBE_SOCKET,
+        })
+    }
+
+    /// The monitor's socket that is kept for the guard.
+    pub fn guard_monitor(&self) -> PathBuf {
+        self.run_dir.join(GUARD_QMP_SOCKET)
+    }
+
+    /// Waits for QEMU's end and says how it ended, with its last words.
+    pub async fn died(&self) -> VmError {
+        let exit = self.process.ended().await;
+        VmError::Died {
+            vm: self.id().clone(),
+            exit,
+            stderr: last_lines(&self.record.evidence.join(STDERR_FILE), 20),
+            command: self.record.evidence.join(COMMAND_FILE),
+        }
+    }
+
+    /// Ends QEMU (politely, then not) and gives back everything but the evidence.
+    pub async fn teardown(self) -> Ending {
+        if self.process.exit().is_none() {
+            let quit = timeout(QUIT_TIMEOUT, async {
+                let _ = self.qmp.quit().await;
+                self.process.ended().await
+            });
+            if quit.await.is_err() {
+                tracing::warn!(vm = %self.id(), "QEMU does not quit: it is killed");
+            }
+        }
+        self.clear().await
+    }
+
+    /// Kills QEMU at once and gives back everything but the evidence.
+    pub async fn kill(self) -> Ending {
+        self.clear().await
+    }
+
+    async fn clear(self) -> Ending {
+        let mut left = Vec::new();
+        let exit = match self.process.kill_and_wait(KILL_TIMEOUT).await {
+            Ok(Some(exit)) => exit,
+            Ok(None) => {
+                left.push(format!("process {} does not end after SIGKILL", self.pid()));
+                Exit::Unknown
+            }
+            Err(error) => {
+                left.push(format!("process {}: {error}", self.pid()));
+                Exit::Unknown
+            }
+        };
+        self.qmp.close();
+        self.transcript.flush().await;
+        let run_dir = self.run_dir.clone();
+        let cleared = tokio::task::spawn_blocking(move || remains::clear(&run_dir)).await;
+        left.extend(cleared.unwrap_or_else(|error| vec![format!("clearing up: {error}")]));
+        Ending { exit, stderr: last_lines(&self.record.evidence.join(STDERR_FILE), 20), left }
+    }
+}
+
+/// Removes what a start has made so far.
+struct Undo<'a> {
+    run_dir: Option<&'a Path>,
+}
+
+impl Undo<'_> {
+    fn keep(mut self) {
+        self.run_dir = None;
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Some(run_dir) = self.run_dir {
+            for left in remains::clear(run_dir) {
+                tracing::warn!(left, "left by a VM that did not start");
+            }
+        }
+    }
+}
+
+fn check_socket_paths(run_dir: &Path) -> Result<(), VmError> {
+    let longest = [QMP_SOCKET, GUARD_QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET, PROBE_SOCKET, crate::guard::SOCKET]
+        .into_iter()
+        .map(|name| run_dir.join(name).as_os_str().len())
+        .max();
+    if longest > Some(SOCKET_PATH_MAX) { Err(VmError::PathTooLong(run_dir.to_owned())) } else { Ok(()) }
+}
+
+fn create_private_dir(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::DirBuilder::new().mode(0o700).create(path)
+}
+
+fn make_cgroup(cgroups: Option<&Cgroups>, run_dir: &Path) -> Option<Cgroup> {
+    let name = remains::cgroup_name(run_dir);
+    match cgroups?.create(&name) {
+        Ok(group) => Some(group),
+        Err(error) => {
+            tracing::warn!(%error, name, "QEMU runs without a control group of its own");
+            None
+        }
+    }
+}
+
+/// QEMU opens its sockets a moment after its start; until then connecting is refused.
+async fn first_connection(socket: &Path, transcript: &Transcript) -> Result<Qmp, Option<QmpError>> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    let mut last = None;
+    while Instant::now() < deadline {
+        match Qmp::connect(socket, transcript.clone()).await {
+            Ok(qmp) => return Ok(qmp),
+            Err(error) => last = Some(error),
+        }
+        sleep(Duration::from_millis(3)).await;
+    }
+    Err(last)
+}

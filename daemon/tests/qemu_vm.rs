@@ -1,0 +1,261 @@
+//! VMs with a real QEMU and no guest: started, moved, found again, and the ways in which a start fails.
+
+mod places;
+
+use std::{fs, time::Duration};
+
+use places::{Places, setup};
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+use vt_daemon::qemu::{
+    Channel, Found, Vm, VmError,
+    process::Exit,
+    qmp::{MigrationStatus, Qmp, QmpError, RunState, Transcript},
+    remains,
+};
+use vt_protocol::error::ErrorCode;
+
+const LONG: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn a_vm_starts_stopped_and_its_teardown_leaves_only_evidence() {
+    let places = Places::new();
+    let before = places.inventory();
+    let vm = Vm::start(setup("vm1"), places.vm("vm1")).await.unwrap();
+    let status = vm.qmp().query_status().await.unwrap();
+    assert_eq!((status.running, status.state), (false, RunState::Prelaunch));
+    assert!(!vm.qmp().query_kvm().await.unwrap());
+    assert_eq!(vm.qmp().query_version().await.unwrap(), vm.qmp().greeting().version);
+    assert!(vm.qmp().query_machines().await.unwrap().iter().any(|m| m.alias.as_deref() == Some("q35")));
+    assert_eq!(vm.qmp().query_cpu_threads().await.unwrap().len(), 1);
+    for channel in [Channel::Console, Channel::Agent, Channel::Probe] {
+        tokio::net::UnixStream::connect(vm.socket(channel)).await.unwrap();
+    }
+    // A session of its own, so that a signal to the daemon's terminal does not reach it.
+    let stat = fs::read_to_string(format!("/proc/{}/stat", vm.pid())).unwrap();
+    let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap().to_owned();
+    assert_eq!(session, vm.pid().to_string());
+    if let Some(group) = &vm.record().cgroup {
+        let group = vt_daemon::cgroup::Cgroup::at(group.clone());
+        assert_eq!(group.processes(), [vm.pid()]);
+    }
+    assert_ne!(places.inventory(), before);
+
+    let mut events = vm.qmp().events();
+    vm.qmp().cont().await.unwrap();
+    events.wait_for(|e| e.name == "RESUME", Instant::now() + LONG).await.unwrap();
+    vm.qmp().stop().await.unwrap();
+    events.wait_for(|e| e.name == "STOP", Instant::now() + LONG).await.unwrap();
+
+    let evidence = vm.evidence().to_owned();
+    let ending = vm.teardown().await;
+    assert_eq!((ending.exit, &ending.left), (Exit::Code(0), &vec![]));
+    assert_eq!(places.inventory(), before);
+    assert!(!places.run_dir("vm1").exists());
+    let transcript = fs::read_to_string(evidence.join("qmp.jsonl")).unwrap();
+    let rows: Vec<Value> = transcript.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(rows.iter().any(|row| row["msg"]["event"] == "RESUME"));
+    assert!(rows.iter().any(|row| row["msg"]["execute"] == "quit"));
+    let command = fs::read_to_string(evidence.join("qemu.command")).unwrap();
+    assert!(command.starts_with('/') && command.contains("\n-nodefaults\n"), "{command}");
+}
+
+#[tokio::test]
+async fn a_qemu_that_is_not_there_or_dies_is_one_clear_error_and_leaves_nothing() {
+    let places = Places::new();
+    let before = places.inventory();
+
+    let missing = setup_with(|setup| setup.qemu = "qemu-system-of-nowhere".into());
+    let report = Vm::start(missing, places.vm("vm1")).await.unwrap_err().report();
+    assert_eq!(report.code, ErrorCode::QemuMissing);
+    assert!(report.title.contains("qemu-system-of-nowhere"), "{report:?}");
+
+    // A file that is executable and no program.
+    let broken = places.root().join("broken-qemu");
+    fs::write(&broken, b"\x7fELF not really").unwrap();
+    fs::set_permissions(&broken, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let broken = setup_with(|setup| setup.qemu = broken.to_string_lossy().into_owned());
+    let report = Vm::start(broken, places.vm("vm1")).await.unwrap_err().report();
+    assert_eq!(report.code, ErrorCode::QemuMissing, "{report:?}");
+
+    let dies = setup_with(|setup| setup.spec.extra_args = vec!["-device".into(), "flux-capacitor".into()]);
+    let report = Vm::start(dies, places.vm("vm1")).await.unwrap_err().report();
+    assert_eq!(report.code, ErrorCode::QemuDied);
+    assert!(report.evidence.iter().any(|(_, text)| text.contains("flux-capacitor")), "{report:?}");
+
+    let no_image = setup_with(|setup| {
+        setup.disk = Some(vt_daemon::qemu::Disk { path: "/no/such.qcow2".into(), format: "qcow2".into() });
+    });
+    let report = Vm::start(no_image, places.vm("vm1")).await.unwrap_err().report();
+    assert!(report.evidence.iter().any(|(_, text)| text.contains("/no/such.qcow2")), "{report:?}");
+
+    let no_bridge = setup_with(|setup| {
+        setup.spec.nics = vec![vt_protocol::vm::Nic { mac: [2, 0, 0, 0, 0, 1], address: None, prefix: 24 }];
+    });
+    let report = Vm::start(no_bridge, places.vm("vm1")).await.unwrap_err().report();
+    assert_eq!(report.code, ErrorCode::NetworkSetup);
+
+    let long = places.root().join("x".repeat(90)).join("vm");
+    let mut places_long = places.vm("vm1");
+    places_long.run_dir = long;
+    assert!(matches!(Vm::start(setup("vm1"), places_long).await, Err(VmError::PathTooLong(_))));
+    assert_eq!(places.inventory(), before);
+}
+
+#[tokio::test]
+async fn a_start_given_up_half_way_leaves_nothing() {
+    let places = Places::new();
+    let before = places.inventory();
+    for after_ms in [0, 1, 5, 20, 40, 80] {
+        let start = Vm::start(setup("vm1"), places.vm("vm1"));
+        if let Ok(vm) = timeout(Duration::from_millis(after_ms), start).await {
+            assert_eq!(vm.unwrap().teardown().await.left, Vec::<String>::new());
+        }
+        assert_eq!(places.inventory(), before, "given up after {after_ms} ms");
+    }
+}
+
+#[tokio::test]
+async fn a_vm_outlives_its_daemon_and_is_found_again() {
+    let places = Places::new();
+    let before = places.inventory();
+    // The "daemon": a process of its own that starts the VM and is killed.
+    let vm = Vm::start(setup("vm1"), places.vm("vm1")).await.unwrap();
+    let (pid, run_dir) = (vm.pid(), vm.run_dir().to_owned());
+    vm.qmp().cont().await.unwrap();
+    vm.qmp().close();
+    drop(vm);
+
+    let Found::Running(vm) = Vm::find(&run_dir).await.unwrap() else { panic!("not found") };
+    assert_eq!((vm.pid(), vm.id().name.as_str()), (pid, "vm1"));
+    assert!(vm.qmp().query_status().await.unwrap().running);
+
+    // The daemon was killed between the start and the record of the process: it is found by its words.
+    let mut record = vm.record().clone();
+    record.process = None;
+    record.write(&run_dir).unwrap();
+    vm.qmp().close();
+    drop(vm);
+    let Found::Running(vm) = Vm::find(&run_dir).await.unwrap() else { panic!("not found without its process id") };
+    assert_eq!(vm.pid(), pid);
+    assert!(matches!(Vm::start(setup("vm1"), places.vm("vm1")).await, Err(VmError::InUse(_))));
+
+    // QEMU ends while nobody looks.
+    vm.process().kill().unwrap();
+    timeout(LONG, vm.process().ended()).await.unwrap();
+    assert!(matches!(vm.died().await, VmError::Died { .. }));
+    drop(vm);
+    assert!(matches!(Vm::find(&run_dir).await.unwrap(), Found::Ended));
+    assert_eq!(remains::clear(&run_dir), Vec::<String>::new());
+    assert!(matches!(Vm::find(&run_dir).await.unwrap(), Found::Nothing));
+    assert_eq!(places.inventory(), before);
+}
+
+#[tokio::test]
+async fn what_a_killed_daemon_left_is_cleared_without_its_memory() {
+    let places = Places::new();
+    let before = places.inventory();
+    let vm = Vm::start(setup("vm1"), places.vm("vm1")).await.unwrap();
+    let run_dir = vm.run_dir().to_owned();
+    let process = vm.process().clone();
+    fs::write(run_dir.join("vm.json"), b"{ torn").unwrap();
+    drop(vm);
+    assert!(matches!(Vm::find(&run_dir).await, Err(VmError::Io { .. })));
+    assert_eq!(remains::clear(&run_dir), Vec::<String>::new());
+    timeout(LONG, process.ended()).await.unwrap();
+    assert_eq!(places.inventory(), before);
+}
+
+#[tokio::test]
+async fn a_vm_moves_between_two_qemus() {
+    let places = Places::new();
+    let source = Vm::start(setup("vm1"), places.vm("source")).await.unwrap();
+    let destination = Vm::start(setup_with(|setup| setup.incoming = true), places.vm("destination")).await.unwrap();
+    let capabilities = [("events".to_owned(), true), ("late-block-activate".to_owned(), true)].into();
+    let parameters = [("downtime-limit".to_owned(), 200)].into();
+    for vm in [&source, &destination] {
+        let set = vm.qmp().migrate_set_capabilities(&capabilities).await.unwrap();
+        assert_eq!(set.get("events"), Some(&true));
+        vm.qmp().migrate_set_parameters(&parameters).await.unwrap();
+    }
+    let refused = source.qmp().migrate_set_capabilities(&[("teleport".to_owned(), true)].into()).await.unwrap_err();
+    assert!(matches!(&refused, QmpError::Refused { desc, .. } if desc.contains("teleport")), "{refused}");
+    assert_eq!(refused.report().code, ErrorCode::QmpFailed);
+
+    source.qmp().cont().await.unwrap();
+    let (mut at_source, mut at_destination) = (source.qmp().events(), destination.qmp().events());
+    let uri = format!("unix:{}", places.root().join("mig").display());
+    destination.qmp().migrate_incoming(&uri).await.unwrap();
+    source.qmp().migrate(&uri).await.unwrap();
+    let deadline = Instant::now() + LONG;
+    let status = source.qmp().wait_migration(&mut at_source, MigrationStatus::is_final, deadline).await.unwrap();
+    assert_eq!(status, MigrationStatus::Completed);
+    let status =
+        destination.qmp().wait_migration(&mut at_destination, MigrationStatus::is_final, deadline).await.unwrap();
+    assert_eq!(status, MigrationStatus::Completed);
+    assert_eq!(source.qmp().query_status().await.unwrap().state, RunState::PostMigrate);
+    // `-S`: the destination waits for the decision.
+    assert!(!destination.qmp().query_status().await.unwrap().running);
+    destination.qmp().cont().await.unwrap();
+    at_destination.wait_for(|e| e.name == "RESUME", deadline).await.unwrap();
+    let info = source.qmp().query_migrate().await.unwrap();
+    assert!(info.total_ms.is_some() && info.downtime_ms.is_some() && info.ram.unwrap().transferred > 0, "{info:?}");
+    for vm in [source, destination] {
+        assert_eq!(vm.teardown().await.left, Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn out_of_band_passes_a_monitor_whose_main_loop_is_held_up() {
+    let places = Places::new();
+    let vm = Vm::start(setup("vm1"), places.vm("vm1")).await.unwrap();
+    assert!(vm.qmp().greeting().out_of_band);
+    // `migrate-pause` is allowed out of band and refused without a migration: QEMU itself answers.
+    let refused = vm.qmp().migrate_pause().await.unwrap_err();
+    assert!(refused.is_refusal(), "{refused}");
+    let refused = vm.qmp().execute_oob("query-status", Value::Null, LONG).await.unwrap_err();
+    assert!(matches!(&refused, QmpError::Refused { desc, .. } if desc.contains("does not support OOB")), "{refused}");
+    // A hundred commands at once, more than QEMU would queue.
+    let asked: Vec<_> = (0..100)
+        .map(|_| {
+            let qmp = vm.qmp().clone();
+            tokio::spawn(async move { qmp.query_status().await })
+        })
+        .collect();
+    for asked in asked {
+        asked.await.unwrap().unwrap();
+    }
+    let all = vm.qmp().query_commands().await.unwrap();
+    assert!(all.iter().any(|name| name == "migrate-recover"));
+    let wrong = vm.qmp().execute("query-status", json!({"no": 1}), LONG).await.unwrap_err();
+    assert!(wrong.is_refusal(), "{wrong}");
+    assert_eq!(vm.teardown().await.left, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn ram_in_a_file_can_be_changed_from_outside() {
+    use std::os::unix::fs::FileExt;
+    let places = Places::new();
+    let vm = Vm::start(setup_with(|setup| setup.memory_in_file = true), places.vm("vm1")).await.unwrap();
+    let file = fs::OpenOptions::new().write(true).open(vm.run_dir().join("ram")).unwrap();
+    file.write_all_at(&[0xa5], 0x100000).unwrap();
+    let seen = vm.qmp().execute("human-monitor-command", json!({"command-line": "xp /1xb 0x100000"}), LONG).await;
+    assert!(seen.unwrap().as_str().unwrap().contains("0xa5"));
+    assert_eq!(vm.teardown().await.left, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_monitor_in_use_by_another_waits_its_turn() {
+    let places = Places::new();
+    let vm = Vm::start(setup("vm1"), places.vm("vm1")).await.unwrap();
+    vm.qmp().close();
+    let again = Qmp::connect(&vm.run_dir().join("qmp"), Transcript::none()).await.unwrap();
+    again.query_status().await.unwrap();
+    assert_eq!(vm.teardown().await.left, Vec::<String>::new());
+}
+
+fn setup_with(change: impl FnOnce(&mut vt_daemon::qemu::VmSetup)) -> vt_daemon::qemu::VmSetup {
+    let mut setup = setup("vm1");
+    change(&mut setup);
+    setup
+}
