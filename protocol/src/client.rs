@@ -31,7 +31,7 @@ pub struct Client {
 #[derive(Debug)]
 enum Way {
     Socket(PathBuf),
-    Quic { endpoint: MeshEndpoint, connection: quinn::Connection },
+    Quic { endpoint: Box<MeshEndpoint>, connection: quinn::Connection },
 }
 
 impl Client {
@@ -56,7 +56,7 @@ impl Client {
             other => CallError::Unreachable { to: address.to_string(), why: other.to_string() },
         })?;
         let (connection, welcome) = endpoint.connect(address, Service::Admin, &mine, by).await?;
-        Ok(Client { way: Way::Quic { endpoint, connection }, mine, theirs: welcome.hello })
+        Ok(Client { way: Way::Quic { endpoint: Box::new(endpoint), connection }, mine, theirs: welcome.hello })
     }
 
     /// Who answered.

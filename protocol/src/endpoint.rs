@@ -90,13 +90,13 @@ impl MeshEndpoint {
     /// A daemon's endpoint: listens on `address` for every service and dials from the same port.
     pub fn serve(address: SocketAddr, identity: Arc<Identity>) -> Result<Self, EndpointError> {
         let config = tls::server(&identity, &Service::OVER_QUIC, true)?;
-        let endpoint = bind(address, Some(server_config(config)?))?;
+        let endpoint = bind(address, Some(server_config(config)?), identity.key().secret_for("quic stateless reset"))?;
         Ok(Self { endpoint, dials: dials_of(&identity)?, identity })
     }
 
     /// A client's endpoint: dials only. `address` is a wildcard of the family to be dialled, with port 0.
     pub fn dial_only(address: SocketAddr, identity: Arc<Identity>) -> Result<Self, EndpointError> {
-        Ok(Self { endpoint: bind(address, None)?, dials: dials_of(&identity)?, identity })
+        Ok(Self { endpoint: bind(address, None, rand::random())?, dials: dials_of(&identity)?, identity })
     }
 
     /// Opens a connection for one service and says hello. The answer tells who is there; whether its key is the wanted
@@ -191,11 +191,37 @@ pub fn service_of(connection: &quinn::Connection) -> Option<Service> {
 }
 
 /// Binds a UDP port; with `server`, connections are taken on it.
-pub fn bind(address: SocketAddr, server: Option<quinn::ServerConfig>) -> Result<quinn::Endpoint, EndpointError> {
-    let failed = |source| EndpointError::Bind { address, source };
-    match server {
-        Some(config) => quinn::Endpoint::server(config, address).map_err(failed),
-        None => quinn::Endpoint::client(address).map_err(failed),
+///
+/// An endpoint that comes back on its port with the same `reset` secret tells peers at once that their connections are
+/// gone. Without that, every peer of a restarted daemon would wait for the idle time.
+pub fn bind(
+    address: SocketAddr,
+    server: Option<quinn::ServerConfig>,
+    reset: [u8; 32],
+) -> Result<quinn::Endpoint, EndpointError> {
+    let mut config = quinn::EndpointConfig::new(Arc::new(ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &reset)));
+    config.cid_generator(|| Box::new(AnyId));
+    std::net::UdpSocket::bind(address)
+        .and_then(|socket| quinn::Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime)))
+        .map_err(|source| EndpointError::Bind { address, source })
+}
+
+/// Random connection ids of which none is known to be foreign. The default ids can be told from those of an earlier
+/// process, and such packets are dropped in silence; they are what has to be answered with a reset.
+#[derive(Debug)]
+struct AnyId;
+
+impl quinn::ConnectionIdGenerator for AnyId {
+    fn generate_cid(&mut self) -> quinn::ConnectionId {
+        quinn::ConnectionId::new(&rand::random::<[u8; 8]>())
+    }
+
+    fn cid_len(&self) -> usize {
+        8
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
     }
 }
 

@@ -142,6 +142,12 @@ pub enum JoinRefusal {
     /// The key was removed from the cluster before.
     #[error("this key was removed from the cluster")]
     Removed,
+    /// This host holds no CA key; those at these addresses do.
+    #[error("this host cannot admit others")]
+    NotHere {
+        /// Where the voters listen.
+        voters: Vec<SocketAddr>,
+    },
     /// The cluster cannot decide now, or the host cannot reach the leader.
     #[error("the cluster cannot decide now: {0}")]
     Unavailable(String),
@@ -182,6 +188,7 @@ impl JoinRefusal {
                 .help("open the port for UDP and TCP, or name another address: --advertise ADDRESS"),
             JoinRefusal::BadRequest(why) => Report::new(ErrorCode::Denied, title).with("reason", why.clone()),
             JoinRefusal::Removed => Report::new(ErrorCode::HostRemoved, title).help(new_token),
+            JoinRefusal::NotHere { .. } => Report::new(ErrorCode::NoQuorum, title).retryable(),
             JoinRefusal::Unavailable(why) => Report::new(ErrorCode::NoQuorum, "the cluster cannot decide now")
                 .with("reason", why.clone())
                 .retryable(),

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use crate::error::{ErrorCode, Report};
 use crate::ids::{ClusterId, Digest, TokenId};
 
 /// What every token begins with; secret scanners look for it.
@@ -115,6 +116,25 @@ pub enum TokenError {
     /// It was made by a build whose layout this one does not know.
     #[error("the join token has layout {0}; this build reads layout {LAYOUT}")]
     UnknownVersion(u8),
+}
+
+impl TokenError {
+    /// As a user meets it.
+    pub fn report(&self) -> Report {
+        let code = match self {
+            TokenError::UnknownVersion(_) => ErrorCode::WireVersion,
+            _ => ErrorCode::TokenGarbled,
+        };
+        let title = match self {
+            TokenError::NotAToken => "this is not a join token",
+            TokenError::Truncated { .. } => "the join token is cut short",
+            TokenError::Garbled(_) => "the join token is garbled",
+            TokenError::UnknownVersion(_) => "the join token was made by a newer build",
+        };
+        Report::new(code, title)
+            .with("reason", self.to_string())
+            .help("copy the whole line that `vtctl cluster token create` printed")
+    }
 }
 
 impl Token {

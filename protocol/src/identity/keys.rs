@@ -70,6 +70,11 @@ impl PrivateKey {
         Ok(params.self_signed(&self.0)?.der().clone())
     }
 
+    /// A secret that follows from the key, for one purpose; the key does not follow from it.
+    pub fn secret_for(&self, purpose: &str) -> [u8; 32] {
+        blake3::derive_key(&format!("vtmesh 2026 {purpose}"), self.0.serialized_der())
+    }
+
     pub(super) fn for_tls(&self) -> PrivateKeyDer<'static> {
         PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.0.serialize_der()))
     }

@@ -139,7 +139,7 @@ pub fn public_key_of(certificate: &CertificateDer<'_>) -> Result<PublicKey, Iden
 
 fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
     match X509Certificate::from_der(certificate) {
-        Ok((rest, parsed)) if rest.is_empty() => Ok(parsed),
+        Ok(([], parsed)) => Ok(parsed),
         _ => Err(IdentityError::Certificate("it is not X.509 in DER")),
     }
 }

@@ -82,6 +82,19 @@ impl ServerCertVerifier for HostOfCluster {
     signatures_by_algorithms!();
 }
 
+/// Whether `certificate` is a host's of `cluster`, signed by `ca`: what a joiner checks of what it was given.
+pub fn check_host_certificate(
+    certificate: &CertificateDer<'_>,
+    ca: &CertificateDer<'_>,
+    cluster: ClusterId,
+    provider: &CryptoProvider,
+) -> Result<(), IdentityError> {
+    let text = server_name(cluster);
+    let name = ServerName::try_from(text.clone()).map_err(|_| IdentityError::Name(text))?;
+    verify_host(certificate, &[], &name, &roots_of(ca)?, &provider.signature_verification_algorithms)?;
+    Ok(())
+}
+
 /// What a pinning client saw that it did not accept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PinFailure {

@@ -1,0 +1,249 @@
+//! The bulk service: blobs and evidence over TCP with TLS, for admitted hosts and, for reading, clients.
+//!
+//! What exists is behind [`BlobSource`]; paths are checked there, and that nothing leads out of an attempt's directory
+//! is checked here as well.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Component, Path};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use vt_protocol::admin::AccessRole;
+use vt_protocol::bulk::{self, BulkAnswer, BulkError, BulkRequest};
+use vt_protocol::call;
+use vt_protocol::error::{ErrorCode, Report};
+use vt_protocol::frame::FrameError;
+use vt_protocol::hello::{self, HelloError, Refusal, Welcome};
+use vt_protocol::identity::subject::Facts;
+use vt_protocol::identity::{Identity, IdentityError};
+use vt_protocol::ids::{AttemptId, Digest};
+use vt_protocol::service::Service;
+
+use super::access::{self, Pass};
+use super::services::Services;
+
+/// Transfers at once.
+const TRANSFERS: usize = 64;
+/// Handshake, hello and request must be done after this long.
+const GREETING_TIME: Duration = Duration::from_secs(10);
+/// Longest time of one transfer.
+const TRANSFER_TIME: Duration = Duration::from_secs(6 * 3600);
+
+/// Bytes that are there, with their number.
+pub type Content = (u64, Box<dyn AsyncRead + Send + Unpin>);
+
+/// Takes a blob's bytes. Dropped without [`BlobSink::keep`], nothing is left of it.
+#[async_trait]
+pub trait BlobSink: Send {
+    /// Where the bytes go.
+    fn writer(&mut self) -> &mut (dyn AsyncWrite + Send + Unpin);
+
+    /// The bytes are whole and have the digest: keep them.
+    async fn keep(self: Box<Self>) -> io::Result<()>;
+}
+
+/// What this host has to give, and where it keeps what it is given.
+#[async_trait]
+pub trait BlobSource: Send + Sync + 'static {
+    /// A blob; none where it is not here.
+    async fn blob(&self, digest: Digest) -> io::Result<Option<Content>>;
+
+    /// A file of an attempt's evidence from `offset`; none where there is none. `path` is relative and leads nowhere
+    /// else.
+    async fn evidence(&self, attempt: AttemptId, path: &Path, offset: u64) -> io::Result<Option<Content>>;
+
+    /// Room for a blob that is not here; none where it is here already.
+    async fn accept(&self, digest: Digest, length: u64) -> Result<Option<Box<dyn BlobSink>>, Report>;
+}
+
+/// Serves bulk transfers on one TCP port.
+pub struct BulkServer {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    services: Arc<dyn Services>,
+    source: Arc<dyn BlobSource>,
+}
+
+impl BulkServer {
+    /// A server on `listener`, which has the port number of the QUIC endpoint.
+    ///
+    /// # Errors
+    /// TLS refuses the identity.
+    pub fn new(
+        listener: TcpListener,
+        identity: &Identity,
+        services: Arc<dyn Services>,
+        source: Arc<dyn BlobSource>,
+    ) -> Result<Self, IdentityError> {
+        Ok(Self { listener, acceptor: bulk::acceptor(identity)?, services, source })
+    }
+
+    /// Serves until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let room = Arc::new(Semaphore::new(TRANSFERS));
+        let server = Arc::new(self);
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => return,
+                accepted = server.listener.accept() => accepted,
+            };
+            let (tcp, address) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "the bulk port takes no connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            // Over the limit the connection is dropped: the other side tries again, and nothing piles up here.
+            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
+            let (server, stop) = (Arc::clone(&server), stop.clone());
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    served = server.connection(tcp, address) => if let Err(error) = served {
+                        tracing::info!(%address, %error, "a bulk connection ended early");
+                    },
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    async fn connection(&self, tcp: TcpStream, address: SocketAddr) -> Result<(), BulkFailure> {
+        tcp.set_nodelay(true)?;
+        let late = || BulkFailure::Frame(FrameError::Deadline);
+        let mut stream = timeout(GREETING_TIME, self.acceptor.accept(tcp)).await.map_err(|_| late())??;
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let shown = shown.and_then(|certificate| Facts::read(certificate).ok());
+        let by = Instant::now() + GREETING_TIME;
+        let mine = self.services.hello();
+        let theirs = hello::hear(&mut stream, by).await?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let checked = hello::check(&mine, &theirs).and_then(|version| {
+            let pass = access::admit(Service::Blob, shown.as_ref(), &self.services.membership(), now)?;
+            Ok((pass, version))
+        });
+        let answer = checked.as_ref().map(|(_, version)| Welcome { hello: mine, version: *version });
+        hello::answer(&mut stream, &answer.map_err(Clone::clone), by).await?;
+        let pass = match checked {
+            Ok((pass, _)) => pass,
+            Err(refusal) => {
+                let _ = stream.shutdown().await;
+                return Err(BulkFailure::Refused(refusal));
+            }
+        };
+        let request = match bulk::take(&mut stream, by).await {
+            Ok(request) => request,
+            Err(error) => {
+                let report = Report::new(ErrorCode::WireVersion, "the request was not understood");
+                call::put_failure(&mut stream, &report.with("reason", error.to_string())).await?;
+                return Err(error.into());
+            }
+        };
+        tracing::debug!(%address, ?request, "a bulk request");
+        let served = self.serve(&mut stream, &pass, request).await;
+        let _ = timeout(GREETING_TIME, stream.shutdown()).await;
+        served
+    }
+
+    async fn serve(&self, stream: &mut bulk::Incoming, pass: &Pass, request: BulkRequest) -> Result<(), BulkFailure> {
+        let by = Instant::now() + TRANSFER_TIME;
+        let found = match request {
+            BulkRequest::Blob(digest) => self.source.blob(digest).await?,
+            BulkRequest::Evidence { attempt, path, offset } => match inner(&path) {
+                Some(path) => self.source.evidence(attempt, path, offset).await?,
+                None => {
+                    let report = Report::new(ErrorCode::ResultsMissing, "the path leads out of the attempt");
+                    return Ok(call::put_failure(stream, &report.with("path", path)).await?);
+                }
+            },
+            BulkRequest::Keep { digest, length } => return self.keep(stream, pass, digest, length, by).await,
+        };
+        match found {
+            Some((length, mut content)) => {
+                bulk::put_answer(stream, BulkAnswer::Follows(length)).await?;
+                bulk::pump(&mut content, stream, length, by).await?;
+                Ok(())
+            }
+            None => {
+                let report = Report::new(ErrorCode::ResultsMissing, "this host does not have it");
+                Ok(call::put_failure(stream, &report).await?)
+            }
+        }
+    }
+
+    async fn keep(
+        &self,
+        stream: &mut bulk::Incoming,
+        pass: &Pass,
+        digest: Digest,
+        length: u64,
+        by: Instant,
+    ) -> Result<(), BulkFailure> {
+        if matches!(pass, Pass::Client { role, .. } if *role < AccessRole::Runner) {
+            let report = Report::new(ErrorCode::Denied, "the role of your certificate does not allow this");
+            return Ok(call::put_failure(stream, &report).await?);
+        }
+        let mut sink = match self.source.accept(digest, length).await {
+            Ok(Some(sink)) => sink,
+            Ok(None) => return Ok(bulk::put_answer(stream, BulkAnswer::Kept).await?),
+            Err(report) => return Ok(call::put_failure(stream, &report).await?),
+        };
+        bulk::put_answer(stream, BulkAnswer::Send).await?;
+        let found = bulk::pump(stream, &mut sink.writer(), length, by).await?;
+        if found != digest {
+            let report = BulkError::Digest { wanted: digest, found }.report();
+            return Ok(call::put_failure(stream, &report).await?);
+        }
+        match sink.keep().await {
+            Ok(()) => Ok(bulk::put_answer(stream, BulkAnswer::Kept).await?),
+            Err(error) => {
+                let report = Report::new(ErrorCode::StorageFailed, "the blob could not be stored").caused_by(&error);
+                Ok(call::put_failure(stream, &report).await?)
+            }
+        }
+    }
+}
+
+/// A relative path made of plain names only.
+fn inner(path: &str) -> Option<&Path> {
+    let path = Path::new(path);
+    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    (plain && path.components().next().is_some()).then_some(path)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum BulkFailure {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Hello(#[from] HelloError),
+    #[error(transparent)]
+    Transfer(#[from] BulkError),
+    #[error("{0}")]
+    Refused(Refusal),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_stays_inside() {
+        for path in ["", "/etc/passwd", "../x", "a/../../x", "./a", ".."] {
+            assert_eq!(inner(path), None, "{path}");
+        }
+        assert_eq!(inner("h1/serial.log"), Some(Path::new("h1/serial.log")));
+    }
+}

@@ -1,0 +1,436 @@
+//! The side that wants in: dial, pin the CA, ask, answer the probe, store the claim.
+//!
+//! Nothing is sent before the CA in the token was found at the other end. The request goes out from another port than
+//! the one that is advertised: a probe back along the path of the request would prove nothing about a firewall. When
+//! the outcome is unknown the same request is sent again, for as long as the deadline allows.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use vt_protocol::admin::HostRole;
+use vt_protocol::call::{self, CallError};
+use vt_protocol::client::open_stream;
+use vt_protocol::codec;
+use vt_protocol::endpoint::{self, CloseCode, EndpointError};
+use vt_protocol::error::{ErrorCode, Report};
+use vt_protocol::facts::HostFacts;
+use vt_protocol::frame::FrameError;
+use vt_protocol::hello::{self, BUILD, Hello, Refusal, Welcome};
+use vt_protocol::identity::verify::{PinFailure, check_host_certificate};
+use vt_protocol::identity::{Identity, PrivateKey, tls};
+use vt_protocol::ids::{ClusterId, Name};
+use vt_protocol::join::{Admitted, JoinAnswer, JoinCall, JoinRefusal, JoinRequest};
+use vt_protocol::service::Service;
+use vt_protocol::token::{CaDigest, Token};
+
+use super::claim::{Claim, ClaimError, Record, Staging};
+
+/// One address gets this long to answer.
+const DIAL_TIME: Duration = Duration::from_secs(2);
+/// One request gets this long: the probe and the entry are in it.
+const ASK_TIME: Duration = Duration::from_secs(20);
+/// Pause before the same request is sent again.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Addresses tried at most, those that hosts point to included.
+const ADDRESSES_MAX: usize = 16;
+/// The port must be free again this long after the join.
+const PORT_TIME: Duration = Duration::from_secs(3);
+
+/// What a host says when it joins.
+#[derive(Debug)]
+pub struct Joining {
+    /// The token, decoded.
+    pub token: Token,
+    /// Where this host listens.
+    pub listen: SocketAddr,
+    /// Where it says it is reached.
+    pub advertise: SocketAddr,
+    /// The name it wants.
+    pub name: Name,
+    /// The role it wishes for.
+    pub role: Option<HostRole>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// What it is.
+    pub facts: Option<HostFacts>,
+}
+
+/// Why a host did not join.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// No address in the token answered.
+    #[error("no address in the join token answered")]
+    Unreachable(Vec<(SocketAddr, String)>),
+    /// The host that answered shows another CA than the token's.
+    #[error("the certificate authority at {address} is not the one in the token")]
+    CaMismatch {
+        /// The address.
+        address: SocketAddr,
+        /// The digest in the token.
+        wanted: CaDigest,
+        /// The digest shown, if one was.
+        shown: Option<CaDigest>,
+    },
+    /// The host that answered belongs to another cluster.
+    #[error("the host at {address} belongs to another cluster")]
+    OtherCluster {
+        /// The address.
+        address: SocketAddr,
+        /// The cluster it says it is of.
+        theirs: ClusterId,
+        /// The cluster in the token.
+        wanted: ClusterId,
+    },
+    /// The host that answered refused the connection.
+    #[error("{address} refused the connection: {refusal}")]
+    Hello {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// The cluster said no.
+    #[error("{0}")]
+    Refused(JoinRefusal),
+    /// This host cannot listen where it must.
+    #[error("this host cannot listen")]
+    Listen(#[source] EndpointError),
+    /// What the cluster answered cannot be used.
+    #[error("the answer cannot be used: {0}")]
+    Answer(&'static str),
+    /// Whether the host was admitted is unknown: the same command resumes.
+    #[error("no answer came; whether this host was admitted is unknown")]
+    Unknown(String),
+    /// The claim could not be stored, or the host has one.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+}
+
+impl JoinError {
+    /// As a user meets it.
+    pub fn report(&self) -> Report {
+        let title = self.to_string();
+        match self {
+            JoinError::Unreachable(tried) => {
+                let report = Report::new(ErrorCode::JoinUnreachable, title);
+                tried.iter().fold(report, |report, (address, why)| report.with(address.to_string(), why.clone()))
+            }
+            JoinError::CaMismatch { address, wanted, shown } => Report::new(ErrorCode::CaMismatch, title)
+                .with("address", address.to_string())
+                .with("wanted", wanted.to_string())
+                .with("shown", shown.map_or("none".to_owned(), |shown| shown.to_string())),
+            JoinError::OtherCluster { address, theirs, wanted } => Report::new(ErrorCode::TokenOtherCluster, title)
+                .with("address", address.to_string())
+                .with("its cluster", theirs.to_string())
+                .with("token's", wanted.to_string()),
+            JoinError::Hello { address, refusal } => {
+                CallError::Refused { to: address.to_string(), refusal: refusal.clone() }.report()
+            }
+            JoinError::Refused(refusal) => refusal.report(),
+            JoinError::Listen(error) => Report::new(ErrorCode::Unreachable, title).caused_by(error),
+            JoinError::Answer(_) => Report::new(ErrorCode::Internal, title),
+            JoinError::Unknown(why) => Report::new(ErrorCode::DeadlinePassed, title)
+                .with("reason", why.clone())
+                .help("run the same command again: it resumes this join")
+                .retryable(),
+            JoinError::Claim(error) => error.report(),
+        }
+    }
+}
+
+/// Joins, and puts the claim at `place`. `tell` hears of each step, for people.
+///
+/// # Errors
+/// See [`JoinError`]. Except for [`JoinError::Unknown`], nothing is left behind.
+pub async fn join(
+    plan: &Joining,
+    place: &Path,
+    by: Instant,
+    tell: &(dyn Fn(String) + Send + Sync),
+) -> Result<Claim, JoinError> {
+    let (staging, key) = Staging::of_join(place, plan.token.id)?;
+    let key = Arc::new(key);
+    let mut attempt = Attempt { plan, key: &key, tell, echo: None };
+    let outcome = attempt.repeat(by).await;
+    if let Some(echo) = attempt.echo.take() {
+        echo.stop(plan.listen).await;
+    }
+    let admitted = match outcome {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            if matches!(error, JoinError::Unknown(_)) {
+                staging.leave();
+            }
+            return Err(error);
+        }
+    };
+    let members = admitted.members.len();
+    let claim = match claim_of(plan, &key, admitted) {
+        Ok(claim) => claim,
+        Err(error) => {
+            // The cluster may have admitted this key: it is kept for another try.
+            staging.leave();
+            return Err(error);
+        }
+    };
+    let claim = staging.keep(claim)?;
+    tell(format!("admitted to cluster {} as learner, {members} hosts", claim.record.cluster_name));
+    Ok(claim)
+}
+
+fn claim_of(plan: &Joining, key: &PrivateKey, admitted: Admitted) -> Result<Claim, JoinError> {
+    if admitted.cluster != plan.token.cluster {
+        return Err(JoinError::Answer("it is of another cluster"));
+    }
+    if CaDigest::of(&admitted.ca) != plan.token.ca {
+        return Err(JoinError::Answer("its CA is not the token's"));
+    }
+    let (certificate, ca) = (admitted.certificate.into(), admitted.ca.into());
+    check_host_certificate(&certificate, &ca, admitted.cluster, &tls::provider())
+        .map_err(|_| JoinError::Answer("its certificate is not the CA's"))?;
+    // The key is copied by way of its text: rcgen's key pairs cannot be cloned.
+    let key = PrivateKey::from_pem(&key.to_pem()).map_err(ClaimError::from)?;
+    let identity = Identity::new(key, certificate, ca).map_err(|_| JoinError::Answer("it certifies another key"))?;
+    let record = Record {
+        cluster: admitted.cluster,
+        cluster_name: admitted.cluster_name,
+        host: admitted.host,
+        name: plan.name.clone(),
+        advertise: plan.advertise,
+        members: admitted.members,
+    };
+    Ok(Claim { identity, record })
+}
+
+struct Attempt<'a> {
+    plan: &'a Joining,
+    key: &'a Arc<PrivateKey>,
+    tell: &'a (dyn Fn(String) + Send + Sync),
+    echo: Option<Echo>,
+}
+
+/// What one round over the addresses came to.
+enum Round {
+    Admitted(Box<Admitted>),
+    /// For good.
+    Failed(JoinError),
+    /// The request may have been done.
+    Unknown(String),
+    /// Nothing was sent to anyone, or the cluster could not decide: it may be different later.
+    NotNow(JoinError),
+}
+
+impl Attempt<'_> {
+    async fn repeat(&mut self, by: Instant) -> Result<Admitted, JoinError> {
+        let mut unknown = None;
+        loop {
+            match self.round(by).await {
+                Round::Admitted(admitted) => return Ok(*admitted),
+                Round::Failed(error) => {
+                    // A refusal is an answer even after a silence: an admission would have been repeated.
+                    return Err(error);
+                }
+                Round::Unknown(why) => {
+                    tracing::info!(%why, "no answer to the join; it is sent again");
+                    unknown = Some(why);
+                }
+                // Without a silence before it, there is nothing to find out.
+                Round::NotNow(error) if unknown.is_none() => return Err(error),
+                Round::NotNow(error) => tracing::debug!(%error, "the join waits"),
+            }
+            let next = Instant::now() + PAUSE;
+            if next >= by {
+                return Err(JoinError::Unknown(unknown.unwrap_or_default()));
+            }
+            sleep_until(next).await;
+        }
+    }
+
+    async fn round(&mut self, by: Instant) -> Round {
+        let mut addresses = self.plan.token.addresses.clone();
+        let mut tried = Vec::new();
+        let mut telling = None;
+        let mut at = 0;
+        while at < addresses.len().min(ADDRESSES_MAX) && Instant::now() < by {
+            let address = addresses[at];
+            at += 1;
+            match self.ask(address, by).await {
+                Ok(JoinAnswer::Admitted(admitted)) => return Round::Admitted(admitted),
+                Ok(JoinAnswer::Refused(JoinRefusal::NotHere { voters })) => {
+                    for voter in voters {
+                        if !addresses.contains(&voter) {
+                            addresses.push(voter);
+                        }
+                    }
+                    tried.push((address, "it cannot admit others, and pointed to voters".to_owned()));
+                }
+                Ok(JoinAnswer::Refused(refusal @ JoinRefusal::Unavailable(_))) => {
+                    tried.push((address, refusal.to_string()));
+                    telling = Some(JoinError::Refused(refusal));
+                }
+                Ok(JoinAnswer::Refused(refusal)) => return Round::Failed(JoinError::Refused(refusal)),
+                Ok(JoinAnswer::Echo(_)) => return Round::Failed(JoinError::Answer("a nonce was not asked for")),
+                Err(Asked::Fatal(error)) => return Round::Failed(error),
+                Err(Asked::Telling(error)) => {
+                    tried.push((address, error.to_string()));
+                    telling = Some(error);
+                }
+                Err(Asked::Unreachable(why)) => tried.push((address, why)),
+                Err(Asked::Silent(why)) => return Round::Unknown(why),
+            }
+        }
+        Round::NotNow(telling.unwrap_or(JoinError::Unreachable(tried)))
+    }
+
+    async fn ask(&mut self, address: SocketAddr, by: Instant) -> Result<JoinAnswer, Asked> {
+        let token = &self.plan.token;
+        let internal = |error: &dyn std::fmt::Display| Asked::Unreachable(error.to_string());
+        let (config, pin) = tls::client_pinning(token.ca, Service::Join).map_err(|error| internal(&error))?;
+        let dial = endpoint::client_config(config, Service::Join).map_err(|error| internal(&error))?;
+        let any: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let dialler = endpoint::bind(any, None, rand::random()).map_err(|error| internal(&error))?;
+        let mine = Hello::of(Some(token.cluster), None, rand::random());
+        let until = by.min(Instant::now() + DIAL_TIME);
+        let met = endpoint::connect_with(&dialler, dial, address, token.cluster, &mine, until).await;
+        let (connection, _) = match (met, pin.failure()) {
+            (Ok(met), _) => met,
+            (Err(_), Some(PinFailure::OtherCa { cluster: Some(theirs), .. })) if theirs != token.cluster => {
+                return Err(Asked::Telling(JoinError::OtherCluster { address, theirs, wanted: token.cluster }));
+            }
+            (Err(_), Some(PinFailure::OtherCa { shown, .. })) => {
+                return Err(Asked::Telling(JoinError::CaMismatch { address, wanted: token.ca, shown }));
+            }
+            (Err(CallError::Refused { refusal, .. }), None) => {
+                return Err(Asked::Telling(JoinError::Hello { address, refusal }));
+            }
+            (Err(error), _) => return Err(Asked::Unreachable(error.to_string())),
+        };
+        let Some(ca) = pin.ca() else { return Err(Asked::Unreachable("no CA was shown".to_owned())) };
+        if self.echo.is_none() {
+            (self.tell)(format!("CA SHA-256 {} at {address} matches the token", token.ca));
+            let config = tls::server_of_joiner(self.key, token.cluster, &ca).map_err(|error| internal(&error))?;
+            let serve = endpoint::server_config(config).map_err(|error| Asked::Fatal(JoinError::Listen(error)))?;
+            let listening = endpoint::bind(self.plan.listen, Some(serve), rand::random())
+                .map_err(|error| Asked::Fatal(JoinError::Listen(error)))?;
+            self.echo = Some(Echo::start(listening, token.cluster));
+        }
+        let answered = self.send(&connection, by.min(Instant::now() + ASK_TIME)).await;
+        connection.close(CloseCode::Done.into(), b"done");
+        let _ = timeout(Duration::from_millis(200), dialler.wait_idle()).await;
+        answered
+    }
+
+    async fn send(&self, connection: &quinn::Connection, by: Instant) -> Result<JoinAnswer, Asked> {
+        let plan = self.plan;
+        let cap = Service::Join.cap();
+        let request = JoinRequest {
+            token: plan.token.id,
+            secret: plan.token.secret.clone(),
+            signing_request: self.key.signing_request().map_err(|error| Asked::Unreachable(error.to_string()))?,
+            advertise: plan.advertise,
+            name: plan.name.clone(),
+            role: plan.role,
+            labels: plan.labels.clone(),
+            build: BUILD.to_owned(),
+            facts: plan.facts.clone().map(Box::new),
+        };
+        let asked = async {
+            let payload = call::encode(&JoinCall::Admit(Box::new(request)), cap)?;
+            let (mut send, mut receive) = open_stream(connection, by).await?;
+            let reply = call::ask(&mut send, &mut receive, &payload, cap, by).await?;
+            Ok::<JoinAnswer, CallError>(codec::decode_wire(&reply, cap)?)
+        };
+        asked.await.map_err(|error| match error {
+            error if error.may_be_done() => Asked::Silent(error.to_string()),
+            // The handler of the other side failed or is late: that is no answer either.
+            CallError::Failed(report) => Asked::Silent(report.to_string()),
+            error => Asked::Unreachable(error.to_string()),
+        })
+    }
+}
+
+/// Why one address gave no answer.
+enum Asked {
+    Unreachable(String),
+    /// More telling than that nobody answered, but another address may be better.
+    Telling(JoinError),
+    Fatal(JoinError),
+    Silent(String),
+}
+
+/// Answers probes while the join runs.
+struct Echo {
+    endpoint: quinn::Endpoint,
+    tasks: JoinSet<()>,
+}
+
+impl Echo {
+    fn start(endpoint: quinn::Endpoint, cluster: ClusterId) -> Self {
+        let mut tasks = JoinSet::new();
+        let listening = endpoint.clone();
+        tasks.spawn(async move {
+            let mut probes = JoinSet::new();
+            while let Some(incoming) = listening.accept().await {
+                while probes.try_join_next().is_some() {}
+                if probes.len() >= 8 {
+                    incoming.refuse();
+                    continue;
+                }
+                probes.spawn(async move {
+                    if let Err(error) = answer_probe(incoming, cluster).await {
+                        tracing::debug!(%error, "a probe ended early");
+                    }
+                });
+            }
+        });
+        Self { endpoint, tasks }
+    }
+
+    /// Stops answering, and waits until the port can be bound again.
+    async fn stop(mut self, listen: SocketAddr) {
+        self.endpoint.close(CloseCode::Done.into(), b"done");
+        let _ = timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
+        self.tasks.shutdown().await;
+        drop(self.endpoint);
+        let until = Instant::now() + PORT_TIME;
+        while Instant::now() < until && std::net::UdpSocket::bind(listen).is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+async fn answer_probe(incoming: quinn::Incoming, cluster: ClusterId) -> Result<(), FrameError> {
+    let by = Instant::now() + ASK_TIME;
+    let broken = |error: quinn::ConnectionError| FrameError::Io(error.into());
+    let connection = timeout(DIAL_TIME, incoming.into_future()).await.map_err(|_| FrameError::Deadline)?;
+    let connection = connection.map_err(broken)?;
+    let (mut send, mut receive) = connection.accept_bi().await.map_err(broken)?;
+    let mine = Hello::of(Some(cluster), None, rand::random());
+    let checked = match hello::hear(&mut receive, by).await {
+        Ok(theirs) => hello::check(&mine, &theirs).map(|version| Welcome { hello: mine, version }),
+        Err(_) => Err(Refusal::Garbled),
+    };
+    hello::answer(&mut send, &checked, by).await.map_err(|_| FrameError::Closed)?;
+    let cap = Service::Join.cap();
+    let (mut send, mut receive) = connection.accept_bi().await.map_err(broken)?;
+    let (payload, _) = call::take_request(&mut receive, cap, ASK_TIME, by).await?;
+    let answer = match codec::decode_wire(&payload, cap) {
+        Ok(JoinCall::Echo(nonce)) => JoinAnswer::Echo(nonce),
+        _ => JoinAnswer::Refused(JoinRefusal::BadRequest("this host is not a member".to_owned())),
+    };
+    let bytes = codec::encode_wire(&answer, cap).unwrap_or_default();
+    call::put_reply(&mut send, &bytes).await?;
+    let _ = send.finish();
+    // The prober closes once it has the answer.
+    let _ = timeout(DIAL_TIME, connection.closed()).await;
+    Ok(())
+}
