@@ -52,8 +52,9 @@ pub struct ImageRecord {
     pub cmdline: String,
     /// The key that may log in, as `vtmesh.key=` takes it. Made anew with each folder, so not part of the digest.
     pub ssh_public_key: Option<String>,
-    /// The program inside that answers the daemon.
-    pub probe_blake3: String,
+    /// BLAKE3 of everything of ours inside, the probe among it: tells an image of another version of the program.
+    #[serde(default)]
+    pub recipe_blake3: String,
     /// What it was made from, sorted.
     pub packages: Vec<ImagePackage>,
 }
@@ -150,7 +151,7 @@ mod tests {
             disk: file("disk.qcow2"),
             cmdline: "console=ttyS0".into(),
             ssh_public_key: Some("AAAA".into()),
-            probe_blake3: String::new(),
+            recipe_blake3: String::new(),
             packages: Vec::new(),
         };
         record.digest = record.content_digest();

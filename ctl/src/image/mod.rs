@@ -34,7 +34,7 @@ use self::{packages::Package, program::run, rootfs::Unpacked};
 /// Name of the built-in image.
 pub const BUILTIN: &str = "tiny";
 /// Size of its disk as the guest sees it, bytes.
-const DISK_BYTES: u64 = 64 << 20;
+const DISK_BYTES: u64 = 512 << 20;
 /// Where the guest's consoles are, and what shortens the boot of an emulated guest. A panic restarts the guest, which
 /// the probes tell, rather than leaving it hanging.
 const CMDLINE: &str = "console=ttyS0 quiet panic=1 mitigations=off nokaslr random.trust_cpu=on no_timer_check";
@@ -116,6 +116,29 @@ pub fn probe_beside() -> Option<PathBuf> {
     let folder = own.parent()?;
     let places = [folder.join("vt-probe"), folder.join("../lib/vtmesh/vt-probe")];
     places.into_iter().find(|path| path.is_file())
+}
+
+/// The image that is there, where it is whole and a build by this program from the packages it names would give the
+/// same. Whether newer packages exist is not asked.
+pub fn current(options: &BuildOptions) -> Option<BuiltImage> {
+    let folder = options.images.join(&options.name);
+    let record = ImageRecord::parse(&fs::read(folder.join(RECORD_FILE)).ok()?).ok()?;
+    let probe = elf::stripped(&fs::read(&options.probe).ok()?).ok()?;
+    let whole =
+        record.files().iter().all(|file| fs::read(folder.join(&file.name)).is_ok_and(|bytes| file.check(&bytes)));
+    let same = record.recipe_blake3 == recipe(&probe) && record.digest == record.content_digest();
+    (whole && same && folder.join(SSH_KEY_FILE).is_file()).then_some(BuiltImage { folder, record, replaced: None })
+}
+
+/// The digest of everything of ours in an image.
+fn recipe(probe: &[u8]) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("vtmesh image recipe v1");
+    let parts = [probe, CMDLINE.as_bytes(), &DISK_BYTES.to_le_bytes()];
+    for part in parts.into_iter().chain(rootfs::own_parts()) {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.finalize().to_hex().to_string()
 }
 
 /// Builds the image, or leaves everything as it was. Waits while another build into the same folder runs.
@@ -216,7 +239,7 @@ fn build_in(
         disk: put_file(&ready, "disk.qcow2", &qcow2::disk(DISK_BYTES, &disk_head(&options.name)))?,
         cmdline: CMDLINE.into(),
         ssh_public_key: Some(ssh_public_key),
-        probe_blake3: blake3::hash(&stripped).to_hex().to_string(),
+        recipe_blake3: recipe(&stripped),
         packages: fetched.into_iter().map(|package| package.identity).collect(),
     };
     record.digest = record.content_digest();

@@ -45,6 +45,12 @@ const OWN: [(&str, &str, bool); 11] = [
     ("etc/issue", "vtmesh guest\n", false),
 ];
 
+/// Everything that this program itself puts into the file system, for the digest of the recipe.
+pub(super) fn own_parts() -> impl Iterator<Item = &'static [u8]> {
+    let own = OWN.iter().flat_map(|(path, text, _)| [path.as_bytes(), text.as_bytes()]);
+    own.chain(MODULES.iter().map(|name| name.as_bytes()))
+}
+
 /// Files of unpacked packages, never followed out of their folder.
 pub(super) struct Unpacked {
     root: PathBuf,
