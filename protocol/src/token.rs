@@ -37,6 +37,13 @@ impl Secret {
         Self(rand::random())
     }
 
+    /// The secret that follows from a key and a context: made again, it is the same one, and it is stored nowhere.
+    pub fn derived(key: &[u8; 32], context: &[u8]) -> Self {
+        let mut secret = [0; 16];
+        secret.copy_from_slice(&blake3::keyed_hash(key, context).as_bytes()[..16]);
+        Self(secret)
+    }
+
     /// What the cluster stores and compares; the secret does not follow from it.
     pub fn hash(&self) -> Digest {
         Digest(blake3::derive_key("vtmesh 2026 join token secret", &self.0))
