@@ -61,6 +61,19 @@ pub enum PeerRequest {
     },
     /// Are you there? A round trip.
     Ping,
+    /// Keep the key of the cluster's authority: you are to vote.
+    KeepAuthority(AuthorityKey),
+}
+
+/// The private key of the cluster's authority, PKCS#8 in PEM. It is only ever sent from a voter to a voter-to-be.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityKey(pub String);
+
+impl std::fmt::Debug for AuthorityKey {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AuthorityKey(…)")
+    }
 }
 
 /// Renews a session.
