@@ -3,10 +3,15 @@
 pub mod answer;
 pub mod bounds;
 pub mod command;
+pub mod raft;
 pub mod state;
+mod stored;
 
 pub use self::{
     answer::{Answer, Applied, Effect, Rejected},
     command::{Command, Request},
+    raft::{
+        Leadership, ProposeError, RaftTransport, Replica, ReplicaConfig, ReplicaRole, Status, Storage, Unreachable,
+    },
     state::State,
 };

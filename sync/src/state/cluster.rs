@@ -101,7 +101,7 @@ impl State {
         let token = self.open_token(c.token, c.secret_hash, &c.host)?;
         let role = token.role;
         if let TokenStatus::Used { host } = token.status {
-            let admitted = self.hosts.get(&host).map_or(entry.epoch(), |host| host.admitted_at);
+            let admitted = self.hosts.get(&host).map_or_else(|| entry.epoch(), |host| host.admitted_at);
             return Ok(Answer::Epoch(admitted));
         }
         self.check_new_host(&c.host)?;

@@ -1,0 +1,18 @@
+//! The adapter to openraft: the only place that knows it.
+
+pub(crate) mod disk;
+pub(crate) mod log;
+pub(crate) mod machine;
+mod network;
+mod replica;
+mod status;
+pub(crate) mod types;
+mod wire;
+
+pub use self::{
+    disk::StoreError,
+    network::{RaftTransport, Unreachable},
+    replica::{OpenError, ProposeError, Replica, ReplicaConfig, Storage},
+    status::{Follower, Leadership, ReplicaRole, Status},
+    wire::MESSAGE_BYTES,
+};
