@@ -133,11 +133,14 @@ pub fn current(options: &BuildOptions) -> Option<BuiltImage> {
 /// The digest of everything of ours in an image.
 fn recipe(probe: &[u8]) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("vtmesh image recipe v1");
-    let parts = [probe, CMDLINE.as_bytes(), &DISK_BYTES.to_le_bytes()];
-    for part in parts.into_iter().chain(rootfs::own_parts()) {
+    let mut add = |part: &[u8]| {
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part);
-    }
+    };
+    add(probe);
+    add(CMDLINE.as_bytes());
+    add(&DISK_BYTES.to_le_bytes());
+    rootfs::own_parts().for_each(add);
     hasher.finalize().to_hex().to_string()
 }
 
