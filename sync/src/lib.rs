@@ -3,6 +3,7 @@
 pub mod answer;
 pub mod bounds;
 pub mod command;
+pub mod membership;
 pub mod raft;
 pub mod state;
 mod stored;

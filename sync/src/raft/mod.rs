@@ -6,6 +6,8 @@ pub(crate) mod machine;
 mod network;
 mod replica;
 mod status;
+#[cfg(test)]
+mod suite;
 pub(crate) mod types;
 mod wire;
 

@@ -81,7 +81,14 @@ impl Ask {
 
 /// Snapshots that are arriving: one for each sender at most, and of few senders.
 #[derive(Default)]
-pub(crate) struct Arriving(Mutex<BTreeMap<HostId, (([u8; 32], u64), Vec<u8>)>>);
+pub(crate) struct Arriving(Mutex<BTreeMap<HostId, Half>>);
+
+/// What has come of one snapshot.
+struct Half {
+    /// Digest and length of the whole.
+    whole: ([u8; 32], u64),
+    bytes: Vec<u8>,
+}
 
 /// More leaders than this do not send snapshots at the same time.
 const SENDERS: usize = 4;
@@ -96,12 +103,12 @@ impl Arriving {
         if !arriving.contains_key(&from) && arriving.len() >= SENDERS {
             arriving.pop_first();
         }
-        let key = (part.digest, part.total);
-        let (known, bytes) = arriving.entry(from).or_insert_with(|| (key, Vec::new()));
-        if *known != key {
-            *known = key;
-            bytes.clear();
+        let whole = (part.digest, part.total);
+        let half = arriving.entry(from).or_insert_with(|| Half { whole, bytes: Vec::new() });
+        if half.whole != whole {
+            *half = Half { whole, bytes: Vec::new() };
         }
+        let bytes = &mut half.bytes;
         if part.offset == bytes.len() as u64 && part.offset + part.bytes.len() as u64 <= part.total {
             bytes.extend_from_slice(&part.bytes);
         }
@@ -109,7 +116,7 @@ impl Arriving {
         if have < part.total {
             return Ok(Err(have));
         }
-        let (_, bytes) = arriving.remove(&from).unwrap_or_default();
+        let bytes = arriving.remove(&from).map(|half| half.bytes).unwrap_or_default();
         if *blake3::hash(&bytes).as_bytes() != part.digest {
             return Err("the snapshot does not have its digest".to_owned());
         }
