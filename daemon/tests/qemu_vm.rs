@@ -8,7 +8,7 @@ use places::{Places, setup};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 use vt_daemon::qemu::{
-    Channel, Found, Vm, VmError,
+    Channel, Found, Sampler, Vm, VmError,
     process::Exit,
     qmp::{MigrationStatus, Qmp, QmpError, RunState, Transcript},
     remains,
@@ -70,9 +70,9 @@ async fn a_qemu_that_is_not_there_or_dies_is_one_clear_error_and_leaves_nothing(
     assert_eq!(report.code, ErrorCode::QemuMissing);
     assert!(report.title.contains("qemu-system-of-nowhere"), "{report:?}");
 
-    // A file that is executable and no program.
+    // A file that is executable and cannot be run.
     let broken = places.root().join("broken-qemu");
-    fs::write(&broken, b"\x7fELF not really").unwrap();
+    fs::write(&broken, b"#!/no/such/interpreter\n").unwrap();
     fs::set_permissions(&broken, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let broken = setup_with(|setup| setup.qemu = broken.to_string_lossy().into_owned());
     let report = Vm::start(broken, places.vm("vm1")).await.unwrap_err().report();
@@ -119,7 +119,6 @@ async fn a_start_given_up_half_way_leaves_nothing() {
 async fn a_vm_outlives_its_daemon_and_is_found_again() {
     let places = Places::new();
     let before = places.inventory();
-    // The "daemon": a process of its own that starts the VM and is killed.
     let vm = Vm::start(setup("vm1"), places.vm("vm1")).await.unwrap();
     let (pid, run_dir) = (vm.pid(), vm.run_dir().to_owned());
     vm.qmp().cont().await.unwrap();
@@ -193,7 +192,10 @@ async fn a_vm_moves_between_two_qemus() {
     let status =
         destination.qmp().wait_migration(&mut at_destination, MigrationStatus::is_final, deadline).await.unwrap();
     assert_eq!(status, MigrationStatus::Completed);
-    assert_eq!(source.qmp().query_status().await.unwrap().state, RunState::PostMigrate);
+    // The event comes a moment before the state.
+    while source.qmp().query_status().await.unwrap().state != RunState::PostMigrate {
+        assert!(Instant::now() < deadline, "the source does not come to postmigrate");
+    }
     // `-S`: the destination waits for the decision.
     assert!(!destination.qmp().query_status().await.unwrap().running);
     destination.qmp().cont().await.unwrap();
@@ -206,7 +208,36 @@ async fn a_vm_moves_between_two_qemus() {
 }
 
 #[tokio::test]
-async fn out_of_band_passes_a_monitor_whose_main_loop_is_held_up() {
+async fn a_slow_migration_is_sampled_at_least_eight_times_a_second() {
+    let places = Places::new();
+    let source = Vm::start(setup_with(|setup| setup.memory_in_file = true), places.vm("source")).await.unwrap();
+    let destination = Vm::start(setup_with(|setup| setup.incoming = true), places.vm("destination")).await.unwrap();
+    source.qmp().migrate_set_capabilities(&[("events".to_owned(), true)].into()).await.unwrap();
+    // Pages that are not zero, and so little bandwidth that it would take half a minute.
+    let pages: Vec<u8> = (0..30u32 << 20).map(|i| (i / 4096) as u8 | 1).collect();
+    let ram = fs::OpenOptions::new().write(true).open(source.run_dir().join("ram")).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&ram, &pages, 1 << 20).unwrap();
+    source.qmp().migrate_set_parameters(&[("max-bandwidth".to_owned(), 1 << 20)].into()).await.unwrap();
+    let uri = format!("unix:{}", places.root().join("mig").display());
+    destination.qmp().migrate_incoming(&uri).await.unwrap();
+    let mut events = source.qmp().events();
+    source.qmp().migrate(&uri).await.unwrap();
+    let sampler = Sampler::start(source.qmp().clone(), Instant::now());
+    let two_seconds = sampler.latest().wait_for(|sample| sample.t_ms >= 2000).await.unwrap().t_ms;
+    source.qmp().migrate_cancel().await.unwrap();
+    let deadline = Instant::now() + LONG;
+    source.qmp().wait_migration(&mut events, MigrationStatus::is_final, deadline).await.unwrap();
+    let samples = sampler.finish().await;
+    assert!(samples.len() as u64 >= 8 * two_seconds / 1000, "{} samples in {two_seconds} ms", samples.len());
+    assert!(samples.iter().any(|s| s.status == "active" && s.ram_remaining_bytes > 0), "{samples:?}");
+    assert_eq!(samples.last().unwrap().status, "cancelled");
+    for vm in [source, destination] {
+        assert_eq!(vm.teardown().await.left, Vec::<String>::new());
+    }
+}
+
+#[tokio::test]
+async fn a_real_monitor_takes_out_of_band_and_a_hundred_commands_at_once() {
     let places = Places::new();
     let vm = Vm::start(setup("vm1"), places.vm("vm1")).await.unwrap();
     assert!(vm.qmp().greeting().out_of_band);

@@ -6,22 +6,28 @@
 //! | [`command_line`] | what QEMU is told at its start |
 //! | [`launch`], [`process`] | a process that outlives the daemon |
 //! | [`record`], [`vm`], [`remains`] | a VM, what is on disk about it, what exists of it |
+//! | [`installed`], [`probe`] | what this host's QEMU can do |
 //! | [`tap`] | its network |
+//! | [`sampler`] | readings of its migration |
 //!
 //! What may not happen here: decisions about owners and migrations. Those are made elsewhere, from what this module
 //! reports.
 
 pub mod command_line;
+pub mod installed;
 pub mod launch;
+pub mod probe;
 pub mod process;
 pub mod qmp;
 pub mod record;
 pub mod remains;
+pub mod sampler;
 pub mod tap;
 pub mod vm;
 
 pub use self::{
     command_line::{Boot, Disk, Resolved},
+    sampler::Sampler,
     vm::{Channel, Ending, Found, Vm, VmError, VmPlaces, VmSetup},
 };
 

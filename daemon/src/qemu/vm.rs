@@ -396,7 +396,7 @@ impl Vm {
 
     /// Ends QEMU (politely, then not) and gives back everything but the evidence.
     pub async fn teardown(self) -> Ending {
-        if self.process.exit().is_none() {
+        if self.process.exit().is_none() && self.qmp.is_open() {
             let quit = timeout(QUIT_TIMEOUT, async {
                 let _ = self.qmp.quit().await;
                 self.process.ended().await
