@@ -54,8 +54,8 @@ pub struct Reached {
     client: Arc<Client>,
 }
 
-/// The daemons that may be asked.
-#[derive(Debug)]
+/// The daemons that may be asked. Clones ask on their own.
+#[derive(Debug, Clone)]
 pub struct Mesh {
     places: Vec<Place>,
     reached: Option<Reached>,
@@ -68,6 +68,12 @@ impl Reached {
     /// The version of the daemon.
     pub fn daemon_build(&self) -> String {
         self.client.daemon().build.clone()
+    }
+}
+
+impl std::fmt::Display for Reached {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&label(&self.place))
     }
 }
 
@@ -109,6 +115,25 @@ impl Mesh {
     /// Forgets the daemon in use: the next call looks for one again.
     pub fn forget(&mut self) {
         self.reached = None;
+    }
+
+    /// The daemon in use.
+    pub fn in_use(&self) -> Option<&Reached> {
+        self.reached.as_ref()
+    }
+
+    /// Goes on with this daemon.
+    pub fn go_on_with(&mut self, reached: Reached) {
+        self.reached = Some(reached);
+    }
+
+    /// A daemon with quorum, where the one in use has none or does not answer; none where it is well, or nobody is
+    /// better.
+    pub async fn better(&self, reached: &Reached) -> Option<Reached> {
+        if self.status_of(reached).await.is_some_and(|status| status.quorum) {
+            return None;
+        }
+        self.reach_once(Need::Decide).await.ok()
     }
 
     /// The daemon in use; looks for one where there is none.
@@ -250,8 +275,7 @@ impl Mesh {
         }
     }
 
-    /// Asks a daemon that was reached before how the cluster is, without forgetting it.
-    pub async fn status_of(&self, reached: &Reached) -> Option<ClusterStatus> {
+    async fn status_of(&self, reached: &Reached) -> Option<ClusterStatus> {
         match reached.client.call(&AdminRequest::Status, self.by(PROBE)).await {
             Ok(AdminReply::Status(status)) => Some(*status),
             _ => None,
@@ -380,8 +404,9 @@ fn without_quorum(no_quorum: &[Reached], silent: &[(Place, Report)]) -> Report {
         Report::new(ErrorCode::NoQuorum, "the cluster cannot decide: most of its voters do not answer").retryable();
     for reached in no_quorum {
         let known = reached.status.as_ref();
-        let host =
-            known.map(|status| status.answered_by.to_string()).or(reached.place.host.as_ref().map(ToString::to_string));
+        let host = known
+            .map(|status| status.answered_by.to_string())
+            .or_else(|| reached.place.host.as_ref().map(ToString::to_string));
         answer =
             answer.with("answered", format!("{} without quorum", host.unwrap_or_else(|| reached.place.to_string())));
     }

@@ -6,6 +6,8 @@ pub mod commands;
 pub mod endpoint;
 pub mod exit;
 pub mod image;
+pub mod job;
 pub mod lab;
+pub mod results;
 pub mod suggest;
 pub mod ui;

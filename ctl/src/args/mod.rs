@@ -59,6 +59,11 @@ pub enum Command {
     /// What can be run
     #[command(subcommand, after_help = "Example:\n  vtctl scenario list")]
     Scenario(ScenarioVerb),
+    /// Run a scenario on hosts, watch it, fetch the evidence
+    Run(Box<RunArgs>),
+    /// Jobs: what was run, what runs
+    #[command(subcommand, after_help = "Example:\n  vtctl job list")]
+    Job(JobVerb),
     /// Virtual machines and who owns them
     #[command(subcommand, after_help = "Example:\n  vtctl vm list")]
     Vm(VmVerb),

@@ -34,7 +34,7 @@ pub(super) async fn image(ui: &Ui, verb: ImageVerb) -> Result<Code, Report> {
     let options = BuildOptions { name: BUILTIN.to_owned(), images, probe };
     let mut say = |event: Event| match event {
         Event::Step { title, index, count } => {
-            ui.note(format_args!("  {} [{index}/{count}] {title}", ui.err.symbol(Symbol::Dot)))
+            ui.note(format_args!("  {} [{index}/{count}] {title}", ui.err.symbol(Symbol::Dot)));
         }
         Event::Download { count, bytes: size } => ui.note(format_args!("      {count} to download, {}", bytes(size))),
         Event::Package { name, version, .. } => {

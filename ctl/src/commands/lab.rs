@@ -142,7 +142,7 @@ async fn status(globals: &Globals, ui: &Ui) -> Result<Code, Report> {
         Err(_) if names.is_empty() && globals.lab.is_none() => {
             match ui.output {
                 Output::Json => {
-                    ui.json(&json!({"schema": "vtmesh/v1/lab_status", "labs": [], "lab": null, "hosts": []}))
+                    ui.json(&json!({"schema": "vtmesh/v1/lab_status", "labs": [], "lab": null, "hosts": []}));
                 }
                 Output::Jsonl | Output::Name => {}
                 Output::Table | Output::Wide => ui.line("there is no lab. Make one: vtctl lab up --hosts 3"),

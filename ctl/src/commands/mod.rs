@@ -4,7 +4,9 @@ mod cluster;
 mod explain;
 mod host;
 mod image;
+mod job;
 mod lab;
+mod run;
 mod scenario;
 mod token;
 mod vm;
@@ -85,6 +87,8 @@ async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
         Command::Status => cluster::status(&mut app).await,
         Command::Host(verb) => host::host(&mut app, verb).await,
         Command::Scenario(verb) => scenario::scenario(&mut app, verb).await,
+        Command::Run(args) => run::run(&mut app, *args).await,
+        Command::Job(verb) => job::job(&mut app, verb).await,
         Command::Vm(verb) => vm::vm(&mut app, verb).await,
         Command::Version => explain::version(&mut app).await,
         Command::Explain(_) | Command::Completion { .. } | Command::Lab(_) | Command::Image(_) => Ok(Exit::Ok.into()),

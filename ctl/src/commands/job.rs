@@ -1,0 +1,264 @@
+//! `job list|show|watch|logs|cancel|fetch`.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+use vt_protocol::{
+    admin::{AdminReply, AdminRequest, JobLogs, WatchItem},
+    error::{ErrorCode, Exit, Report},
+    ids::JobId,
+    job::{JobState, JobView},
+    verdict::Verdict,
+};
+
+use super::{
+    App, Code,
+    run::{self, Collected},
+};
+use crate::{
+    args::{JobVerb, Output},
+    client::{Need, Next},
+    exit,
+    job::{
+        summary,
+        tracker::Tracker,
+        views,
+        watch::{End, Pressed, watch},
+    },
+    results::{self, document},
+    ui::{
+        report::unexpected,
+        style::Style,
+        table::Table,
+        text::{age, date, now_ms, safe},
+    },
+};
+
+/// How long a cancelled job may take to end where `--timeout` says nothing.
+const CANCEL: Duration = Duration::from_secs(180);
+/// How long daemons are looked for in the middle of a log.
+const LOOK: Duration = Duration::from_secs(60);
+
+pub(super) async fn job(app: &mut App, verb: JobVerb) -> Result<Code, Report> {
+    match verb {
+        JobVerb::List => list(app).await,
+        JobVerb::Show { job } => show(app, job).await,
+        JobVerb::Watch { job } => follow(app, job).await,
+        JobVerb::Logs { job, follow } => logs(app, job, follow).await,
+        JobVerb::Cancel { job, no_wait } => cancel(app, job, no_wait).await,
+        JobVerb::Fetch(args) => {
+            let done = ask(app, args.job).await?;
+            if done.state != JobState::Done {
+                return Err(Report::new(
+                    ErrorCode::CaseClosed,
+                    format!("{} is not done yet: it is {}", done.id, views::state(done.state)),
+                )
+                .with("wanted", "a job that is done: its evidence is complete then")
+                .help(format!("vtctl job watch {}", done.id)));
+            }
+            let goal = args.results.unwrap_or_else(|| results::default_folder(args.job));
+            let mut pressed = Pressed::catch()?;
+            Ok(match run::collect(app, &done, &goal, &args.report, &mut pressed).await {
+                Collected::Whole => Exit::Ok,
+                Collected::Missing(exit) => exit,
+                Collected::Interrupted => Exit::Interrupted,
+            }
+            .into())
+        }
+    }
+}
+
+async fn ask(app: &mut App, job: JobId) -> Result<JobView, Report> {
+    match app.mesh.call(&AdminRequest::JobShow(job), Need::Read).await? {
+        AdminReply::Job(job) => Ok(*job),
+        other => Err(unexpected("job show", &other)),
+    }
+}
+
+async fn list(app: &mut App) -> Result<Code, Report> {
+    let reached = app.mesh.reach(Need::Read).await?;
+    let jobs = match app.mesh.call(&AdminRequest::JobList, Need::Read).await? {
+        AdminReply::Jobs(jobs) => jobs,
+        other => return Err(unexpected("job list", &other)),
+    };
+    let names = jobs.iter().map(|job| job.id.to_string()).collect();
+    app.list("vtmesh/v1/jobs", "jobs", jobs.iter().map(views::job_json).collect(), names, || {
+        table(&jobs, app.ui.output == Output::Wide, now_ms(), app.ui.out).render(app.ui.width)
+    });
+    Ok(app.read_from(&reached))
+}
+
+fn table(jobs: &[JobView], wide: bool, now_ms: u64, style: Style) -> Table {
+    let mut headers = vec!["JOB", "STATE", "SCENARIO", "VERDICTS", "USER", ">AGE", "NOTE"];
+    if wide {
+        headers.push("SUBMITTED");
+    }
+    let mut table = Table::new(&headers);
+    for job in jobs {
+        let order = [
+            Verdict::Fail,
+            Verdict::Error,
+            Verdict::Timeout,
+            Verdict::Cancelled,
+            Verdict::Warn,
+            Verdict::Skip,
+            Verdict::Pass,
+        ];
+        let mut verdicts: Vec<String> = order
+            .into_iter()
+            .map(|verdict| (verdict, views::count(job, Some(verdict))))
+            .filter(|(_, n)| *n > 0)
+            .map(|(verdict, n)| format!("{} {n}", style.verdict(verdict, 0)))
+            .collect();
+        let open = views::count(job, None);
+        if open > 0 {
+            verdicts.push(format!("open {open}"));
+        }
+        let mut row =
+            vec![job.id.to_string(), views::state(job.state).to_owned(), safe(&job.scenario), verdicts.join("  ")];
+        row.push(safe(&job.user));
+        row.push(age(now_ms.saturating_sub(job.submitted_unix_ms)));
+        row.push(safe(job.note.as_deref().unwrap_or_default()));
+        if wide {
+            row.push(date(job.submitted_unix_ms));
+        }
+        table.row(row);
+    }
+    table
+}
+
+async fn show(app: &mut App, id: JobId) -> Result<Code, Report> {
+    let reached = app.mesh.reach(Need::Read).await?;
+    let job = ask(app, id).await?;
+    match app.ui.output {
+        Output::Table | Output::Wide => {
+            let note = job.note.as_deref().map(|note| format!("  note: {}", safe(note))).unwrap_or_default();
+            let (scenario, state) = (safe(&job.scenario), views::state(job.state));
+            let (user, at) = (safe(&job.user), date(job.submitted_unix_ms));
+            app.ui.line(format_args!("{id}  {scenario}  {state}  by {user} at {at}{note}"));
+            app.ui.raw(&summary::table(&job.cases, app.ui.out).render(app.ui.width));
+            app.ui.raw(&summary::causes(&job, app.ui.out, app.ui.verbose > 0));
+            app.ui.line(summary::last_line(&job, None, app.ui.out));
+        }
+        Output::Json => app.ui.json(&document::of_job(&job)),
+        Output::Jsonl => job.cases.iter().for_each(|case| app.ui.json(&views::case_json(case))),
+        Output::Name => job.cases.iter().for_each(|case| app.ui.line(case.id)),
+    }
+    Ok(app.read_from(&reached))
+}
+
+async fn follow(app: &mut App, id: JobId) -> Result<Code, Report> {
+    let mut pressed = Pressed::catch()?;
+    match watch(&mut app.mesh, id, &app.ui, false, &mut pressed).await? {
+        End::Done(job) => {
+            run::show_summary(app, &job);
+            match app.ui.output {
+                Output::Json | Output::Jsonl => app.ui.json(&document::of_job(&job)),
+                Output::Name => app.ui.line(job.id),
+                Output::Table | Output::Wide => {}
+            }
+            Ok(exit::of_job(&job).into())
+        }
+        End::Detached => Ok(Exit::Interrupted.into()),
+        End::TimedOut => Err(run::timed_out(id)),
+    }
+}
+
+async fn logs(app: &mut App, id: JobId, follow: bool) -> Result<Code, Report> {
+    let mut seen = Tracker::new(app.ui.out, true);
+    let mut events = Vec::new();
+    let mut lost: Option<Instant> = None;
+    let request = AdminRequest::JobLogs(JobLogs { job: id, follow });
+    'daemons: loop {
+        let gone = match app.mesh.stream(&request, Need::Read).await {
+            Err(report) => report,
+            Ok(mut stream) => loop {
+                match stream.next().await {
+                    Next::Reply(AdminReply::Watch(item)) => {
+                        lost = None;
+                        let WatchItem::Event { attempt, event } = *item else { continue };
+                        if !seen.is_new(attempt, &event) {
+                            continue;
+                        }
+                        match app.ui.output {
+                            Output::Json => events.push(views::event_json(attempt, &event)),
+                            Output::Jsonl => app.ui.json(&views::event_json(attempt, &event)),
+                            _ => views::event_line(attempt, &event).iter().for_each(|line| app.ui.line(line)),
+                        }
+                    }
+                    Next::Reply(_) => {}
+                    Next::End => break 'daemons,
+                    Next::Refused(report) => return Err(report),
+                    Next::Lost(report) => break report,
+                }
+            },
+        };
+        let since = *lost.get_or_insert_with(Instant::now);
+        if !gone.retryable || since.elapsed() > LOOK || app.mesh.until().is_some_and(|until| Instant::now() >= until) {
+            return Err(gone);
+        }
+        app.mesh.forget();
+        sleep(Duration::from_millis(300)).await;
+    }
+    if app.ui.output == Output::Json {
+        app.ui.json(&json!({"schema": "vtmesh/v1/job_logs", "id": id.to_string(), "events": events}));
+    }
+    Ok(Exit::Ok.into())
+}
+
+async fn cancel(app: &mut App, id: JobId, no_wait: bool) -> Result<Code, Report> {
+    match app.mesh.call(&AdminRequest::JobCancel(id), Need::Decide).await? {
+        AdminReply::Done => {}
+        other => return Err(unexpected("job cancel", &other)),
+    }
+    let until = app.mesh.by(CANCEL);
+    let mut state = JobState::Cancelling;
+    while !no_wait && state != JobState::Done {
+        if Instant::now() >= until {
+            return Err(Report::new(ErrorCode::DeadlinePassed, "the job is cancelled, but has not ended yet")
+                .with("job", id.to_string())
+                .help(format!("vtctl job show {id}")));
+        }
+        match ask(app, id).await {
+            Ok(job) => state = job.state,
+            // The daemon that took it may go away; the job is cancelled all the same.
+            Err(report) if report.retryable => {}
+            Err(report) => return Err(report),
+        }
+        if state != JobState::Done {
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+    match app.ui.output {
+        Output::Json | Output::Jsonl => {
+            app.ui
+                .json(&json!({"schema": "vtmesh/v1/done", "cancelled": id.to_string(), "state": views::state(state)}));
+        }
+        Output::Name => app.ui.line(id),
+        _ if state == JobState::Done => app.ui.line(format_args!("{id} is cancelled and has ended")),
+        _ => app.ui.line(format_args!("{id} is being cancelled")),
+    }
+    Ok(Exit::Ok.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::tracker::tests::{case, failed, job};
+
+    #[test]
+    fn the_table_of_jobs() {
+        let mut done = job(JobState::Done, vec![case(1, failed())]);
+        done.note = Some("nightly".into());
+        let mut running = job(JobState::Running, vec![]);
+        running.counts = vec![(Some(Verdict::Pass), 3), (None, 2)];
+        let now = done.submitted_unix_ms + 192_000;
+        assert_eq!(
+            table(&[done, running], false, now, Style::default()).render(None),
+            "JOB    STATE    SCENARIO             VERDICTS        USER    AGE  NOTE\n\
+             job_7  done     multihost_migration  FAIL 1          root  3m12s  nightly\n\
+             job_7  running  multihost_migration  PASS 3  open 2  root  3m12s\n"
+        );
+    }
+}

@@ -1,0 +1,276 @@
+//! `run`: hosts and parameters become a plan, the plan a job, the job is watched and its evidence fetched.
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use serde_json::json;
+use vt_protocol::{
+    admin::{AdminReply, AdminRequest, RunSubmit},
+    error::{ErrorCode, Exit, Report},
+    ids::{JobId, Name, RequestId},
+    job::{JobView, Plan, ScenarioInfo},
+};
+
+use super::{App, Code, host, scenario};
+use crate::{
+    args::{Output, ReportFile, RunArgs},
+    client::Need,
+    exit,
+    job::{
+        plan::{self, Variant},
+        summary,
+        watch::{End, Pressed, watch},
+    },
+    results::{self, bundle::check_goal, document},
+    ui::{
+        report::{self, unexpected},
+        style::Symbol,
+        text::count,
+    },
+};
+
+/// Most bytes of a file of hosts.
+const HOSTS_FILE_MAX: u64 = 1 << 20;
+
+pub(super) async fn run(app: &mut App, args: RunArgs) -> Result<Code, Report> {
+    // What can be wrong without asking anybody comes first.
+    let hosts = hosts(&args)?;
+    if let Some(goal) = args.results.as_deref().filter(|_| !args.detach) {
+        check_goal(goal)?;
+    }
+    let reached = app.mesh.reach(Need::Decide).await?;
+    let scenarios = scenario::all(&mut app.mesh).await?;
+    let info = scenario::find(&scenarios, &args.scenario)?;
+    if let Some(status) = &reached.status
+        && let Some(unknown) = hosts.iter().find(|host| !status.hosts.iter().any(|known| known.name == **host))
+    {
+        return Err(host::unknown(unknown.as_str(), &status.hosts));
+    }
+    for key in plan::check_keys(&args.params, info)? {
+        app.ui.note(format_args!("note: {} does not list a parameter {key:?}; it is passed on", info.name));
+    }
+    let plan = make_plan(&args, info, &hosts)?;
+    let cases = plan.cases.len();
+    let job = submit(app, plan).await?;
+    if args.detach {
+        detached(app, job);
+        return Ok(Exit::Ok.into());
+    }
+    let names: Vec<&str> = hosts.iter().map(Name::as_str).collect();
+    app.ui.note(format_args!("{job}  {}  {}  {}", info.name, names.join(","), count(cases, "case")));
+    let mut pressed = Pressed::catch()?;
+    let done = match watch(&mut app.mesh, job, &app.ui, true, &mut pressed).await? {
+        End::Done(done) => *done,
+        End::Detached => return Ok(Exit::Interrupted.into()),
+        End::TimedOut => return Err(timed_out(job)),
+    };
+    show_summary(app, &done);
+    let goal = args.results.unwrap_or_else(|| results::default_folder(job));
+    let verdicts = exit::of_job(&done);
+    Ok(match collect(app, &done, &goal, &args.report, &mut pressed).await {
+        // The verdicts tell more than evidence that is missing.
+        Collected::Missing(exit) if verdicts == Exit::Ok => exit,
+        Collected::Missing(_) | Collected::Whole => verdicts,
+        Collected::Interrupted => Exit::Interrupted,
+    }
+    .into())
+}
+
+/// The list of hosts, from flags and file.
+fn hosts(args: &RunArgs) -> Result<Vec<Name>, Report> {
+    let mut hosts = plan::hosts_of_flags(&args.hosts)?;
+    if let Some(file) = &args.hosts_file {
+        let (shown, text) = (file.display().to_string(), read_hosts(file)?);
+        hosts.extend(plan::hosts_of_file(&shown, &text)?);
+    }
+    plan::unique(hosts)
+}
+
+fn read_hosts(file: &Path) -> Result<String, Report> {
+    let mut text = Vec::new();
+    let read = if file == Path::new("-") {
+        std::io::stdin().lock().take(HOSTS_FILE_MAX + 1).read_to_end(&mut text)
+    } else {
+        std::fs::File::open(file).and_then(|file| file.take(HOSTS_FILE_MAX + 1).read_to_end(&mut text))
+    };
+    let bad = |why: String| {
+        Report::new(ErrorCode::BadHostsFile, format!("the hosts file {} cannot be used", file.display()))
+            .with("reason", why)
+    };
+    match read {
+        Err(error) => Err(bad(error.to_string())),
+        Ok(_) if text.len() as u64 > HOSTS_FILE_MAX => Err(bad(format!("it is longer than {HOSTS_FILE_MAX} bytes"))),
+        Ok(_) => String::from_utf8(text).map_err(|_| bad("it is not text in UTF-8".to_owned())),
+    }
+}
+
+/// The parameter sets to run: the one place where configuration files come in.
+fn variants(args: &RunArgs) -> Vec<Variant> {
+    vec![Variant { name: args.scenario.clone(), params: plan::params(&args.params) }]
+}
+
+fn make_plan(args: &RunArgs, info: &ScenarioInfo, hosts: &[Name]) -> Result<Plan, Report> {
+    let groups = plan::group(hosts, args.group_hosts, info)?;
+    let cases = plan::cases(&info.name, &variants(args), &groups, args.repeat)?;
+    Ok(Plan {
+        scenario: info.name.clone(),
+        cases,
+        case_timeout_ms: u64::try_from(args.case_timeout.as_millis()).unwrap_or(u64::MAX),
+        strict_hosts: args.strict_hosts,
+        user: user(),
+        note: args.note.clone(),
+    })
+}
+
+/// Who asks, as this machine knows them.
+fn user() -> String {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let name = set("SUDO_USER").or_else(|| set("USER")).unwrap_or_else(|| format!("uid {}", nix::unistd::getuid()));
+    name.chars().filter(|c| !c.is_control()).take(64).collect()
+}
+
+async fn submit(app: &mut App, plan: Plan) -> Result<JobId, Report> {
+    let request = AdminRequest::RunSubmit(RunSubmit { request: RequestId::random(), plan });
+    match app.mesh.call(&request, Need::Decide).await? {
+        AdminReply::Submitted(job) => Ok(job),
+        other => Err(unexpected("run", &other)),
+    }
+}
+
+fn detached(app: &App, job: JobId) {
+    match app.ui.output {
+        Output::Json | Output::Jsonl => {
+            app.ui.json(&json!({"schema": "vtmesh/v1/submitted", "id": job.to_string()}));
+        }
+        _ => {
+            app.ui.line(job);
+            app.ui.note(format_args!("watch it: vtctl job watch {job}"));
+        }
+    }
+}
+
+/// `--timeout` passed before the job's end.
+pub(super) fn timed_out(job: JobId) -> Report {
+    Report::new(ErrorCode::DeadlinePassed, "the job did not end within --timeout; it goes on")
+        .with("job", job.to_string())
+        .help(format!("vtctl job watch {job}"))
+        .help(format!("vtctl job cancel {job}"))
+}
+
+/// The table, the causes and the last line, for people.
+pub(super) fn show_summary(app: &App, job: &JobView) {
+    if !app.ui.human() {
+        return;
+    }
+    let style = app.ui.out;
+    if !app.ui.quiet {
+        app.ui.raw(&summary::table(&job.cases, style).render(app.ui.width));
+        app.ui.raw(&summary::causes(job, style, app.ui.verbose > 0));
+    }
+    let took = crate::ui::text::now_ms().checked_sub(job.submitted_unix_ms);
+    // The time is that of the host that took the job; where clocks differ much, none is better than a wrong one.
+    app.ui.line(summary::last_line(job, took.filter(|ms| *ms < 7 * 86_400_000), style));
+}
+
+/// What became of the evidence.
+#[derive(Debug)]
+pub(super) enum Collected {
+    /// It is there, and the reports with it.
+    Whole,
+    /// It is not; that was shown.
+    Missing(Exit),
+    /// The user left; that was said.
+    Interrupted,
+}
+
+/// Fetches the evidence, writes the reports, and prints the document where JSON was asked for.
+pub(super) async fn collect(
+    app: &mut App,
+    job: &JobView,
+    goal: &Path,
+    also: &[ReportFile],
+    pressed: &mut Pressed,
+) -> Collected {
+    let collected = tokio::select! {
+        collected = results::collect(&mut app.mesh, job, goal, also) => collected,
+        () = pressed.next() => {
+            app.ui.note(format_args!("\nthe evidence was not fetched. Later: vtctl job fetch {}", job.id));
+            return Collected::Interrupted;
+        }
+    };
+    let kept = collected.as_ref().ok().map(|_| absolute(goal));
+    match app.ui.output {
+        Output::Json | Output::Jsonl => {
+            let mut value = document::of_job(job);
+            value["evidence"] = json!(kept);
+            app.ui.json(&value);
+        }
+        Output::Name => app.ui.line(job.id),
+        Output::Table | Output::Wide => {}
+    }
+    match collected {
+        Ok(files) => {
+            let (dot, files) = (app.ui.err.symbol(Symbol::Dot), count(files, "file"));
+            app.ui.note(format_args!("  {dot} evidence: {files} in {}", absolute(goal).display()));
+            Collected::Whole
+        }
+        Err(report) => {
+            // On stderr in any form of output: stdout holds one document, and that tells the verdicts.
+            eprint!("{}", report::text(&report, app.ui.err, app.ui.verbose > 0));
+            Collected::Missing(report.code.exit())
+        }
+    }
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{self, Command};
+
+    fn args(words: &[&str]) -> RunArgs {
+        let line = ["vtctl", "run", "s"].iter().chain(words);
+        match args::parse(line).unwrap().command {
+            Command::Run(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn info() -> ScenarioInfo {
+        ScenarioInfo { name: "s".into(), summary: String::new(), hosts: 2, params: vec![] }
+    }
+
+    #[test]
+    fn a_plan_holds_what_was_asked_for() {
+        let args =
+            args(&["-m", "a,b", "-m", "c", "-p", "mem=1G", "--strict-hosts", "--note", "x", "--case-timeout", "3m"]);
+        let plan = make_plan(&args, &info(), &hosts(&args).unwrap()).unwrap();
+        assert_eq!((plan.cases.len(), plan.strict_hosts, plan.case_timeout_ms), (2, true, 180_000));
+        assert_eq!(plan.cases[0].params.text("mem"), Some("1G"));
+        assert!(plan.cases[1].leftover && plan.cases[1].hosts == [Name::try_from("c".to_owned()).unwrap()]);
+        assert_eq!(plan.note.as_deref(), Some("x"));
+        assert!(!plan.user.is_empty());
+    }
+
+    #[test]
+    fn hosts_of_flags_and_file_are_one_list_and_a_bad_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hosts");
+        let path = file.to_str().unwrap();
+        std::fs::write(&file, "# lab\nhost2\n").unwrap();
+        assert_eq!(hosts(&args(&["-m", "host1", "-M", path])).unwrap().len(), 2);
+        for bad in ["bad name\n".as_bytes(), &[0xff, 0xfe], &vec![b'#'; (HOSTS_FILE_MAX + 1) as usize]] {
+            std::fs::write(&file, bad).unwrap();
+            let report = hosts(&args(&["-M", path])).unwrap_err();
+            assert_eq!(report.code, ErrorCode::BadHostsFile);
+            assert!(report.title.contains(path), "{}", report.title);
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(hosts(&args(&["-M", path])).unwrap_err().code, ErrorCode::BadHostsFile);
+    }
+}
