@@ -61,11 +61,6 @@ impl<'a> Reader<'a> {
         self.ahead = Some(line);
     }
 
-    /// Number of the last line read.
-    pub(crate) fn last_number(&self) -> u32 {
-        self.number
-    }
-
     fn scan(&mut self) -> Option<Line<'a>> {
         loop {
             if self.rest.is_empty() {
@@ -246,7 +241,7 @@ pub(crate) struct Tokens<'a> {
     /// Start of the token handed out last.
     start: usize,
     skip_spaces: bool,
-    peeked: Option<(Token<'a>, usize, usize)>,
+    peeked: Option<(Result<Token<'a>, Fault>, usize, usize)>,
 }
 
 impl<'a> Tokens<'a> {
@@ -281,12 +276,13 @@ impl<'a> Tokens<'a> {
     pub(crate) fn peek(&mut self) -> Result<&Token<'a>, Fault> {
         if self.peeked.is_none() {
             let (start, at) = (self.start, self.at);
-            let token = self.scan_wanted()?;
+            let token = self.scan_wanted();
             self.peeked = Some((token, self.start, self.at));
             (self.start, self.at) = (start, at);
         }
         match &self.peeked {
-            Some((t, _, _)) => Ok(t),
+            Some((Ok(t), _, _)) => Ok(t),
+            Some((Err(f), _, _)) => Err(f.clone()),
             None => Ok(&Token::End),
         }
     }
@@ -295,7 +291,7 @@ impl<'a> Tokens<'a> {
     pub(crate) fn next(&mut self) -> Result<Token<'a>, Fault> {
         if let Some((token, start, at)) = self.peeked.take() {
             (self.start, self.at) = (start, at);
-            return Ok(token);
+            return token;
         }
         self.scan_wanted()
     }

@@ -117,6 +117,8 @@ pub(crate) struct Op {
     pub(crate) kind: OpKind,
     /// `value.start` is a template number, not text.
     pub(crate) template: bool,
+    /// The value needs no escapes in JSON.
+    pub(crate) clean: bool,
     /// Key, pattern, filter or suffix number.
     pub(crate) key: u32,
     /// In [`Model::text`].

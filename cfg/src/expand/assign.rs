@@ -130,6 +130,11 @@ impl Machine {
             }
             OpKind::EachSet | OpKind::EachAppend | OpKind::EachPrepend => {
                 let operand = self.value(m, s, at_node, op)?;
+                let cached = &mut self.patterns[op.key as usize];
+                if cached.pattern.is_none() {
+                    let p = Pattern::compile(m.patterns.get(op.key)).map_err(|e| error_at(m, op.loc, e))?;
+                    cached.pattern = Some(p);
+                }
                 for i in 0..self.draft.entries.len() {
                     let Entry { key, val, .. } = self.draft.entries[i];
                     if key == NONE || !self.hit(m, op, key)? {
@@ -193,13 +198,7 @@ impl Machine {
         if let Some(1..) = c.answers.get(key as usize) {
             return Ok(c.answers[key as usize] == 2);
         }
-        let pattern = match &c.pattern {
-            Some(p) => p,
-            None => {
-                let p = Pattern::compile(m.patterns.get(op.key)).map_err(|e| error_at(m, op.loc, e))?;
-                c.pattern.insert(p)
-            }
-        };
+        let Some(pattern) = &c.pattern else { unreachable!("compiled before the first key is tried") };
         let hit = if self.book.is_compound(key) {
             pattern.matches(&self.book.joined(m, key))
         } else {
@@ -216,7 +215,7 @@ impl Machine {
     /// The operand, with `${…}` replaced as things stand now.
     fn value(&mut self, m: &Model, s: &Subject<'_>, at_node: usize, op: &Op) -> Result<Val, Diagnostic> {
         if !op.template {
-            return Ok(Val::fixed(op.value));
+            return Ok(Val::fixed(op.value, op.clean));
         }
         let pieces = &m.pieces[m.templates[op.value.start as usize].range()];
         let start = self.draft.own.len();
@@ -234,7 +233,7 @@ impl Machine {
                 return Err(error_at(m, op.loc, format!("the values of one combination exceed {MAX_TEXT} bytes")));
             }
         }
-        Ok(Val::own(start, self.draft.own.len()))
+        Ok(Val::own(start, self.draft.own.len(), false))
     }
 
     /// Appends a key's value to the own text; `false` if there is no such key.

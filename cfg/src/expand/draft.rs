@@ -3,38 +3,56 @@
 use crate::intern::{FastMap, Interner};
 use crate::model::{Loc, Model, NONE, Span};
 
-/// A value: in the model's text, or in the draft's own buffer (high bit of `start`).
+/// A value: in the model's text, or in the draft's own buffer (high bit of `start`). The high bit of `len` says that JSON needs no
+/// escapes for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Val {
     start: u32,
     len: u32,
 }
 
-const OWN: u32 = 1 << 31;
+const HIGH: u32 = 1 << 31;
 
 impl Val {
-    pub(crate) fn fixed(s: Span) -> Self {
-        Val { start: s.start, len: s.end - s.start }
+    pub(crate) fn fixed(s: Span, clean: bool) -> Self {
+        Val { start: s.start, len: (s.end - s.start) | if clean { HIGH } else { 0 } }
     }
 
-    pub(crate) fn own(start: usize, end: usize) -> Self {
-        Val { start: start as u32 | OWN, len: (end - start) as u32 }
+    pub(crate) fn own(start: usize, end: usize, clean: bool) -> Self {
+        Val { start: start as u32 | HIGH, len: (end - start) as u32 | if clean { HIGH } else { 0 } }
     }
 
     pub(crate) fn text<'a>(self, m: &'a Model, own: &'a str) -> &'a str {
-        let from = (self.start & !OWN) as usize;
-        let all = if self.start & OWN == 0 { m.text.as_str() } else { own };
-        &all[from..from + self.len as usize]
+        let from = self.from();
+        let all = if self.is_own() { own } else { m.text.as_str() };
+        &all[from..from + self.len()]
     }
 
     /// The same value after its buffer was put behind `by` bytes of another one.
     pub(crate) fn moved(self, by: usize) -> Self {
-        if self.start & OWN == 0 { self } else { Val { start: self.start + by as u32, len: self.len } }
+        if self.is_own() { Val { start: self.start + by as u32, ..self } } else { self }
+    }
+
+    /// Known to need no escapes.
+    pub(crate) fn is_clean(self) -> bool {
+        self.len & HIGH != 0
+    }
+
+    fn is_own(self) -> bool {
+        self.start & HIGH != 0
+    }
+
+    fn from(self) -> usize {
+        (self.start & !HIGH) as usize
+    }
+
+    fn len(self) -> usize {
+        (self.len & !HIGH) as usize
     }
 
     /// Ends exactly where the own buffer ends.
     fn is_tail_of(self, own: &str) -> bool {
-        self.start & OWN != 0 && (self.start & !OWN) as usize + self.len as usize == own.len()
+        self.is_own() && self.from() + self.len() == own.len()
     }
 }
 
@@ -193,30 +211,30 @@ impl Draft {
 
     /// `a` followed by `b` as a new value.
     pub(crate) fn concat(&mut self, m: &Model, a: Val, b: Val) -> Val {
-        if a.len == 0 {
+        if a.len() == 0 {
             return b;
         }
-        if b.len == 0 {
+        if b.len() == 0 {
             return a;
         }
         let start = if a.is_tail_of(&self.own) {
-            (a.start & !OWN) as usize
+            a.from()
         } else {
             let start = self.own.len();
             self.copy(m, a);
             start
         };
         self.copy(m, b);
-        Val::own(start, self.own.len())
+        Val::own(start, self.own.len(), a.is_clean() && b.is_clean())
     }
 
     /// Appends a value's text to the own buffer.
     pub(crate) fn copy(&mut self, m: &Model, v: Val) {
-        let from = (v.start & !OWN) as usize;
-        if v.start & OWN == 0 {
-            self.own.push_str(&m.text[from..from + v.len as usize]);
+        let range = v.from()..v.from() + v.len();
+        if v.is_own() {
+            self.own.extend_from_within(range);
         } else {
-            self.own.extend_from_within(from..from + v.len as usize);
+            self.own.push_str(&m.text[range]);
         }
     }
 

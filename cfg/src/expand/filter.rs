@@ -91,11 +91,12 @@ impl View<'_> {
 
     pub(crate) fn filter(&self, filter: u32) -> Tri {
         let f = &self.m.filters[filter as usize];
-        if f.broken {
-            return Tri::Maybe;
-        }
         let mut out = Tri::No;
         for w in &self.m.words[f.words.range()] {
+            // A word with an empty group never gets an answer; only a word before it that matches makes it irrelevant.
+            if f.broken && self.m.groups[w.range()].iter().any(|g| g.len() == 0) {
+                return Tri::Maybe;
+            }
             match self.word(*w) {
                 Tri::Yes => return Tri::Yes,
                 Tri::Maybe => out = Tri::Maybe,
@@ -130,19 +131,19 @@ impl View<'_> {
     /// Appends what the answer to a filter still depends on; equal residues behave equally below.
     pub(crate) fn residue(&self, filter: u32, out: &mut Vec<u32>) {
         let f = &self.m.filters[filter as usize];
-        match if f.broken { Tri::Maybe } else { self.filter(filter) } {
+        match self.filter(filter) {
             Tri::Yes => return out.push(NONE - 1),
             Tri::No => return out.push(NONE - 2),
             Tri::Maybe => out.push(filter),
         }
         for w in f.words.range() {
-            if self.word(self.m.words[w]) == Tri::No {
+            if !f.broken && self.word(self.m.words[w]) == Tri::No {
                 continue;
             }
             out.push(w as u32);
             for g in self.m.words[w].range() {
                 let span = self.m.groups[g];
-                if self.group(span) == Tri::Yes {
+                if span.len() == 0 || self.group(span) == Tri::Yes {
                     continue;
                 }
                 out.push(g as u32);

@@ -5,6 +5,7 @@ pub(crate) mod draft;
 pub(crate) mod filter;
 mod finish;
 mod join;
+pub(crate) mod json;
 mod names;
 pub(crate) mod pattern;
 pub(crate) mod prepare;
@@ -16,9 +17,10 @@ use crate::config::Config;
 use crate::diag::Diagnostic;
 use crate::expand::assign::{MapEntry, Silent, maps};
 use crate::expand::draft::Entry;
+use crate::expand::prepare::Prepared;
 use crate::expand::variant::{KeyText, Slot, Variant};
 use crate::expand::walk::{Shared, Walk, Yield};
-use crate::model::NONE;
+use crate::model::{Model, NONE};
 
 /// Streams the variants of a configuration, in order. After an error it ends.
 #[derive(Debug)]
@@ -59,7 +61,7 @@ impl<'c> Variants<'c> {
                 if draft.compounds == 0 {
                     let slots =
                         draft.live().map(|e| Slot { key: KeyText::Known(e.key), val: e.val, loc: e.loc }).collect();
-                    return Ok(finished(m, name, short, dep, maps, slots, own));
+                    return Ok(finished(self.sh.p, m, name, short, dep, maps, slots, own));
                 }
                 let entries = draft.live().copied().collect();
                 Ok(self.variant(name, short, dep, maps, entries, own))
@@ -96,21 +98,22 @@ impl<'c> Variants<'c> {
             };
             slots.push(Slot { key, val: e.val, loc: e.loc });
         }
-        finished(m, name, short, dep, maps, slots, own)
+        finished(self.sh.p, m, name, short, dep, maps, slots, own)
     }
 }
 
-fn finished(
-    m: &crate::model::Model,
+fn finished<'c>(
+    p: &'c Prepared,
+    m: &'c Model,
     name: String,
     short: String,
     dep: Vec<String>,
     maps: Vec<MapEntry>,
     slots: Vec<Slot>,
     own: String,
-) -> Variant<'_> {
+) -> Variant<'c> {
     let maps = maps.into_iter().map(|e| (m.base_names.get(e.file), e.full, e.short)).collect();
-    Variant { m, name, short, dep, maps, slots, own }
+    Variant { m, p, name, short, dep, maps, slots, own }
 }
 
 impl<'c> Iterator for Variants<'c> {

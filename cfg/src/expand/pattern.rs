@@ -52,6 +52,8 @@ impl Pattern {
 enum Last {
     Nothing,
     Item,
+    /// A look-around that begins at this place of the output.
+    Look(usize),
     Repeat,
 }
 
@@ -59,17 +61,19 @@ struct Translator<'a> {
     rest: std::iter::Peekable<std::str::Chars<'a>>,
     out: String,
     last: Last,
-    open: u32,
+    /// Open groups: where each begins in `out`, and whether it only looks.
+    open: Vec<(usize, bool)>,
 }
 
 fn translate(pattern: &str) -> Result<String, String> {
-    let mut t = Translator { rest: pattern.chars().peekable(), out: String::new(), last: Last::Nothing, open: 0 };
+    let mut t =
+        Translator { rest: pattern.chars().peekable(), out: String::new(), last: Last::Nothing, open: Vec::new() };
     let mut first = true;
     while let Some(c) = t.rest.next() {
         t.one(c, first)?;
         first = false;
     }
-    if t.open > 0 { Err("missing )".to_owned()) } else { Ok(t.out) }
+    if !t.open.is_empty() { Err("missing )".to_owned()) } else { Ok(t.out) }
 }
 
 impl Translator<'_> {
@@ -84,12 +88,9 @@ impl Translator<'_> {
             '[' => self.class()?,
             '(' => self.group(first)?,
             ')' => {
-                if self.open == 0 {
-                    return Err("unbalanced parenthesis".to_owned());
-                }
-                self.open -= 1;
+                let (start, looks) = self.open.pop().ok_or_else(|| "unbalanced parenthesis".to_owned())?;
                 self.out.push(')');
-                self.last = Last::Item;
+                self.last = if looks { Last::Look(start) } else { Last::Item };
             }
             '|' => {
                 self.out.push('|');
@@ -117,6 +118,18 @@ impl Translator<'_> {
         match self.last {
             Last::Nothing => return Err("nothing to repeat".to_owned()),
             Last::Repeat => return Err("multiple repeat".to_owned()),
+            Last::Look(start) => {
+                // Looking twice sees the same; looking any number of times, also none, demands nothing.
+                if !quantifier.starts_with('+') && !quantifier.starts_with("{1") {
+                    self.out.truncate(start);
+                    self.out.push_str("(?:)");
+                }
+                if let Some('?' | '+') = self.rest.peek() {
+                    self.rest.next();
+                }
+                self.last = Last::Repeat;
+                return Ok(());
+            }
             Last::Item => {}
         }
         self.out.push_str(quantifier);
@@ -317,8 +330,8 @@ impl Translator<'_> {
     fn group(&mut self, first: bool) -> Result<(), String> {
         self.last = Last::Nothing;
         if self.rest.peek() != Some(&'?') {
+            self.open.push((self.out.len(), false));
             self.out.push('(');
-            self.open += 1;
             return Ok(());
         }
         self.rest.next();
@@ -362,8 +375,8 @@ impl Translator<'_> {
                 _ => return Err(format!("unknown extension ?{head}")),
             }
         }
+        self.open.push((self.out.len(), matches!(head.as_str(), "=" | "!" | "<=" | "<!")));
         let _ = write!(self.out, "(?{head}");
-        self.open += 1;
         Ok(())
     }
 }
@@ -398,6 +411,7 @@ mod tests {
         assert!(hits("[[a]b", "[b") && hits("[]x]", "]") && hits("[a&&b]", "&"));
         assert!(hits(r"x\Z", "x") && hits(r"\x41+", "AAA") && hits("(?!ab).*", "ba") && !hits("(?!ab).*", "abc"));
         assert!(hits(r"(a|b)\1", "aa") && !hits(r"(a|b)\1", "ab"));
+        assert!(hits("(?!x)*x", "x") && !hits("(?!x)+x", "x"));
         assert!(hits("(?i)ab.", "ABC") && hits("(?#x)a", "a"));
         assert!(hits(r"a\", "a$"), "the backslash escapes the glued dollar");
     }

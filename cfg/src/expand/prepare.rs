@@ -31,6 +31,9 @@ pub(crate) struct Prepared {
     pub(crate) keep_all: Vec<bool>,
     /// Per key: the bound it is and the key it bounds.
     pub(crate) bounds: Vec<Option<(Bound, u32)>>,
+    /// Per key: `"key":` as JSON, and where each ends.
+    json: Vec<u8>,
+    json_ends: Vec<u32>,
     /// Some bound concerns a reserved key, so that names depend on operations.
     pub(crate) bounds_reserved: bool,
 }
@@ -40,6 +43,11 @@ impl Prepared {
         let mut p = Prepared::default();
         link_labels(m);
         p.find_bounds(m);
+        for key in 0..m.keys.len() {
+            super::json::push(m.keys.get(key as u32), &mut p.json);
+            p.json.push(b':');
+            p.json_ends.push(p.json.len() as u32);
+        }
         p.find_below(m);
         p.find_mentions(m);
         let expand: HashSet<u32> = options.expand.iter().filter_map(|n| m.names.find(n)).collect();
@@ -62,6 +70,13 @@ impl Prepared {
     pub(crate) fn mentions(&self, node: u32) -> (&[u64], &[u64]) {
         let at = self.mentioned[node as usize] as usize * self.width * 2;
         self.mentions[at..at + 2 * self.width].split_at(self.width)
+    }
+
+    /// `"key":` as JSON.
+    pub(crate) fn json_key(&self, key: u32) -> &[u8] {
+        let i = key as usize;
+        let from = if i == 0 { 0 } else { self.json_ends[i - 1] as usize };
+        &self.json[from..self.json_ends[i] as usize]
     }
 
     fn find_mentions(&mut self, m: &Model) {

@@ -1,6 +1,8 @@
 //! A finished combination.
 
 use crate::expand::draft::Val;
+use crate::expand::json;
+use crate::expand::prepare::Prepared;
 use crate::model::{Loc, Model};
 
 /// Where an assignment stands.
@@ -37,6 +39,7 @@ pub(crate) enum KeyText {
 #[derive(Debug, Clone)]
 pub struct Variant<'c> {
     pub(crate) m: &'c Model,
+    pub(crate) p: &'c Prepared,
     pub(crate) name: String,
     pub(crate) short: String,
     pub(crate) dep: Vec<String>,
@@ -96,9 +99,21 @@ impl<'c> Variant<'c> {
     pub fn write_json(&self, out: &mut Vec<u8>) {
         out.push(b'{');
         for s in &self.slots {
-            push_string(self.key_text(s.key), out);
-            out.push(b':');
-            push_string(s.val.text(self.m, &self.own), out);
+            match s.key {
+                KeyText::Known(k) => out.extend_from_slice(self.p.json_key(k)),
+                KeyText::Own(..) => {
+                    json::push(self.key_text(s.key), out);
+                    out.push(b':');
+                }
+            }
+            let text = s.val.text(self.m, &self.own);
+            if s.val.is_clean() {
+                out.push(b'"');
+                out.extend_from_slice(text.as_bytes());
+                out.push(b'"');
+            } else {
+                json::push(text, out);
+            }
             out.push(b',');
         }
         out.extend_from_slice(b"\"dep\":[");
@@ -106,74 +121,18 @@ impl<'c> Variant<'c> {
             if i > 0 {
                 out.push(b',');
             }
-            push_string(d, out);
+            json::push(d, out);
         }
         out.extend_from_slice(b"],\"name\":");
-        push_string(&self.name, out);
+        json::push(&self.name, out);
         out.extend_from_slice(b",\"shortname\":");
-        push_string(&self.short, out);
+        json::push(&self.short, out);
         if !self.maps.is_empty() {
             out.extend_from_slice(b",\"_name_map_file\":");
-            push_map(self.name_map(), out);
+            json::push_map(self.name_map(), out);
             out.extend_from_slice(b",\"_short_name_map_file\":");
-            push_map(self.short_name_map(), out);
+            json::push_map(self.short_name_map(), out);
         }
         out.push(b'}');
-    }
-}
-
-fn push_map<'a>(entries: impl Iterator<Item = (&'a str, &'a str)>, out: &mut Vec<u8>) {
-    out.push(b'{');
-    for (i, (k, v)) in entries.enumerate() {
-        if i > 0 {
-            out.push(b',');
-        }
-        push_string(k, out);
-        out.push(b':');
-        push_string(v, out);
-    }
-    out.push(b'}');
-}
-
-/// A JSON string; only what must be escaped is.
-fn push_string(s: &str, out: &mut Vec<u8>) {
-    out.push(b'"');
-    let bytes = s.as_bytes();
-    if bytes.iter().all(|b| plain(*b)) {
-        out.extend_from_slice(bytes);
-    } else {
-        for b in bytes {
-            match b {
-                b'"' => out.extend_from_slice(b"\\\""),
-                b'\\' => out.extend_from_slice(b"\\\\"),
-                b'\n' => out.extend_from_slice(b"\\n"),
-                b'\r' => out.extend_from_slice(b"\\r"),
-                b'\t' => out.extend_from_slice(b"\\t"),
-                0..0x20 => {
-                    const HEX: &[u8; 16] = b"0123456789abcdef";
-                    out.extend_from_slice(b"\\u00");
-                    out.push(HEX[usize::from(b >> 4)]);
-                    out.push(HEX[usize::from(b & 15)]);
-                }
-                b => out.push(*b),
-            }
-        }
-    }
-    out.push(b'"');
-}
-
-fn plain(b: u8) -> bool {
-    b >= 0x20 && b != b'"' && b != b'\\'
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn json_strings_escape_what_they_must() {
-        let mut out = Vec::new();
-        push_string("a\"b\\c\u{1}\té", &mut out);
-        assert_eq!(String::from_utf8(out).unwrap(), "\"a\\\"b\\\\c\\u0001\\té\"");
     }
 }

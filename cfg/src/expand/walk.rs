@@ -235,11 +235,6 @@ impl Walk {
             appended = Rc::new(state.items.borrow().clone());
         }
         let words = words.unwrap_or(&appended);
-        if n.deps.len() > 0 {
-            for d in &m.deps[n.deps.range()] {
-                self.deps.push(format!("{}{}", self.name, m.text(*d)));
-            }
-        }
         for l in &m.path_labels[n.labels.range()] {
             let label = &m.labels[*l as usize];
             self.path.push(*l);
@@ -253,6 +248,9 @@ impl Walk {
         if !self.survives(node, words, sh)? {
             self.leave(m, &frame);
             return Ok(());
+        }
+        for d in &m.deps[n.deps.range()] {
+            self.deps.push(format!("{}{}", self.name, m.text(*d)));
         }
         for l in &m.path_labels[n.labels.range()] {
             let label = &m.labels[*l as usize];

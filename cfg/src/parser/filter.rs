@@ -3,11 +3,14 @@
 use crate::lexer::{Fault, Token, Tokens};
 use crate::model::{Filter, Loc, Model, NONE, Span};
 
+/// A label: its set, if one is given, and its name.
+pub(crate) type Name = (Option<String>, String);
+
 /// A filter's labels as written, before they are stored.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Written {
     /// Words of groups of labels; a label is an optional set and a name.
-    pub(crate) words: Vec<Vec<Vec<(Option<String>, String)>>>,
+    pub(crate) words: Vec<Vec<Vec<Name>>>,
 }
 
 impl Written {
@@ -27,82 +30,50 @@ pub(crate) fn to_colon(tokens: &mut Tokens<'_>) -> Result<Written, Fault> {
     read(tokens, true)
 }
 
-/// What stood before the token at hand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Before {
-    /// Nothing, or a separator of words.
-    Start,
-    Comma,
-    Label,
-    Dot,
-    TwoDots,
-}
-
 fn read(tokens: &mut Tokens<'_>, condition: bool) -> Result<Written, Fault> {
     let mut out = Written::default();
-    let mut word: Vec<Vec<(Option<String>, String)>> = Vec::new();
-    let mut group: Vec<(Option<String>, String)> = Vec::new();
-    let mut before = Before::Start;
+    let mut word: Vec<Vec<Name>> = Vec::new();
+    let mut group: Vec<Name> = Vec::new();
+    // Dots since the last label; a separator counts as one, so that the next label joins an empty group.
+    let mut dots = 1;
     let mut begun = false;
     loop {
-        let token = tokens.next()?;
-        match token {
+        match tokens.next()? {
             Token::End if !condition => break,
             Token::Colon if condition => break,
-            Token::Word(name) => {
-                expect_label_place(tokens, before)?;
-                group.push((None, name.into_owned()));
-                (before, begun) = (Before::Label, true);
+            token @ (Token::Word(_) | Token::OpenParen) => {
+                match dots {
+                    0 => {
+                        let fault = tokens.fault("two names without a separator");
+                        return Err(fault.hint("join them with '.', '..' or ','"));
+                    }
+                    1 => {}
+                    2 => word.push(std::mem::take(&mut group)),
+                    _ => {
+                        let fault = tokens.fault("too many dots before this name");
+                        return Err(fault.hint("'.' joins neighbours, '..' means and"));
+                    }
+                }
+                group.push(match token {
+                    Token::Word(name) => (None, name.into_owned()),
+                    _ => parenthesised(tokens)?,
+                });
+                (dots, begun) = (0, true);
             }
-            Token::OpenParen => {
-                expect_label_place(tokens, before)?;
-                group.push(parenthesised(tokens)?);
-                (before, begun) = (Before::Label, true);
-            }
-            Token::Dot => {
-                before = match before {
-                    Before::Label => Before::Dot,
-                    Before::Dot => {
-                        word.push(std::mem::take(&mut group));
-                        Before::TwoDots
-                    }
-                    Before::TwoDots => {
-                        return Err(tokens.fault("three dots in a row").hint("'.' joins neighbours, '..' means and"));
-                    }
-                    Before::Start | Before::Comma if !begun => {
-                        return Err(tokens.fault("a filter cannot begin with a dot"));
-                    }
-                    Before::Start | Before::Comma => {
-                        word.push(Vec::new());
-                        Before::Dot
-                    }
-                };
-            }
-            Token::Comma => {
-                if before != Before::Label {
-                    let fault = tokens.fault("a comma without a name before it");
-                    return Err(if before == Before::Start && begun {
-                        fault.hint("white space already separates names; write 'a, b' or 'a b'")
-                    } else {
-                        fault
-                    });
+            Token::Dot if begun => dots += 1,
+            Token::Dot => return Err(tokens.fault("a filter cannot begin with a dot")),
+            token @ (Token::Comma | Token::Space) => {
+                if dots > 0 {
+                    let what = token.describe();
+                    let fault = tokens.fault(format!("{what} where a name is expected"));
+                    return Err(fault.hint("white space separates names as a comma does; none may stand around dots"));
                 }
                 finish(&mut out, &mut word, &mut group);
-                before = Before::Comma;
+                dots = 1;
+                while *tokens.peek()? == Token::Space {
+                    tokens.next()?;
+                }
             }
-            Token::Space => match before {
-                Before::Label => {
-                    finish(&mut out, &mut word, &mut group);
-                    before = Before::Start;
-                }
-                Before::Start => {}
-                Before::Comma => before = Before::Start,
-                Before::Dot | Before::TwoDots => {
-                    if *tokens.peek()? != Token::End {
-                        return Err(tokens.fault("white space after a dot").hint("write the dots without white space"));
-                    }
-                }
-            },
             other => {
                 let message = format!("{} has no place in a filter", other.describe());
                 let fault = tokens.fault(message);
@@ -117,28 +88,22 @@ fn read(tokens: &mut Tokens<'_>, condition: bool) -> Result<Written, Fault> {
             }
         }
     }
-    if before == Before::Label || !group.is_empty() || !word.is_empty() {
+    if !group.is_empty() || !word.is_empty() {
         finish(&mut out, &mut word, &mut group);
     }
     Ok(out)
 }
 
-fn finish(out: &mut Written, word: &mut Vec<Vec<(Option<String>, String)>>, group: &mut Vec<(Option<String>, String)>) {
-    if !group.is_empty() || word.is_empty() {
+/// Ends a word.
+fn finish(out: &mut Written, word: &mut Vec<Vec<Name>>, group: &mut Vec<Name>) {
+    if !group.is_empty() {
         word.push(std::mem::take(group));
     }
     out.words.push(std::mem::take(word));
 }
 
-fn expect_label_place(tokens: &Tokens<'_>, before: Before) -> Result<(), Fault> {
-    if before == Before::Label {
-        return Err(tokens.fault("two names without a separator").hint("join them with '.', '..' or ','"));
-    }
-    Ok(())
-}
-
 /// After `(`: `NAME)` or `SET=NAME)`.
-fn parenthesised(tokens: &mut Tokens<'_>) -> Result<(Option<String>, String), Fault> {
+fn parenthesised(tokens: &mut Tokens<'_>) -> Result<Name, Fault> {
     let mut next = |wanted: &str| -> Result<(Option<String>, Token<'static>), Fault> {
         let token = loop {
             match tokens.next()? {
@@ -226,6 +191,7 @@ mod tests {
             ("a,", "a"),
             ("a.", "a"),
             ("a..", "a"),
+            ("a...", "a"),
             ("( a ).(v = b)", "a.(v=b)"),
             ("(v=\"\")", "(v=)"),
             ("", ""),

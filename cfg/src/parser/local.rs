@@ -120,7 +120,16 @@ impl Parser<'_> {
                 self.m.folded.push(e.history);
                 self.m.folded.len() as u32 - 1
             };
-            self.m.ops.push(Op { kind: OpKind::Set, template: false, key: e.key, value: e.value, loc: e.loc, history });
+            let clean = crate::expand::json::is_clean(self.m.text(e.value));
+            self.m.ops.push(Op {
+                clean,
+                kind: OpKind::Set,
+                template: false,
+                key: e.key,
+                value: e.value,
+                loc: e.loc,
+                history,
+            });
         }
     }
 }

@@ -235,7 +235,8 @@ impl Parser<'_> {
 
     /// Appends an operation to the cursor's node.
     pub(crate) fn emit(&mut self, _cur: &Cursor, kind: OpKind, key: u32, value: Span, loc: Loc) -> usize {
-        self.m.ops.push(Op { kind, template: false, key, value, loc, history: NONE });
+        let clean = crate::expand::json::is_clean(self.m.text(value));
+        self.m.ops.push(Op { kind, template: false, clean, key, value, loc, history: NONE });
         self.m.ops.len() - 1
     }
 

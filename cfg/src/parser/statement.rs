@@ -133,21 +133,20 @@ impl Parser<'_> {
         {
             return done.map_err(located);
         }
-        let negated = text.starts_with('!');
-        let body = if negated { &text[1..] } else { text };
-        let offset = usize::from(negated);
-        let mut tokens = Tokens::new(body);
-        if !negated {
-            let lead = tokens.peek().map_err(|f| located(explain(text, f)))?;
-            if !matches!(lead, Token::Word(_)) {
-                let what = lead.describe();
-                let _ = tokens.next();
-                return Err(located(explain(text, tokens.fault(format!("a statement cannot begin with {what}")))));
-            }
+        let mut tokens = Tokens::new(text);
+        let lead = tokens.peek().map_err(|f| located(explain(text, f)))?;
+        let negated = *lead == Token::Not;
+        if !negated && !matches!(lead, Token::Word(_)) {
+            let what = lead.describe();
+            let _ = tokens.next();
+            return Err(located(explain(text, tokens.fault(format!("a statement cannot begin with {what}")))));
+        }
+        if negated {
+            let _ = tokens.next();
         }
         let mut tokens = tokens.without_spaces();
-        let written = filter::to_colon(&mut tokens).map_err(|f| located(explain(text, shift(f, offset))))?;
-        let colon = offset + tokens.span().0;
+        let written = filter::to_colon(&mut tokens).map_err(|f| located(explain(text, f)))?;
+        let colon = tokens.span().0;
         self.close_local(cur);
         let filter = filter::store(&mut self.m, &written, trim_end(&text[..colon]), loc);
         let kind = if negated { OpKind::Unless } else { OpKind::If };
@@ -188,6 +187,7 @@ impl Parser<'_> {
                     };
                 }
                 Token::Colon | Token::End => return None,
+                Token::Space => {}
                 t => key.push_str(t.text()),
             }
         }

@@ -1,7 +1,7 @@
 //! `variants`: the header, the variant lines, and the nodes they make.
 
 use crate::lexer::{Fault, Line, Reader, Token, Tokens};
-use crate::model::{Label, Loc, NONE, OpKind, Span};
+use crate::model::{Label, NONE, OpKind, Span};
 use crate::parser::filter;
 use crate::parser::statement::{Located, shift};
 use crate::parser::{Cursor, Limits, Parser};
@@ -22,7 +22,6 @@ struct VariantLine {
     tokens: Vec<String>,
     words: Vec<String>,
     deps: filter::Written,
-    deps_text: (usize, usize),
 }
 
 impl Parser<'_> {
@@ -83,15 +82,15 @@ impl Parser<'_> {
                 return Ok(());
             }
         }
+        if kids.is_empty() {
+            return Ok(());
+        }
         if !header.defaults.is_empty() {
             let number = reader.peek().map_or(line.number, |l| l.number);
             let text = reader.peek().map_or_else(|| line.text.to_string(), |l| l.text.to_string());
             let message = format!("the default {:?} is no variant of the set", header.defaults[0].concat());
             let fault = Fault::new(0, text.len(), message).hint("the set whose header names it ends before this line");
             self.fault(text, number, fault);
-        }
-        if kids.is_empty() {
-            return Ok(());
         }
         if let Some(i) = chosen {
             let node = kids.remove(i);
@@ -126,12 +125,16 @@ impl Parser<'_> {
         };
         let default = take_default(&mut header.defaults, &read.tokens) || read.at;
         let labels = self.store_labels(set, &read.words);
-        let deps = self.store_deps(&read.deps, &line.text[read.deps_text.0..read.deps_text.1], loc);
+        let deps = self.store_deps(&read.deps);
         let node = self.new_node(below, loc);
         let mut inner = Cursor { node, constraints: Vec::new(), guards: Vec::new() };
-        if let Some(name) = header.name.clone() {
-            // An assignment like any other: it is folded into a run that follows.
-            let _ = self.assign(&inner, &name, OpKind::Set, &read.words.join("."), loc);
+        if let Some(name) = &header.name {
+            // An assignment of its own: later operations on the key are not folded into it.
+            let key = self.m.keys.add(name);
+            if !self.m.is_reserved(key) {
+                let value = self.m.store(&read.words.join("."));
+                self.emit(&inner, OpKind::Set, key, value, loc);
+            }
         }
         self.depth += 1;
         self.block(reader, bound, &mut inner);
@@ -160,7 +163,7 @@ impl Parser<'_> {
         Span { start, end: self.m.path_labels.len() as u32 }
     }
 
-    fn store_deps(&mut self, written: &filter::Written, _text: &str, _loc: Loc) -> Span {
+    fn store_deps(&mut self, written: &filter::Written) -> Span {
         let start = self.m.deps.len() as u32;
         for group in written.words.iter().flatten() {
             let shown: Vec<String> = group
@@ -252,15 +255,15 @@ fn read_meta(tokens: &mut Tokens<'_>, header: &mut Header) -> Result<(), Fault> 
 
 fn read_variant(text: &str) -> Result<VariantLine, Fault> {
     let mut tokens = Tokens::new(&text[1..]);
-    let mut out = variant_tokens(&mut tokens).map_err(|f| shift(f, 1))?;
-    let from = text.len() - tokens.rest().len();
-    let mut rest = Tokens::new(tokens.rest());
-    if matches!(rest.peek(), Ok(Token::Space)) {
-        let _ = rest.next();
-    }
-    out.deps = filter::to_end(&mut rest).map_err(|f| shift(f, from))?;
-    out.deps_text = (from, text.len());
-    Ok(out)
+    let read = |tokens: &mut Tokens<'_>| {
+        let mut out = variant_tokens(tokens)?;
+        while *tokens.peek()? == Token::Space {
+            tokens.next()?;
+        }
+        out.deps = filter::to_end(tokens)?;
+        Ok(out)
+    };
+    read(&mut tokens).map_err(|f| shift(f, 1))
 }
 
 fn variant_tokens(tokens: &mut Tokens<'_>) -> Result<VariantLine, Fault> {
