@@ -72,7 +72,7 @@ impl Source for MemSource {
 pub struct FsSource;
 
 /// Largest file that is read; more is no configuration but a mistake.
-const MAX_FILE: u64 = 64 << 20;
+const MAX_FILE: u64 = 32 << 20;
 
 impl Source for FsSource {
     fn read(&self, path: &str) -> Result<Arc<str>, SourceError> {

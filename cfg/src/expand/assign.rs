@@ -150,7 +150,9 @@ impl Machine {
                 }
             }
             OpKind::Delete => self.delete(m, op, trace, conditions),
-            OpKind::Suffix => suffix::apply(&mut self.draft, &mut self.book, op.key),
+            OpKind::Suffix => {
+                suffix::apply(&mut self.draft, &mut self.book, op.key).map_err(|e| error_at(m, op.loc, e))?;
+            }
             OpKind::Join => {
                 return Err(error_at(m, op.loc, "a join inside a condition that holds")
                     .with_hint("join belongs at the level of the variants it joins, outside conditions"));

@@ -95,6 +95,11 @@ impl KeyBook {
         n
     }
 
+    /// Number of suffixed keys.
+    pub(crate) fn compounds(&self) -> usize {
+        self.compounds.len()
+    }
+
     fn parts(&self, key: u32) -> (u32, u32) {
         self.compounds[((key - self.first) / 2) as usize]
     }

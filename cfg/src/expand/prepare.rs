@@ -14,6 +14,9 @@ pub(crate) enum Bound {
     Fixed,
 }
 
+/// 64-bit words all sets of one kind may take. Nodes beyond get the full set, which costs pruning but no correctness.
+const MAX_WORDS: usize = 8 << 20;
+
 /// Derived tables, indexed by node or key number.
 #[derive(Debug, Default)]
 pub(crate) struct Prepared {
@@ -81,7 +84,7 @@ impl Prepared {
 
     fn find_mentions(&mut self, m: &Model) {
         let double = self.width * 2;
-        let mut sets: Vec<u64> = vec![0; double];
+        let mut sets: Vec<u64> = empty_and_full(double);
         let mut with_own: FastMap<u32, u32> = FastMap::default();
         for n in &m.nodes {
             let children = &m.children[n.children.range()];
@@ -110,6 +113,7 @@ impl Prepared {
             let at = match children {
                 [] => 0,
                 [_] if !own => last,
+                _ if sets.len() + double > MAX_WORDS => 1,
                 _ => {
                     sets.extend_from_slice(&acc);
                     (sets.len() / double - 1) as u32
@@ -157,7 +161,7 @@ impl Prepared {
     /// Children come before their parents in the node table, so one pass suffices.
     fn find_below(&mut self, m: &Model) {
         self.width = m.atoms.len().div_ceil(64).max(1);
-        let mut sets: Vec<u64> = vec![0; self.width];
+        let mut sets: Vec<u64> = empty_and_full(self.width);
         // Per node with a single child: the set "the child's labels and what is below it", shared by all its parents.
         let mut with_own: FastMap<u32, u32> = FastMap::default();
         for n in &m.nodes {
@@ -205,9 +209,19 @@ impl Prepared {
         if !own && children.len() == 1 {
             return last;
         }
+        if sets.len() + width > MAX_WORDS {
+            return 1;
+        }
         sets.extend_from_slice(&acc);
         (sets.len() / width - 1) as u32
     }
+}
+
+/// Set 0 has nothing, set 1 everything.
+fn empty_and_full(width: usize) -> Vec<u64> {
+    let mut sets = vec![0; width];
+    sets.resize(width * 2, u64::MAX);
+    sets
 }
 
 /// Tells each label which filter atoms it satisfies.

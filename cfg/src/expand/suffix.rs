@@ -4,8 +4,14 @@ use crate::expand::draft::{Draft, Entry, KeyBook, Val};
 use crate::intern::FastMap;
 use crate::model::{Model, NONE};
 
-/// Every key gets the suffix and moves to the end, in order.
-pub(crate) fn apply(d: &mut Draft, book: &mut KeyBook, suffix: u32) {
+/// Suffixed keys of one expansion.
+const MAX_KEYS: usize = 2 << 20;
+
+/// Every key gets the suffix and moves to the end, in order. The error is a sentence.
+pub(crate) fn apply(d: &mut Draft, book: &mut KeyBook, suffix: u32) -> Result<(), String> {
+    if book.compounds() + d.entries.len() > MAX_KEYS {
+        return Err(format!("more than {MAX_KEYS} suffixed keys"));
+    }
     let old: Vec<Entry> = d.live().copied().collect();
     for e in &old {
         d.remove(e.key, book.is_compound(e.key));
@@ -15,6 +21,7 @@ pub(crate) fn apply(d: &mut Draft, book: &mut KeyBook, suffix: u32) {
         let key = book.compound(e.key, suffix);
         d.set(key, e.val, e.loc, true);
     }
+    Ok(())
 }
 
 /// The entries with plain keys only: a suffix disappears where it makes no difference.

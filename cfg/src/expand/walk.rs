@@ -12,14 +12,20 @@ use crate::expand::filter::{Tri, View};
 use crate::expand::join::{JoinState, Part, Product};
 use crate::expand::prepare::Prepared;
 use crate::intern::FastMap;
-use crate::model::{Constraint, Model, NONE, Span};
+use crate::model::{Constraint, Model, NONE, Node, Span};
 
 /// An active constraint number at or above this is "only filter N − this".
 pub(crate) const WORD: u32 = 1 << 31;
 /// Nodes remembered as fruitless; beyond it nothing new is remembered.
 const MAX_FAILED: usize = 200_000;
-/// Nodes a count may enter before it gives up.
-const MAX_COUNT_STEPS: u64 = 4_000_000;
+/// Numbers in all remembered keys together.
+const MAX_FAILED_SIZE: usize = 16 << 20;
+/// Judgements a count may make before it gives up.
+const MAX_COUNT_STEPS: u64 = 20_000_000;
+/// Judgements in a row that may lead to no combination.
+const MAX_FRUITLESS_STEPS: u64 = 1_000_000_000;
+/// Bytes of dependency names of one combination.
+const MAX_DEPS: usize = 16 << 20;
 
 /// Everything the walks of one expansion share.
 #[derive(Debug)]
@@ -34,6 +40,9 @@ pub(crate) struct Shared<'c> {
     has_failed: Vec<bool>,
     fruitless: FastMap<Box<[u32]>, u128>,
     pub(crate) counting: bool,
+    /// Numbers in all keys of `fruitless`.
+    remembered: usize,
+    /// Judgements since the last combination, or all of a count.
     steps: u64,
 }
 
@@ -48,6 +57,7 @@ impl<'c> Shared<'c> {
             has_failed: vec![false; m.nodes.len()],
             fruitless: FastMap::default(),
             counting: false,
+            remembered: 0,
             steps: 0,
         }
     }
@@ -97,6 +107,8 @@ pub(crate) struct Walk {
     name: String,
     short: String,
     pub(crate) deps: Vec<String>,
+    /// Bytes in `deps`.
+    deps_size: usize,
     frames: Vec<Frame>,
     /// Combinations counted at the bottom of the stack.
     pub(crate) total: u128,
@@ -125,6 +137,7 @@ impl Walk {
             name: self.name.clone(),
             short: self.short.clone(),
             deps: self.deps.clone(),
+            deps_size: self.deps_size,
             frames: Vec::new(),
             total: 0,
         }
@@ -190,6 +203,7 @@ impl Walk {
                     if sh.counting {
                         continue;
                     }
+                    sh.steps = 0;
                     return Ok(Some(Yield::Leaf));
                 }
                 self.pop(sh);
@@ -245,12 +259,22 @@ impl Walk {
             }
         }
         self.nodes.push(node);
+        self.charge(n, sh)?;
         if !self.survives(node, words, sh)? {
             self.leave(m, &frame);
             return Ok(());
         }
         for d in &m.deps[n.deps.range()] {
-            self.deps.push(format!("{}{}", self.name, m.text(*d)));
+            if self.deps_size + self.name.len() > MAX_DEPS {
+                return Err(Diagnostic::error(
+                    m.file_name(n.loc),
+                    n.loc.line,
+                    "the dependencies of one combination are too large",
+                ));
+            }
+            let dep = format!("{}{}", self.name, m.text(*d));
+            self.deps_size += dep.len();
+            self.deps.push(dep);
         }
         for l in &m.path_labels[n.labels.range()] {
             let label = &m.labels[*l as usize];
@@ -259,17 +283,6 @@ impl Walk {
             if !n.quiet {
                 self.short.push_str(m.names.get(label.name));
                 self.short.push('.');
-            }
-        }
-        if sh.counting {
-            sh.steps += 1;
-            if sh.steps > MAX_COUNT_STEPS {
-                return Err(Diagnostic::error(
-                    m.file_name(n.loc),
-                    n.loc.line,
-                    "the combinations are too entangled to be counted",
-                )
-                .with_hint("narrow the selection with only and no, or list the variants"));
             }
         }
         if n.children.len() > 1 && !sh.p.has_join[node as usize] && (sh.counting || sh.has_failed[node as usize]) {
@@ -285,6 +298,22 @@ impl Walk {
         frame.next = 0;
         self.frames.push(frame);
         Ok(())
+    }
+
+    /// Pays for the judgements at a node.
+    fn charge(&self, n: &Node, sh: &mut Shared<'_>) -> Result<(), Diagnostic> {
+        let judged = self.active.len() - self.active_from + n.constraints.len();
+        sh.steps += 1 + (judged * (1 + self.path.len() / 64)) as u64;
+        let (limit, what) = if sh.counting {
+            (MAX_COUNT_STEPS, "the combinations are too entangled to be counted")
+        } else {
+            (MAX_FRUITLESS_STEPS, "the search for a combination that passes all filters takes too long")
+        };
+        if sh.steps <= limit {
+            return Ok(());
+        }
+        Err(Diagnostic::error(sh.m.file_name(n.loc), n.loc.line, what)
+            .with_hint("narrow the selection with only and no, as far out as possible"))
     }
 
     fn add(&mut self, count: u128) {
@@ -406,8 +435,10 @@ impl Walk {
                 && (sh.counting || frame.count == 0)
                 && !sh.p.has_join[frame.node as usize]
                 && sh.fruitless.len() < MAX_FAILED
+                && sh.remembered < MAX_FAILED_SIZE
             {
                 let key = self.residue(frame.node, frame.active, sh);
+                sh.remembered += key.len();
                 sh.fruitless.insert(key, frame.count);
                 sh.has_failed[frame.node as usize] = true;
             }
@@ -429,7 +460,9 @@ impl Walk {
         self.nodes.pop();
         self.name.truncate(frame.name);
         self.short.truncate(frame.short);
-        self.deps.truncate(frame.deps);
+        for d in self.deps.drain(frame.deps..) {
+            self.deps_size -= d.len();
+        }
         self.active.truncate(frame.active);
     }
 }

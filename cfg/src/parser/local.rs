@@ -6,7 +6,7 @@
 use crate::expand::pattern::Pattern;
 use crate::lexer::Fault;
 use crate::model::{Folded, Loc, Model, NONE, Op, OpKind, Span};
-use crate::parser::{Cursor, Parser};
+use crate::parser::{Cursor, Limits, Parser};
 
 #[derive(Debug)]
 struct Entry {
@@ -95,6 +95,9 @@ impl Parser<'_> {
             return Ok(());
         }
         self.close_local(cur);
+        if each && self.m.patterns.len() >= Limits::PATTERNS && self.m.patterns.find(key).is_none() {
+            return Err(Fault::new(0, key.len(), format!("more than {} different key patterns", Limits::PATTERNS)));
+        }
         let key = if each { self.m.patterns.add(key) } else { self.m.keys.add(key) };
         if !each && self.m.is_reserved(key) {
             return Ok(());

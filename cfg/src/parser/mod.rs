@@ -35,7 +35,9 @@ impl Limits {
     /// Include statements followed in one configuration.
     const INCLUDES: u32 = 20_000;
     /// Bytes of text read, repeated includes counted each time.
-    const TEXT: usize = 512 << 20;
+    const TEXT: usize = 64 << 20;
+    /// Different regular expressions as keys.
+    pub(crate) const PATTERNS: usize = 4096;
     /// Mistakes reported.
     const MISTAKES: usize = 100;
 }
