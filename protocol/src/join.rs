@@ -13,7 +13,7 @@ use crate::admin::HostRole;
 use crate::error::{ErrorCode, Report};
 use crate::facts::HostFacts;
 use crate::identity::PublicKey;
-use crate::ids::{ClusterId, HostId, Name, RequestId, TokenId};
+use crate::ids::{ClusterId, HostId, Name, TokenId};
 use crate::token::Secret;
 
 /// A request under `vt-join/1`: a joiner to a host of the cluster, or that host's probe back.
@@ -148,9 +148,12 @@ pub enum JoinRefusal {
         /// Where the voters listen.
         voters: Vec<SocketAddr>,
     },
-    /// The cluster cannot decide now, or the host cannot reach the leader.
+    /// The cluster cannot decide now; nothing was proposed.
     #[error("the cluster cannot decide now: {0}")]
     Unavailable(String),
+    /// The entry was proposed, and whether it is in the log is not known yet: ask again.
+    #[error("the cluster has not decided yet: {0}")]
+    Undecided(String),
     /// Something the state machine refused.
     #[error("{0}")]
     Other(Box<Report>),
@@ -189,9 +192,11 @@ impl JoinRefusal {
             JoinRefusal::BadRequest(why) => Report::new(ErrorCode::Denied, title).with("reason", why.clone()),
             JoinRefusal::Removed => Report::new(ErrorCode::HostRemoved, title).help(new_token),
             JoinRefusal::NotHere { .. } => Report::new(ErrorCode::NoQuorum, title).retryable(),
-            JoinRefusal::Unavailable(why) => Report::new(ErrorCode::NoQuorum, "the cluster cannot decide now")
-                .with("reason", why.clone())
-                .retryable(),
+            JoinRefusal::Unavailable(why) | JoinRefusal::Undecided(why) => {
+                Report::new(ErrorCode::NoQuorum, "the cluster cannot decide now")
+                    .with("reason", why.clone())
+                    .retryable()
+            }
             JoinRefusal::Other(report) => (**report).clone(),
         }
     }
@@ -204,23 +209,16 @@ pub fn host_id_of(key: &PublicKey) -> HostId {
     HostId(u64::from_le_bytes(first).max(1))
 }
 
-/// The request id of a join: the same token and key are the same request.
-pub fn request_id_of(key: &PublicKey, token: TokenId) -> RequestId {
-    RequestId::derived(&[b"join", &key.0, &token.0.to_le_bytes()])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_repeated_join_is_the_same_request() {
+    fn a_repeated_join_asks_for_the_same_host() {
         let (key, other) = (PublicKey(vec![1, 2]), PublicKey(vec![1, 3]));
         assert_eq!(host_id_of(&key), host_id_of(&key));
         assert_ne!(host_id_of(&key), host_id_of(&other));
         assert_ne!(host_id_of(&key), HostId(0));
-        assert_eq!(request_id_of(&key, TokenId(1)), request_id_of(&key, TokenId(1)));
-        assert_ne!(request_id_of(&key, TokenId(1)), request_id_of(&key, TokenId(2)));
     }
 
     #[test]

@@ -270,6 +270,9 @@ impl Attempt<'_> {
                     }
                     tried.push((address, "it cannot admit others, and pointed to voters".to_owned()));
                 }
+                Ok(JoinAnswer::Refused(refusal @ JoinRefusal::Undecided(_))) => {
+                    return Round::Unknown(refusal.to_string());
+                }
                 Ok(JoinAnswer::Refused(refusal @ JoinRefusal::Unavailable(_))) => {
                     tried.push((address, refusal.to_string()));
                     telling = Some(JoinError::Refused(refusal));

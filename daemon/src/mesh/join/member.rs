@@ -18,7 +18,7 @@ use vt_protocol::hello::Hello;
 use vt_protocol::identity::authority::key_of_request;
 use vt_protocol::identity::{PublicKey, tls};
 use vt_protocol::ids::{Digest, HostId, Name, RequestId, TokenId};
-use vt_protocol::join::{Admitted, JoinAnswer, JoinCall, JoinRefusal, JoinRequest, Member, host_id_of, request_id_of};
+use vt_protocol::join::{Admitted, JoinAnswer, JoinCall, JoinRefusal, JoinRequest, Member, host_id_of};
 use vt_protocol::service::Service;
 
 /// The probe back to the joiner gets this long.
@@ -32,7 +32,8 @@ const LABEL_TEXT_MAX: usize = 128;
 pub struct Applicant {
     /// The id it will have: it follows from its key.
     pub host: HostId,
-    /// The request id of the entry that admits it: the same for a repetition.
+    /// The request id of the entry that admits it. It follows from everything that is said here: a repetition that
+    /// says something new, like other facts, is no conflict. That a token admits one key is the state machine's rule.
     pub request: RequestId,
     /// Its key.
     pub key: PublicKey,
@@ -141,9 +142,14 @@ async fn decide(
             from: prober.name(),
             why,
         })?;
+        admission.admit(&applicant, by).await?;
     }
-    admission.admit(&applicant, by).await?;
-    let roster = admission.roster().await;
+    let mut roster = admission.roster().await;
+    if !roster.members.iter().any(|member| member.host == applicant.host) {
+        // The entry is committed, but this host has not applied it yet.
+        let Applicant { host, name, key, advertise, .. } = applicant.clone();
+        roster.members.push(Member { host, name, key, addresses: vec![advertise] });
+    }
     Ok(Admitted {
         cluster: endpoint.identity().facts().subject.cluster(),
         cluster_name: roster.cluster_name,
@@ -175,9 +181,14 @@ fn applicant(request: JoinRequest) -> Result<Applicant, JoinRefusal> {
         .map(|facts| codec::encode_wire(facts, Service::Join.cap()).map(|bytes| Digest::of(&bytes)))
         .transpose()
         .map_err(|error| bad(error.to_string()))?;
+    let said = (
+        (request.token, request.secret.hash(), &key, &request.name, address),
+        (request.role, &request.labels, &request.build, facts),
+    );
+    let said = codec::encode_wire(&said, Service::Join.cap()).map_err(|error| bad(error.to_string()))?;
     Ok(Applicant {
         host: host_id_of(&key),
-        request: request_id_of(&key, request.token),
+        request: RequestId::derived(&[b"join", &said]),
         key,
         signing_request: request.signing_request,
         token: request.token,
