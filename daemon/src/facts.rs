@@ -3,7 +3,11 @@
 //! Only reading: /proc, /etc/os-release and the directory of images. The QEMU probe runs guests and is given from
 //! outside. A fact that cannot be read is shown as unknown; facts never stop a daemon.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use vt_protocol::{
     facts::{HostFacts, PoolFacts, QemuFacts},
@@ -15,6 +19,32 @@ use crate::settings::Settings;
 
 /// Most images that are listed.
 const IMAGES_MAX: usize = 256;
+
+/// The facts as they are known so far: the QEMU probe may take a while under emulation.
+#[derive(Debug)]
+pub struct Facts {
+    known: Mutex<HostFacts>,
+    settings: Arc<Settings>,
+}
+
+impl Facts {
+    /// Gathers all but the QEMU probe.
+    pub fn new(settings: Arc<Settings>) -> Arc<Self> {
+        Arc::new(Self { known: Mutex::new(gather(&settings, None)), settings })
+    }
+
+    /// Adds what the QEMU probe found.
+    pub fn set_qemu(&self, qemu: Option<QemuFacts>) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).qemu = qemu;
+    }
+
+    /// The facts, with the pool as it is at this moment.
+    pub fn now(&self) -> HostFacts {
+        let mut facts = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        facts.pool = pool(&self.settings.paths.images, self.settings.pool_shared);
+        facts
+    }
+}
 
 /// Gathers the facts.
 pub fn gather(settings: &Settings, qemu: Option<QemuFacts>) -> HostFacts {

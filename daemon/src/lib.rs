@@ -2,8 +2,10 @@
 
 pub mod api;
 pub mod blob;
+pub mod bulk_source;
 pub mod cluster;
 pub mod control;
+pub mod data;
 pub mod evidence;
 pub mod facts;
 pub mod mesh;
@@ -11,8 +13,13 @@ pub mod nearest;
 pub mod cgroup;
 pub mod guard;
 pub mod guest;
+pub mod host;
+pub mod members;
 pub mod qemu;
+pub mod run;
 pub mod settings;
 pub mod telemetry;
+pub mod unclaimed;
 pub mod party;
 pub mod scenario;
+pub mod migrate;

@@ -1,10 +1,111 @@
-//! vtd: the daemon of a host.
+//! `vtd`: the daemon, and the programs it starts from its own binary (a party, a VM's guard).
 
-use std::process::exit;
+use std::{path::PathBuf, process::ExitCode};
 
-fn main() {
-    // Words that vtd is started with by itself; they must run before any thread or runtime exists.
-    if let Some(code) = vt_daemon::qemu::early(std::env::args_os()) {
-        exit(code);
+use clap::{Args, Parser, Subcommand};
+use vt_daemon::{
+    party, qemu, run,
+    settings::{DEFAULT, Settings},
+    telemetry,
+};
+use vt_protocol::{error::Exit, ids::AttemptId};
+
+/// The daemon of a vtmesh host.
+#[derive(Debug, Parser)]
+#[command(name = "vtd", version)]
+struct Words {
+    /// The settings; without it /etc/vtmesh/vtd.toml where that exists.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Action>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Run the daemon (the same without a word).
+    Run,
+    /// Show or check settings.
+    Settings(SettingsWords),
+    /// One host's part in an attempt; started by the daemon.
+    #[command(hide = true)]
+    Party(PartyWords),
+}
+
+#[derive(Debug, Args)]
+struct PartyWords {
+    /// The daemon's party socket.
+    #[arg(long)]
+    socket: PathBuf,
+    /// The attempt.
+    #[arg(long)]
+    attempt: AttemptId,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct SettingsWords {
+    /// Print every key with its default.
+    #[arg(long)]
+    default: bool,
+    /// Check a file; say nothing where it is good.
+    #[arg(long, value_name = "FILE")]
+    check: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    // A process that becomes QEMU must not have threads or a runtime first.
+    if let Some(code) = qemu::early(std::env::args_os()) {
+        return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX));
+    }
+    let words = Words::parse();
+    match words.command {
+        None | Some(Action::Run) => daemon(words.config),
+        Some(Action::Settings(wanted)) => settings(&wanted),
+        Some(Action::Party(words)) => {
+            party::program::run(party::program::Args { socket: words.socket, attempt: words.attempt })
+        }
+    }
+}
+
+fn settings(wanted: &SettingsWords) -> ExitCode {
+    let Some(file) = &wanted.check else {
+        print!("{DEFAULT}");
+        return ExitCode::SUCCESS;
+    };
+    match Settings::load(Some(file)) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", run::told(error.report()));
+            ExitCode::from(Exit::Config.code())
+        }
+    }
+}
+
+fn daemon(config: Option<PathBuf>) -> ExitCode {
+    let settings = match Settings::load(config.as_deref()) {
+        Ok(settings) => settings,
+        Err(error) => {
+            eprintln!("{}", run::told(error.report()));
+            return ExitCode::from(Exit::Config.code());
+        }
+    };
+    telemetry::start(&settings.log);
+    telemetry::abort_on_panic();
+    // Two threads: one may wait for the disk while the other answers.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(8).enable_all().build();
+    let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let ended = runtime.block_on(run::run(settings));
+        // What is still blocked on a disk must not keep the process.
+        runtime.shutdown_background();
+        ended
+    });
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vtd: {error:#}");
+            ExitCode::from(Exit::Internal.code())
+        }
     }
 }

@@ -11,8 +11,10 @@ use crate::settings::Log;
 
 /// Starts logging; a second call in one process does nothing. `RUST_LOG` wins over the settings.
 pub fn start(log: &Log) {
+    // The libraries below say at info what only their authors want to know; who wants it names them.
+    let quiet = format!("openraft=warn,{}", log.filter);
     let filter = EnvFilter::try_from_default_env()
-        .or_else(|_| EnvFilter::try_new(&log.filter))
+        .or_else(|_| EnvFilter::try_new(quiet))
         .unwrap_or_else(|_| EnvFilter::new("info"));
     let registry = tracing_subscriber::registry().with(filter);
     let result = if log.json {

@@ -4,10 +4,7 @@
 //! leader knows nothing of the time before: it gives every session a fresh start, and expires none before one full
 //! term and a margin have passed since it began to lead.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use vt_protocol::ids::{Epoch, HostId};
 
@@ -95,6 +92,8 @@ impl Silence {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::settings::Settings;
 

@@ -1,0 +1,75 @@
+//! What other daemons ask of this one.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::HostId,
+    job::PLAN_MAX,
+    peer::{PeerReply, PeerRequest},
+};
+
+use super::blocking;
+use crate::host::Host;
+
+/// Longest wait of a long poll.
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// Most bytes of a piece of evidence.
+const PIECE_MAX: u32 = 4 << 20;
+
+impl Host {
+    /// Answers a request of an admitted host.
+    pub async fn answer_peer(self: &Arc<Self>, from: HostId, request: PeerRequest, by: Instant) -> PeerReply {
+        match request {
+            PeerRequest::Ping => PeerReply::Done,
+            PeerRequest::KeepAuthority(key) => self.keep_authority(from, key).await,
+            PeerRequest::Facts => PeerReply::Facts(Box::new(self.facts().now())),
+            PeerRequest::Propose(bytes) => self.propose_for(from, &bytes, by).await,
+            PeerRequest::Renew(renew) if renew.host != from => {
+                PeerReply::Refused(Report::new(ErrorCode::Denied, "a host renews its own session only"))
+            }
+            PeerRequest::Renew(renew) => self.renewals().renew(renew).await,
+            PeerRequest::BlobGet(digest) => {
+                let store = self.blobs().clone();
+                match blocking(move || store.get(digest)).await {
+                    Ok(found) => PeerReply::Blob(found),
+                    Err(error) => PeerReply::Refused(error.into()),
+                }
+            }
+            PeerRequest::BlobPut { bytes, .. } if bytes.len() > PLAN_MAX => {
+                PeerReply::Refused(Report::new(ErrorCode::TooLarge, "the blob is larger than a plan may be"))
+            }
+            PeerRequest::BlobPut { digest, bytes } => {
+                let store = self.blobs().clone();
+                match blocking(move || store.put_as(digest, &bytes)).await {
+                    Ok(()) => PeerReply::Done,
+                    Err(error) => PeerReply::Refused(error.into()),
+                }
+            }
+            PeerRequest::Events { attempt, after, wait_ms } => {
+                let wait = Duration::from_millis(wait_ms.into()).min(WAIT_MAX);
+                PeerReply::Events(self.evidence().events_after(attempt, after, wait).await)
+            }
+            PeerRequest::EvidenceList(attempt) => {
+                let evidence = Arc::clone(self.evidence());
+                refused_or(blocking(move || evidence.list(attempt)).await, PeerReply::EvidenceList)
+            }
+            PeerRequest::EvidenceRead { attempt, path, offset, length } => {
+                let evidence = Arc::clone(self.evidence());
+                let length = length.min(PIECE_MAX);
+                refused_or(blocking(move || evidence.read(attempt, &path, offset, length)).await, PeerReply::Bytes)
+            }
+            PeerRequest::PrepareIncoming(_) | PeerRequest::IncomingState { .. } => {
+                PeerReply::Refused(Report::new(ErrorCode::MigrationRefused, "this host takes part in no attempt"))
+            }
+        }
+    }
+}
+
+fn refused_or<T>(result: Result<T, Report>, reply: impl FnOnce(T) -> PeerReply) -> PeerReply {
+    match result {
+        Ok(value) => reply(value),
+        Err(report) => PeerReply::Refused(report),
+    }
+}

@@ -1,0 +1,180 @@
+//! Who votes: on the leader, the pure policy's next step is taken, one at a time.
+//!
+//! A host that is to vote is given the key of the cluster's authority first, over the peer channel, so that every
+//! voter can admit others; a host that lost its vote removes its copy.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    identity::{ClusterCa, PrivateKey, store},
+    ids::HostId,
+    peer::{AuthorityKey, PeerReply, PeerRequest},
+};
+use vt_sync::{
+    membership::{Step, View, next_step},
+    raft::ProposeError,
+};
+
+use super::leads;
+use crate::{cluster::Cluster, host::Host};
+
+/// While hosts are on their way to a vote they are looked at this often.
+const SOON: Duration = Duration::from_secs(1);
+/// Otherwise: a voter that is away is noticed this late at most.
+const LATER: Duration = Duration::from_secs(15);
+/// How long another host may take to keep the key.
+const HANDS_OVER: Duration = Duration::from_secs(5);
+
+/// Drives membership while this host leads, until `stop`.
+pub async fn run(host: Arc<Host>, stop: CancellationToken) {
+    let mut leadership = host.leadership();
+    let mut watch = host.watch();
+    let mut leading: Option<(u64, Instant)> = None;
+    let mut voted = false;
+    loop {
+        let now = leadership.borrow_and_update().clone();
+        let votes = now.voters.contains(&host.me());
+        if voted && !votes && now.settled {
+            forget_authority(&host).await;
+        }
+        voted = votes;
+        let mut wake = None;
+        if leads(&now) {
+            let (_, since) =
+                *leading.take_if(|(term, _)| *term == now.term).as_ref().unwrap_or(&(now.term, Instant::now()));
+            leading = Some((now.term, since));
+            let state = watch.borrow_and_update().clone();
+            let view = View::new(&host.replica().status(), &state, since.elapsed());
+            let step = next_step(&view);
+            let pause = if view.learners.is_empty() && view.settled { LATER } else { SOON };
+            wake = Some(Instant::now() + pause);
+            if step != Step::Nothing {
+                match take(&host, &step, &view).await {
+                    // At once: the next one may be possible now.
+                    Ok(()) => continue,
+                    Err(why) => {
+                        tracing::info!(?step, why, "a change of membership waits");
+                        wake = Some(Instant::now() + SOON);
+                    }
+                }
+            }
+        } else {
+            leading = None;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = leadership.changed() => if changed.is_err() { return },
+            changed = hosts_changed(&mut watch), if wake.is_some() => if !changed { return },
+            () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+        }
+    }
+}
+
+/// Waits until a host came, went, or has another role: renewals of sessions are no news here.
+async fn hosts_changed(watch: &mut tokio::sync::watch::Receiver<Arc<vt_sync::State>>) -> bool {
+    let roles = |state: &vt_sync::State| -> Vec<_> { state.hosts.values().map(|host| (host.id, host.role)).collect() };
+    let before = roles(&watch.borrow_and_update());
+    watch.wait_for(|state| roles(state) != before).await.is_ok()
+}
+
+async fn take(host: &Arc<Host>, step: &Step, view: &View) -> Result<(), String> {
+    let replica = host.replica();
+    let state = host.state();
+    let done = |what: &str| tracing::info!(what, "membership");
+    match step {
+        Step::Nothing => Ok(()),
+        Step::AddLearner(id) => {
+            let address = state.hosts.get(id).and_then(|host| host.addresses.first()).map(ToString::to_string);
+            let added = replica.add_learner(*id, &address.unwrap_or_default()).await;
+            added.map(|()| done(&format!("{} follows the log", state.host_name(*id)))).map_err(text)
+        }
+        Step::RemoveLearner(id) => {
+            let removed = replica.remove_learner(*id).await;
+            removed.map(|()| done(&format!("{id} follows the log no more"))).map_err(text)
+        }
+        Step::TransferLeader(id) => {
+            replica.transfer_leader(*id).await.map_err(text)?;
+            done(&format!("{} is to lead", state.host_name(*id)));
+            // What comes of it shows in the leadership; until then there is nothing to do.
+            Err("leadership is being handed over".to_owned())
+        }
+        Step::ChangeVoters(voters) => {
+            for id in voters.difference(&view.voters).filter(|id| **id != host.me()) {
+                hand_over(host, *id).await.map_err(|report| {
+                    format!("{} did not take the authority's key: {}", state.host_name(*id), report.title)
+                })?;
+            }
+            replica.change_voters(voters.clone()).await.map_err(text)?;
+            done(&format!("voters: {}", names(host, voters)));
+            Ok(())
+        }
+    }
+}
+
+fn text(error: ProposeError) -> String {
+    error.to_string()
+}
+
+fn names(host: &Host, voters: &BTreeSet<HostId>) -> String {
+    let state = host.state();
+    voters.iter().map(|id| state.host_name(*id)).collect::<Vec<_>>().join(", ")
+}
+
+async fn hand_over(host: &Arc<Host>, to: HostId) -> Result<(), Report> {
+    let (directory, cluster) = (host.data().cluster(), host.record().cluster);
+    let loaded = tokio::task::spawn_blocking(move || store::load_ca(&directory, cluster)).await;
+    let unusable = |error: &dyn std::error::Error| {
+        Report::new(ErrorCode::StoreDamaged, "the authority's key cannot be read here").caused_by(error)
+    };
+    let authority = loaded.map_err(|error| unusable(&error))?.map_err(|error| unusable(&error))?;
+    let Some(authority) = authority else {
+        return Err(Report::new(ErrorCode::StoreDamaged, "this voter holds no key of the authority"));
+    };
+    let key = AuthorityKey(authority.key().to_pem());
+    match host.ask(to, PeerRequest::KeepAuthority(key), HANDS_OVER).await? {
+        PeerReply::Done => Ok(()),
+        _ => Err(Report::new(ErrorCode::Internal, "another kind of answer than was asked for")),
+    }
+}
+
+async fn forget_authority(host: &Arc<Host>) {
+    let directory = host.data().cluster();
+    let removed = tokio::task::spawn_blocking(move || store::remove_ca_key(&directory)).await;
+    match removed {
+        Ok(Ok(())) => tracing::info!("this host votes no more: its copy of the authority's key is removed"),
+        Ok(Err(error)) => tracing::warn!(%error, "the copy of the authority's key was not removed"),
+        Err(error) => tracing::warn!(%error, "the copy of the authority's key was not removed"),
+    }
+}
+
+impl Host {
+    /// Takes the key of the cluster's authority from a voter.
+    pub(crate) async fn keep_authority(&self, from: HostId, key: AuthorityKey) -> PeerReply {
+        if !self.leadership().borrow().voters.contains(&from) {
+            return PeerReply::Refused(Report::new(ErrorCode::Denied, "only a voter hands over the authority's key"));
+        }
+        let unusable = |error: &dyn std::error::Error| {
+            PeerReply::Refused(Report::new(ErrorCode::Denied, "the authority's key is not usable").caused_by(error))
+        };
+        let key = match PrivateKey::from_pem(&key.0) {
+            Ok(key) => key,
+            Err(error) => return unusable(&error),
+        };
+        // Refuses a key that is not the one of the certificate this host has pinned.
+        let authority = match ClusterCa::from_parts(self.record().cluster, key, self.identity().ca().clone()) {
+            Ok(authority) => authority,
+            Err(error) => return unusable(&error),
+        };
+        let directory = self.data().cluster();
+        match tokio::task::spawn_blocking(move || store::save_ca(&directory, &authority)).await {
+            Ok(Ok(())) => PeerReply::Done,
+            Ok(Err(error)) => PeerReply::Refused(
+                Report::new(ErrorCode::StorageFailed, "the authority's key could not be stored").caused_by(&error),
+            ),
+            Err(error) => unusable(&error),
+        }
+    }
+}

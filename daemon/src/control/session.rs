@@ -1,0 +1,215 @@
+//! This host's own session: opened when the daemon starts, renewed every second, opened anew after it was lost.
+//!
+//! A renewal counts from before it was sent, on CLOCK_BOOTTIME, and only once its commit is acknowledged: then every
+//! guard of this host is extended from that time. A session that is refused is over: what it held is given up before a
+//! new one is opened.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use nix::time::{ClockId, clock_gettime};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use vt_protocol::{
+    error::ErrorCode,
+    ids::{Epoch, HostId, RequestId},
+    peer::{PeerReply, PeerRequest, Renew},
+};
+use vt_sync::{Answer, Command, command::OpenSession, raft::Leadership};
+
+use super::keeper::Renewals;
+use crate::{cluster::Cluster, settings::SessionTimes};
+
+/// How long an entry may take to be applied before it is asked for again.
+const DECIDES: Duration = Duration::from_secs(5);
+/// Pause after a renewal that did not get through.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// A point in time of this machine, suspended time included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BootTime(pub Duration);
+
+impl BootTime {
+    /// Now.
+    pub fn now() -> Self {
+        let time = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("every Linux of the last decade has this clock");
+        Self(time.into())
+    }
+
+    /// How long ago it was.
+    pub fn elapsed(self) -> Duration {
+        Self::now().0.saturating_sub(self.0)
+    }
+}
+
+/// The session as this host holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// From when it counts.
+    pub since: BootTime,
+}
+
+/// What hangs from a session.
+#[async_trait]
+pub trait Holdings: Send + Sync + 'static {
+    /// The session was renewed at `held.since`: guards may wait from there.
+    async fn renewed(&self, held: Held);
+
+    /// The session is over: stop every VM and party of this host, and return when they are gone.
+    async fn lost(&self);
+}
+
+/// Keeps the session until `stop`.
+pub struct Session {
+    /// The cluster.
+    pub cluster: Arc<dyn Cluster>,
+    /// Who leads.
+    pub leadership: watch::Receiver<Leadership>,
+    /// The way to renew where this host leads.
+    pub local: Renewals,
+    /// What hangs from it.
+    pub holdings: Arc<dyn Holdings>,
+    /// This start of the daemon.
+    pub incarnation: u64,
+    /// Times.
+    pub times: SessionTimes,
+    /// Told at every renewal.
+    pub held: watch::Sender<Option<Held>>,
+}
+
+/// What became of a renewal.
+enum Renewal {
+    Done,
+    Over,
+    /// It is not known, or nobody decides at the moment.
+    Unheard(String),
+}
+
+impl Session {
+    /// Runs until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.keep() => {}
+        }
+    }
+
+    async fn keep(self) {
+        let mut resume = true;
+        loop {
+            let (epoch, mut since) = self.open(resume).await;
+            tracing::info!(%epoch, resume, "this host has its session");
+            let mut unheard: u32 = 0;
+            loop {
+                let held = Held { epoch, since };
+                self.holdings.renewed(held).await;
+                self.held.send_replace(Some(held));
+                sleep(self.times.renew).await;
+                let renewed = loop {
+                    let noted = BootTime::now();
+                    match self.renew(epoch).await {
+                        Renewal::Done => break Some(noted),
+                        Renewal::Over => break None,
+                        Renewal::Unheard(why) => {
+                            unheard += 1;
+                            if unheard == 3 {
+                                tracing::warn!(why, "the session of this host is not renewed");
+                            }
+                            sleep(AGAIN).await;
+                        }
+                    }
+                };
+                match renewed {
+                    Some(noted) => {
+                        if unheard >= 3 {
+                            tracing::info!(tries = unheard, "the session of this host is renewed again");
+                        }
+                        unheard = 0;
+                        since = noted;
+                    }
+                    None => break,
+                }
+            }
+            tracing::warn!(%epoch, "the session of this host is over: what it held is given up");
+            self.held.send_replace(None);
+            self.holdings.lost().await;
+            resume = false;
+        }
+    }
+
+    async fn open(&self, resume: bool) -> (Epoch, BootTime) {
+        let host = self.cluster.me();
+        // One id for all tries: a lost answer must not open two sessions.
+        let id = RequestId::random();
+        let mut refused = None;
+        loop {
+            let since = BootTime::now();
+            let command = Command::from(OpenSession { host, incarnation: self.incarnation, resume });
+            match self.cluster.propose(id, command, DECIDES).await {
+                Ok(applied) => {
+                    if let Answer::Epoch(epoch) = applied.answer {
+                        return (epoch, since);
+                    }
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if refused.as_ref() != Some(&text) {
+                        tracing::info!(%error, "this host has no session yet");
+                        refused = Some(text);
+                    }
+                }
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn renew(&self, epoch: Epoch) -> Renewal {
+        let host = self.cluster.me();
+        let mut leadership = self.leadership.clone();
+        let leader = leadership.borrow_and_update().leader;
+        let Some(leader) = leader else {
+            // Nobody to ask: wait for one to appear.
+            let _ = timeout(self.times.renew, leadership.changed()).await;
+            return Renewal::Unheard("no host leads".to_owned());
+        };
+        let asked = self.ask(leader, Renew { host, epoch });
+        let moved = async {
+            while leadership.changed().await.is_ok() {
+                if leadership.borrow_and_update().leader != Some(leader) {
+                    return;
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            renewal = asked => renewal,
+            // The one who was asked leads no more.
+            () = moved => Renewal::Unheard("another host leads".to_owned()),
+        }
+    }
+
+    async fn ask(&self, leader: HostId, renew: Renew) -> Renewal {
+        let patience = 2 * self.times.renew;
+        let reply = if leader == self.cluster.me() {
+            match timeout(patience, self.local.renew(renew)).await {
+                Ok(PeerReply::Refused(report)) => Err(report),
+                Ok(reply) => Ok(reply),
+                Err(_) => return Renewal::Unheard("no answer".to_owned()),
+            }
+        } else {
+            self.cluster.ask(leader, PeerRequest::Renew(renew), patience).await.map_err(Into::into)
+        };
+        match reply {
+            Ok(PeerReply::Done) => Renewal::Done,
+            Ok(PeerReply::NotLeader(_)) => Renewal::Unheard("the host that was asked does not lead".to_owned()),
+            Ok(_) => Renewal::Unheard("another kind of answer than was asked for".to_owned()),
+            Err(report) if report.code == ErrorCode::SessionOver => Renewal::Over,
+            Err(report) => Renewal::Unheard(report.title),
+        }
+    }
+}

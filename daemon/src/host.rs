@@ -1,0 +1,643 @@
+//! The daemon of a host that belongs to a cluster: everything put together.
+//!
+//! A [`Host`] owns the endpoint, the replica, the stores and the loops, and is what the mesh serves. It decides nothing
+//! itself: requests go to [`crate::api`], loops live in [`crate::control`].
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vt_protocol::{
+    admin::AdminRequest,
+    codec,
+    endpoint::MeshEndpoint,
+    error::{ErrorCode, Report},
+    frame::MESSAGE_CAP,
+    hello::{BUILD, Hello},
+    identity::Identity,
+    ids::{Digest, HostId, RequestId},
+    job::Plan,
+    join::{JoinAnswer, JoinRequest},
+    peer::{PeerReply, PeerRequest},
+    service::Service,
+    transport::Transport,
+};
+use vt_sync::{
+    Applied, Command, Rejected, Request, State,
+    command::{InitCluster, NewHost},
+    raft::{self, Leadership, RaftTransport, Replica, ReplicaConfig, ReplicaRole, Storage, Unreachable},
+    state::Role,
+};
+
+use crate::{
+    api::views::Consensus,
+    blob::BlobStore,
+    cluster::{AskError, Cluster, ProposeError},
+    control::{
+        keeper::{self, Renewals},
+        leads, membership, scheduler,
+        session::{Held, Holdings, Session},
+        tokens,
+    },
+    data::DataDir,
+    evidence::EvidenceStore,
+    facts::Facts,
+    members::Members,
+    mesh::{
+        AdminService, Caller, Membership, MembershipView, Peers, ReplySink, Router, Services,
+        join::{
+            claim::{Claim, Record},
+            member::{self, QuicProber},
+        },
+    },
+    settings::Settings,
+};
+
+/// How long the first entry of a cluster may take.
+const FOUNDS: Duration = Duration::from_secs(20);
+/// Longest single try to have another host propose.
+const FORWARD: Duration = Duration::from_secs(5);
+/// Pauses between tries of a proposal.
+const RETRY_MIN: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_millis(400);
+/// Handing over leadership at the end of the daemon may take this long.
+const HANDOVER: Duration = Duration::from_millis(1000);
+/// Plans kept in memory.
+const PLANS: usize = 4;
+
+/// What a new cluster is told of its first host.
+#[derive(Debug, Clone)]
+pub struct First {
+    /// Its role.
+    pub role: Role,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Default for First {
+    fn default() -> Self {
+        Self { role: Role::Voter, labels: BTreeMap::new() }
+    }
+}
+
+/// What a host is made of.
+pub struct Parts {
+    /// Settings.
+    pub settings: Arc<Settings>,
+    /// The data directory.
+    pub data: Arc<DataDir>,
+    /// Facts about this machine.
+    pub facts: Arc<Facts>,
+    /// This start of the daemon.
+    pub incarnation: u64,
+    /// Identity and record.
+    pub claim: Claim,
+    /// Where this host founds its cluster: what it says of itself.
+    pub first: First,
+}
+
+/// The daemon of a host that belongs to a cluster.
+pub struct Host {
+    itself: Weak<Host>,
+    settings: Arc<Settings>,
+    data: Arc<DataDir>,
+    facts: Arc<Facts>,
+    incarnation: u64,
+    record: Record,
+    identity: Arc<Identity>,
+    endpoint: MeshEndpoint,
+    members: Arc<Members>,
+    peers: Arc<Peers>,
+    replica: Replica,
+    leadership: watch::Receiver<Leadership>,
+    blobs: BlobStore,
+    evidence: Arc<EvidenceStore>,
+    plans: Plans,
+    renewals: Renewals,
+    held: watch::Receiver<Option<Held>>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Host {
+    /// Puts a host together and starts it.
+    ///
+    /// # Errors
+    /// The port is taken, or the log is damaged; nothing runs then.
+    pub async fn start(parts: Parts) -> Result<Arc<Self>, Report> {
+        let Parts { settings, data, facts, incarnation, claim: Claim { identity, record }, first } = parts;
+        let identity = Arc::new(identity);
+        let listen = settings.host.listen;
+        let endpoint = MeshEndpoint::serve(listen, Arc::clone(&identity)).map_err(|error| port(listen, &error))?;
+        let bulk = TcpListener::bind(listen).await.map_err(|error| port(listen, &error))?;
+        let members = Members::new(record.cluster, record.members.clone());
+        let mine = Hello::of(Some(record.cluster), Some(record.host), incarnation);
+        let peers = Peers::new(endpoint.clone(), members.clone(), mine);
+        let blobs = BlobStore::open(data.blobs())?;
+        let replica = open_replica(&settings, &data, &record, Arc::clone(&peers)).await?;
+        members.follow(replica.watch());
+        let (renewals, keeper) = keeper::renewals();
+        let (held_sender, held) = watch::channel(None);
+        let host = Arc::new_cyclic(|itself| Self {
+            itself: itself.clone(),
+            evidence: Arc::new(EvidenceStore::new(data.path(), record.name.clone())),
+            leadership: replica.leadership(),
+            settings,
+            data,
+            facts,
+            incarnation,
+            record,
+            identity,
+            endpoint,
+            members,
+            peers,
+            replica,
+            blobs,
+            plans: Plans::default(),
+            renewals,
+            held,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let founded = host.found(first).await;
+        let served = founded.and_then(|()| host.serve(bulk));
+        if let Err(report) = served {
+            host.stop().await;
+            return Err(report);
+        }
+        host.run_loops(keeper, held_sender);
+        Ok(host)
+    }
+
+    /// Makes the cluster where this host is its first and nobody has yet.
+    async fn found(self: &Arc<Self>, first: First) -> Result<(), Report> {
+        let alone = matches!(&self.record.members[..], [only] if only.host == self.record.host);
+        if !alone || self.state().cluster.is_some() {
+            return Ok(());
+        }
+        let record = &self.record;
+        let founding = self.replica.init_single(&record.advertise.to_string()).await;
+        founding.map_err(|error| Report::new(ErrorCode::Internal, "the cluster was not made").caused_by(&error))?;
+        let command = InitCluster {
+            id: record.cluster,
+            name: record.cluster_name.clone(),
+            ca: Digest::of(self.identity.ca()),
+            host: NewHost {
+                id: record.host,
+                name: record.name.clone(),
+                addresses: vec![record.advertise],
+                labels: first.labels,
+                role: Some(first.role),
+                public_key: self.identity.key().public().0,
+                build: BUILD.to_owned(),
+                facts: None,
+            },
+        };
+        let id = RequestId::derived(&[b"init", &record.cluster.0.to_le_bytes()]);
+        self.propose(id, command.into(), FOUNDS).await?;
+        Ok(())
+    }
+
+    fn serve(self: &Arc<Self>, bulk: TcpListener) -> Result<(), Report> {
+        let router = Router::new(self.endpoint.clone(), self.clone());
+        self.spawn(router.run(self.stop.clone()));
+        let bulk = crate::bulk_source::server(bulk, self)?;
+        self.spawn(bulk.run(self.stop.clone()));
+        Ok(())
+    }
+
+    fn run_loops(self: &Arc<Self>, keeper: keeper::Keeper, held: watch::Sender<Option<Held>>) {
+        let (stop, times) = (self.stop.clone(), self.settings.session);
+        self.spawn(keeper.run(self.clone(), self.leadership.clone(), times, stop.clone()));
+        self.spawn(scheduler::run(self.clone(), self.leadership.clone(), stop.clone()));
+        self.spawn(tokens::run(self.clone(), self.leadership.clone(), stop.clone()));
+        self.spawn(membership::run(self.clone(), stop.clone()));
+        let session = Session {
+            cluster: self.clone(),
+            leadership: self.leadership.clone(),
+            local: self.renewals.clone(),
+            holdings: self.clone(),
+            incarnation: self.incarnation,
+            times,
+            held,
+        };
+        self.spawn(session.run(stop));
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.tasks.spawn(task)
+    }
+
+    /// Hands leadership over, stops taking anything, and closes log and port. VMs and parties go on.
+    pub async fn stop(&self) {
+        self.hand_over().await;
+        self.stop.cancel();
+        self.endpoint.close(Duration::from_millis(300)).await;
+        if timeout(Duration::from_millis(1200), self.replica.shutdown()).await.is_err() {
+            tracing::info!("the replica is still closing: what it acknowledged is on disk");
+        }
+        self.tasks.close();
+        if timeout(Duration::from_millis(300), self.tasks.wait()).await.is_err() {
+            tracing::debug!("some tasks did not end in time");
+        }
+    }
+
+    async fn hand_over(&self) {
+        let status = self.replica.status();
+        if status.leadership.role != ReplicaRole::Leader {
+            return;
+        }
+        let voters = &status.leadership.voters;
+        let candidates = status.followers.iter().filter(|(host, follower)| {
+            voters.contains(host) && follower.silent.is_some_and(|silent| silent < Duration::from_secs(1))
+        });
+        let Some((to, _)) = candidates.min_by_key(|(_, follower)| follower.lag) else { return };
+        tracing::info!(to = self.state().host_name(*to), "handing leadership over");
+        if let Err(error) = self.replica.transfer_leader(*to).await {
+            return tracing::debug!(%error, "leadership is not handed over");
+        }
+        let mut leadership = self.leadership.clone();
+        let other = leadership.wait_for(|now| !leads(now) && now.leader.is_some());
+        if !matches!(timeout(HANDOVER, other).await, Ok(Ok(_))) {
+            tracing::info!("no other host took over in time");
+        }
+    }
+
+    /// Settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &DataDir {
+        &self.data
+    }
+
+    /// Facts about this machine.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// What this host was told when it was claimed.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Its identity.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    /// BLAKE3 of the CA's certificate, as it is shown on every host.
+    pub fn ca_fingerprint(&self) -> String {
+        Digest::of(self.identity.ca()).to_string()
+    }
+
+    /// Its blobs.
+    pub fn blobs(&self) -> &BlobStore {
+        &self.blobs
+    }
+
+    /// Its evidence.
+    pub fn evidence(&self) -> &Arc<EvidenceStore> {
+        &self.evidence
+    }
+
+    pub(crate) fn plans(&self) -> &Plans {
+        &self.plans
+    }
+
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
+    }
+
+    pub(crate) fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// Who leads and who votes, told at every change.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    pub(crate) fn renewals(&self) -> &Renewals {
+        &self.renewals
+    }
+
+    /// How consensus stands, as this host sees it.
+    pub fn consensus(&self) -> Consensus {
+        let status = self.replica.status();
+        let leads = status.leadership.role == ReplicaRole::Leader;
+        // With pre-vote a host that is cut off keeps the name of its last leader; that its session is renewed is proof.
+        let times = self.settings.session;
+        let heard = self.held.borrow().is_some_and(|held| held.since.elapsed() < times.suspect + 2 * times.renew);
+        Consensus {
+            voters: status.leadership.voters,
+            leader: status.leadership.leader,
+            term: status.leadership.term,
+            quorum: status.quorum && (leads || heard),
+            lag: status.followers.iter().map(|(host, follower)| (*host, follower.lag)).collect(),
+        }
+    }
+
+    /// How this host is, on one line, for systemd.
+    pub fn one_line(&self) -> String {
+        let (state, consensus) = (self.state(), self.consensus());
+        let role = if consensus.voters.contains(&self.me()) { "voter" } else { "learner" };
+        let leader =
+            consensus.leader.map_or_else(|| "no leader".to_owned(), |it| format!("leader {}", state.host_name(it)));
+        let live = state.hosts.values().filter(|host| host.is_live()).count();
+        format!("{role}, {leader}, {live}/{} live, {} VMs", state.hosts.len(), state.vms.len())
+    }
+
+    /// Proposes for another host, where this one leads.
+    pub(crate) async fn propose_for(&self, from: HostId, bytes: &[u8], by: Instant) -> PeerReply {
+        let request: Request = match codec::decode_wire(bytes, MESSAGE_CAP) {
+            Ok(request) => request,
+            Err(error) => {
+                let report = Report::new(ErrorCode::WireVersion, "the proposal was not understood");
+                return PeerReply::Refused(report.with("from", from.to_string()).caused_by(&error));
+            }
+        };
+        let left = by.saturating_duration_since(Instant::now()).min(FORWARD);
+        let outcome: Result<Applied, Rejected> = match self.replica.propose(request, left).await {
+            Ok(applied) => Ok(applied),
+            Err(raft::ProposeError::Rejected(rejected)) => Err(rejected),
+            Err(raft::ProposeError::NotLeader { leader }) => return PeerReply::NotLeader(leader),
+            Err(error @ raft::ProposeError::TooLarge { .. }) => {
+                Err(Rejected::new(ErrorCode::TooLarge, error.to_string()))
+            }
+            Err(error) => {
+                return PeerReply::Refused(Report::new(ErrorCode::DeadlinePassed, error.to_string()).retryable());
+            }
+        };
+        match codec::encode_wire(&outcome, MESSAGE_CAP) {
+            Ok(bytes) => PeerReply::Proposed(bytes),
+            Err(error) => {
+                PeerReply::Refused(Report::new(ErrorCode::Internal, "the outcome cannot be sent").caused_by(&error))
+            }
+        }
+    }
+
+    /// One try to have `request` applied; `None`: try again.
+    async fn propose_once(
+        &self,
+        leader: HostId,
+        request: &Request,
+        left: Duration,
+    ) -> Option<Result<Applied, ProposeError>> {
+        if leader == self.me() {
+            return match self.replica.propose(request.clone(), left).await {
+                Ok(applied) => Some(Ok(applied)),
+                Err(raft::ProposeError::Rejected(rejected)) => Some(Err(rejected.into())),
+                Err(error @ raft::ProposeError::TooLarge { .. }) => {
+                    Some(Err(Rejected::new(ErrorCode::TooLarge, error.to_string()).into()))
+                }
+                Err(raft::ProposeError::Stopped(_)) => Some(Err(ProposeError::Stopping)),
+                Err(error) => {
+                    tracing::debug!(%error, "a proposal is tried again");
+                    None
+                }
+            };
+        }
+        let bytes = match codec::encode_wire(request, MESSAGE_CAP) {
+            Ok(bytes) => bytes,
+            Err(error) => return Some(Err(Rejected::new(ErrorCode::TooLarge, error.to_string()).into())),
+        };
+        let by = Instant::now() + left.min(FORWARD);
+        match self.peers.peer(leader, &PeerRequest::Propose(bytes), by).await {
+            Ok(PeerReply::Proposed(bytes)) => {
+                match codec::decode_wire::<Result<Applied, Rejected>>(&bytes, MESSAGE_CAP) {
+                    Ok(outcome) => Some(outcome.map_err(Into::into)),
+                    Err(error) => Some(Err(Rejected::new(ErrorCode::WireVersion, error.to_string()).into())),
+                }
+            }
+            Ok(other) => {
+                tracing::debug!(?other, "a forwarded proposal is tried again");
+                None
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a forwarded proposal is tried again");
+                None
+            }
+        }
+    }
+}
+
+fn port(address: SocketAddr, error: &dyn std::error::Error) -> Report {
+    Report::new(ErrorCode::StorageFailed, format!("this daemon cannot listen on {address}"))
+        .caused_by(error)
+        .help("another program may use the port: ss -lnptu")
+        .help("another address: listen under [host] in the settings")
+}
+
+/// Opens log and state. They are made once, for a host that was just claimed: one that lost them must not come back.
+async fn open_replica(
+    settings: &Settings,
+    data: &DataDir,
+    record: &Record,
+    peers: Arc<Peers>,
+) -> Result<Replica, Report> {
+    let path = data.raft();
+    let fresh = data.fresh();
+    let create = fresh.exists();
+    let failed = |error: io::Error| {
+        Report::new(ErrorCode::StorageFailed, "the directory of the log cannot be used").caused_by(&error)
+    };
+    if create {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
+    }
+    let config = ReplicaConfig {
+        heartbeat: Duration::from_millis(settings.raft.heartbeat_ms),
+        election_min: Duration::from_millis(settings.raft.election_ms.0),
+        election_max: Duration::from_millis(settings.raft.election_ms.1),
+        ..ReplicaConfig::default()
+    };
+    let transport = Arc::new(RaftOverPeers(peers));
+    let opened = Replica::open(Storage::Directory { path, create }, record.host, &config, transport).await;
+    let replica = opened.map_err(|error| {
+        Report::from(&error).help("a host that lost its log does not come back as it was: remove it and join afresh")
+    })?;
+    if create {
+        fs::remove_file(&fresh).map_err(failed)?;
+    }
+    Ok(replica)
+}
+
+/// Messages between replicas go over the mesh.
+struct RaftOverPeers(Arc<Peers>);
+
+#[async_trait]
+impl RaftTransport for RaftOverPeers {
+    async fn call(&self, target: HostId, request: Vec<u8>, deadline: Duration) -> Result<Vec<u8>, Unreachable> {
+        let by = Instant::now() + deadline;
+        self.0.call(target, Service::Raft, request, by).await.map_err(|error| Unreachable(error.to_string()))
+    }
+}
+
+#[async_trait]
+impl Cluster for Host {
+    fn me(&self) -> HostId {
+        self.record.host
+    }
+
+    fn state(&self) -> Arc<State> {
+        self.replica.state()
+    }
+
+    fn watch(&self) -> watch::Receiver<Arc<State>> {
+        self.replica.watch()
+    }
+
+    async fn propose(&self, id: RequestId, command: Command, deadline: Duration) -> Result<Applied, ProposeError> {
+        let until = Instant::now() + deadline;
+        let request = Request::with_id(id, command);
+        let mut leadership = self.leadership.clone();
+        let mut pause = RETRY_MIN;
+        let mut asked = false;
+        loop {
+            if self.stop.is_cancelled() {
+                return Err(ProposeError::Stopping);
+            }
+            let leader = leadership.borrow_and_update().leader;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(if asked { ProposeError::TimedOut(deadline) } else { ProposeError::NoQuorum });
+            }
+            if let Some(leader) = leader {
+                let moved = async {
+                    while leadership.changed().await.is_ok() {
+                        if leadership.borrow_and_update().leader != Some(leader) {
+                            return;
+                        }
+                    }
+                    std::future::pending().await
+                };
+                let outcome = tokio::select! {
+                    biased;
+                    outcome = self.propose_once(leader, &request, left) => outcome,
+                    () = moved => None,
+                    () = self.stop.cancelled() => Some(Err(ProposeError::Stopping)),
+                };
+                match outcome {
+                    Some(Ok(applied)) => {
+                        // A caller reads its own writes. That it took effect is true even where this takes too long.
+                        let left = until.saturating_duration_since(Instant::now());
+                        if let Err(error) = self.replica.wait_applied(applied.index, left).await {
+                            tracing::debug!(%error, "this host has not applied yet what it proposed");
+                        }
+                        return Ok(applied);
+                    }
+                    Some(Err(error)) => return Err(error),
+                    None => asked = true,
+                }
+            }
+            // Somebody else may lead any moment; without news there is a pause.
+            let wait = timeout_at(until.min(Instant::now() + pause), leadership.changed()).await;
+            if matches!(wait, Ok(Err(_))) {
+                return Err(ProposeError::Stopping);
+            }
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn ask(&self, host: HostId, request: PeerRequest, deadline: Duration) -> Result<PeerReply, AskError> {
+        let by = Instant::now() + deadline;
+        let reply = if host == self.me() {
+            let Some(itself) = self.itself.upgrade() else { return Err(AskError::Unreachable("stopping".to_owned())) };
+            let answer = itself.answer_peer(host, request, by);
+            timeout_at(by, answer).await.map_err(|_| AskError::TimedOut(deadline))?
+        } else {
+            self.peers.peer(host, &request, by).await.map_err(|error| match error {
+                vt_protocol::call::CallError::Failed(report) => AskError::Refused(report),
+                vt_protocol::call::CallError::Deadline { .. } => AskError::TimedOut(deadline),
+                error => AskError::Unreachable(error.to_string()),
+            })?
+        };
+        match reply {
+            PeerReply::Refused(report) => Err(AskError::Refused(Box::new(report))),
+            reply => Ok(reply),
+        }
+    }
+}
+
+#[async_trait]
+impl AdminService for Host {
+    fn hello(&self) -> Hello {
+        Hello::of(Some(self.record.cluster), Some(self.record.host), self.incarnation)
+    }
+
+    async fn admin(&self, caller: Caller, request: AdminRequest, replies: ReplySink, by: Instant) {
+        if let Some(itself) = self.itself.upgrade() {
+            itself.answer_admin(caller, request, replies, by).await;
+        }
+    }
+}
+
+impl MembershipView for Host {
+    fn membership(&self) -> Arc<Membership> {
+        self.members.membership()
+    }
+}
+
+#[async_trait]
+impl Services for Host {
+    async fn raft(&self, from: HostId, request: Vec<u8>, _by: Instant) -> Result<Vec<u8>, Report> {
+        Ok(self.replica.handle(from, &request).await)
+    }
+
+    async fn peer(&self, from: HostId, request: PeerRequest, by: Instant) -> PeerReply {
+        match self.itself.upgrade() {
+            Some(itself) => itself.answer_peer(from, request, by).await,
+            None => PeerReply::Refused(Report::new(ErrorCode::Unreachable, "the daemon is stopping").retryable()),
+        }
+    }
+
+    async fn join(&self, request: JoinRequest, _from: SocketAddr, by: Instant) -> JoinAnswer {
+        let prober = QuicProber::new(self.endpoint.clone(), self.hello(), self.record.name.clone());
+        member::admit(self, &prober, &self.endpoint, request, by).await
+    }
+}
+
+#[async_trait]
+impl Holdings for Host {
+    async fn renewed(&self, _held: Held) {}
+
+    async fn lost(&self) {
+        // Nothing of this host outlives its session yet but what the supervisor of attempts holds.
+        sleep(Duration::ZERO).await;
+    }
+}
+
+/// The latest plans, decoded.
+#[derive(Debug, Default)]
+pub(crate) struct Plans(Mutex<Vec<(Digest, Arc<Plan>)>>);
+
+impl Plans {
+    pub(crate) fn get(&self, digest: Digest) -> Option<Arc<Plan>> {
+        let plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.iter().find(|(known, _)| *known == digest).map(|(_, plan)| Arc::clone(plan))
+    }
+
+    pub(crate) fn keep(&self, digest: Digest, plan: Arc<Plan>) {
+        let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.retain(|(known, _)| *known != digest);
+        plans.push((digest, plan));
+        if plans.len() > PLANS {
+            plans.remove(0);
+        }
+    }
+}

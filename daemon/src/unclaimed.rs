@@ -1,0 +1,238 @@
+//! The daemon's front on its own machine: before it belongs to a cluster it takes `init` and `join`, afterwards it
+//! hands every request to the host. The change needs no restart.
+//!
+//! An `init` or `join` that fails leaves nothing: what it wrote is removed, and the daemon is as unclaimed as before.
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use async_trait::async_trait;
+use tokio::{sync::Mutex, time::Instant};
+use vt_protocol::{
+    admin::{AdminReply, AdminRequest, Hello as WhoAreYou, HostRole, Init, Join, Joined},
+    error::{ErrorCode, Report},
+    hello::{BUILD, Hello},
+    ids::Name,
+    token::{Token, TokenError},
+};
+
+use crate::{
+    api::views::stored_role,
+    data::DataDir,
+    facts::Facts,
+    host::{First, Host, Parts},
+    mesh::{
+        AdminService, Caller, ReplySink,
+        join::{
+            claim::Claim,
+            joiner::{self, Joining},
+        },
+    },
+    settings::Settings,
+};
+
+/// What does not change when the daemon is claimed.
+pub struct Front {
+    settings: Arc<Settings>,
+    data: Arc<DataDir>,
+    facts: Arc<Facts>,
+    incarnation: u64,
+    host: RwLock<Option<Arc<Host>>>,
+    /// Held by the one `init` or `join` under way.
+    claiming: Mutex<()>,
+}
+
+impl Front {
+    /// The front of a daemon that is not claimed yet, or whose host is not started yet.
+    pub fn new(settings: Arc<Settings>, data: Arc<DataDir>, facts: Arc<Facts>) -> Arc<Self> {
+        let incarnation = rand::random();
+        Arc::new(Self { settings, data, facts, incarnation, host: RwLock::new(None), claiming: Mutex::new(()) })
+    }
+
+    /// The host, once this daemon belongs to a cluster.
+    pub fn host(&self) -> Option<Arc<Host>> {
+        self.host.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Starts the host of a claimed daemon; does nothing for an unclaimed one.
+    ///
+    /// # Errors
+    /// The identity or the log is damaged, or the port is taken.
+    pub async fn resume(&self) -> Result<(), Report> {
+        let _claiming = self.claiming.lock().await;
+        match Claim::load(&self.data.cluster()).map_err(|error| error.report())? {
+            Some(claim) => self.start(claim, First::default()).await.map(drop),
+            None => self.clear(),
+        }
+    }
+
+    async fn start(&self, claim: Claim, first: First) -> Result<Arc<Host>, Report> {
+        let host = Host::start(Parts {
+            settings: Arc::clone(&self.settings),
+            data: Arc::clone(&self.data),
+            facts: Arc::clone(&self.facts),
+            incarnation: self.incarnation,
+            claim,
+            first,
+        })
+        .await?;
+        *self.host.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&host));
+        Ok(host)
+    }
+
+    async fn init(&self, init: Init) -> Result<Joined, Report> {
+        let _claiming = self.claiming.lock().await;
+        self.check_unclaimed()?;
+        if init.role == HostRole::Learner {
+            return Err(Report::new(ErrorCode::Usage, "the first host of a cluster votes: role voter or witness"));
+        }
+        let name = self.name(init.host)?;
+        let advertise = self.address(init.advertise)?;
+        self.clear()?;
+        let first = First { role: stored_role(init.role), labels: init.labels };
+        let claim =
+            Claim::found(&self.data.cluster(), init.cluster, name, advertise).map_err(|error| error.report())?;
+        match self.start(claim, first).await {
+            Ok(host) => {
+                let mut joined = joined(&host);
+                let Joined { name, cluster, host_name, host, .. } = &joined;
+                joined.steps = vec![
+                    format!("made cluster {name} ({cluster}) and its authority"),
+                    format!("made the key of {host_name} ({host}), reached at {advertise}"),
+                    format!("{host_name} votes alone and leads"),
+                ];
+                Ok(joined)
+            }
+            Err(report) => {
+                self.give_up();
+                Err(report)
+            }
+        }
+    }
+
+    async fn join(&self, join: Join, by: Instant) -> Result<Joined, Report> {
+        let _claiming = self.claiming.lock().await;
+        self.check_unclaimed()?;
+        let token: Token = join.token.parse().map_err(|error: TokenError| {
+            Report::new(ErrorCode::TokenGarbled, error.to_string())
+                .help("copy the whole line that begins with vtj1_")
+                .help("vtctl cluster token create   (on any host of the cluster)")
+        })?;
+        let joining = Joining {
+            token,
+            listen: self.settings.host.listen,
+            advertise: self.address(join.advertise)?,
+            name: self.name(join.host)?,
+            role: Some(join.role),
+            labels: join.labels,
+            facts: Some(self.facts.now()),
+        };
+        self.clear()?;
+        let steps = std::sync::Mutex::new(Vec::new());
+        let tell = |step: String| {
+            tracing::info!(%step, "joining");
+            steps.lock().unwrap_or_else(PoisonError::into_inner).push(step);
+        };
+        let claim = joiner::join(&joining, &self.data.cluster(), by, &tell).await.map_err(|error| error.report())?;
+        // Admitted and stored: whatever fails now, the next start goes on from here.
+        let host = self.start(claim, First::default()).await?;
+        let mut joined = joined(&host);
+        joined.steps = steps.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(joined)
+    }
+
+    fn check_unclaimed(&self) -> Result<(), Report> {
+        let Some(host) = self.host() else { return Ok(()) };
+        let record = host.record();
+        Err(Report::new(ErrorCode::AlreadyClaimed, "this daemon already belongs to a cluster")
+            .with("cluster", format!("{} ({})", record.cluster_name, record.cluster))
+            .with("host", record.name.to_string())
+            .help("to move it: stop vtd, move its data directory away, start it again"))
+    }
+
+    /// Removes a log that belongs to no claim, and allows one to be made.
+    fn clear(&self) -> Result<(), Report> {
+        remove(&self.data.raft()).and_then(|()| fs::File::create(self.data.fresh())?.sync_all()).map_err(|error| {
+            Report::new(ErrorCode::StorageFailed, "what an unfinished claim left cannot be removed").caused_by(&error)
+        })
+    }
+
+    /// Takes back an `init` that failed: nobody knows of that cluster yet.
+    fn give_up(&self) {
+        for directory in [self.data.cluster(), self.data.raft()] {
+            if let Err(error) = remove(&directory) {
+                tracing::warn!(%error, directory = %directory.display(), "what a failed init made was not removed");
+            }
+        }
+    }
+
+    fn name(&self, given: Option<Name>) -> Result<Name, Report> {
+        given.map_or_else(|| self.settings.host_name(), Ok)
+    }
+
+    fn address(&self, given: Option<SocketAddr>) -> Result<SocketAddr, Report> {
+        let address = given.map_or_else(|| self.settings.advertise(), Ok)?;
+        if address.ip().is_unspecified() || address.port() == 0 {
+            return Err(Report::new(ErrorCode::Usage, format!("{address} is not an address that others could reach")));
+        }
+        Ok(address)
+    }
+}
+
+fn joined(host: &Host) -> Joined {
+    let record = host.record();
+    Joined {
+        cluster: record.cluster,
+        name: record.cluster_name.clone(),
+        host: record.host,
+        host_name: record.name.clone(),
+        ca_fingerprint: host.ca_fingerprint(),
+        steps: Vec::new(),
+    }
+}
+
+fn remove(directory: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[async_trait]
+impl AdminService for Front {
+    fn hello(&self) -> Hello {
+        match self.host() {
+            Some(host) => host.hello(),
+            None => Hello::of(None, None, self.incarnation),
+        }
+    }
+
+    async fn admin(&self, caller: Caller, request: AdminRequest, replies: ReplySink, by: Instant) {
+        let reply = match request {
+            AdminRequest::Init(_) | AdminRequest::Join(_) if !caller.is_local() => {
+                Err(Report::new(ErrorCode::Denied, "a daemon is claimed over its own socket only"))
+            }
+            AdminRequest::Init(init) => self.init(init).await.map(AdminReply::Joined),
+            AdminRequest::Join(join) => self.join(join, by).await.map(AdminReply::Joined),
+            request => match (self.host(), request) {
+                (Some(host), request) => return host.admin(caller, request, replies, by).await,
+                (None, AdminRequest::Hello) => {
+                    Ok(AdminReply::Hello(WhoAreYou { build: BUILD.to_owned(), cluster: None, host: None }))
+                }
+                (None, _) => Err(Report::new(ErrorCode::Unclaimed, "this daemon belongs to no cluster yet")
+                    .help("vtctl cluster init   (a new cluster)")
+                    .help("vtctl cluster join TOKEN   (an existing one)")),
+            },
+        };
+        let reply = reply.unwrap_or_else(|report| {
+            tracing::info!(%report, "a request was refused");
+            AdminReply::Refused(report)
+        });
+        // A caller that went away needs no reply.
+        let _ = replies.send(reply).await;
+    }
+}
