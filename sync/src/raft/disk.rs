@@ -16,6 +16,7 @@ use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError, Table, TableDefinition,
     WriteTransaction,
 };
+use tokio::sync::watch;
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::HostId,
@@ -131,6 +132,8 @@ pub(crate) struct Disk {
     threads: bool,
     /// The committed place in the log, written along with the next entries: it may be behind, it is learned again.
     committed: Mutex<Option<LogId>>,
+    /// Dropped last: its receivers learn that the file is closed.
+    closed: watch::Sender<()>,
 }
 
 /// One write transaction.
@@ -156,7 +159,7 @@ impl Disk {
             Place::Backend(make) => catch_unwind(AssertUnwindSafe(make)),
         };
         let db = made.map_err(|_| damaged("its file cannot be read"))??;
-        let mut disk = Self { db, threads, committed: Mutex::default() };
+        let mut disk = Self { db, threads, committed: Mutex::default(), closed: watch::Sender::new(()) };
         let verified = catch_unwind(AssertUnwindSafe(|| disk.verify(host)));
         disk.committed = Mutex::new(verified.map_err(|_| damaged("its file cannot be read"))??);
         Ok(disk)
@@ -195,6 +198,11 @@ impl Disk {
         self.snapshot()?;
         self.vote()?;
         Ok(self.meta::<StoredLogId>(COMMITTED)?.and_then(|id| id.0))
+    }
+
+    /// Its channel closes when the file is closed.
+    pub(crate) fn closing(&self) -> watch::Receiver<()> {
+        self.closed.subscribe()
     }
 
     fn begin(&self) -> Result<WriteTransaction, StoreError> {

@@ -6,7 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use openraft::{
     BasicNode, ChangeMembers, Config, Raft, ReadPolicy, SnapshotPolicy,
     async_runtime::WatchReceiver,
     errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError},
-    raft::SnapshotResponse,
+    raft::{AppendEntriesResponse, SnapshotResponse},
 };
 use tokio::{
     sync::watch,
@@ -180,7 +180,9 @@ struct Inner {
     leadership: watch::Receiver<Leadership>,
     forwarder: JoinHandle<()>,
     arriving: Arriving,
-    disk: std::sync::Weak<Disk>,
+    closing: watch::Receiver<()>,
+    /// When the leader was heard last.
+    heard: Mutex<Option<Instant>>,
     lease: Duration,
 }
 
@@ -193,6 +195,8 @@ impl Drop for Inner {
 /// Pauses between attempts while no leader is known.
 const RETRY_MIN: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(100);
+/// How long tasks of a stopped replica may hold the store.
+const CLOSING: Duration = Duration::from_secs(10);
 
 impl Replica {
     /// Opens the store and starts to take part.
@@ -218,7 +222,7 @@ impl Replica {
         let machine = Machine::open(Arc::clone(&disk))?;
         let state = machine.watch();
         let network = Network { transport };
-        let weak = Arc::downgrade(&disk);
+        let closing = disk.closing();
         let raft = Raft::new(host.raft(), raft_config, network, Log::new(disk), machine)
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
@@ -230,7 +234,8 @@ impl Replica {
             leadership,
             forwarder,
             arriving: Arriving::default(),
-            disk: weak,
+            closing,
+            heard: Mutex::default(),
             lease: config.election_max,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -268,7 +273,13 @@ impl Replica {
     async fn answer(&self, from: HostId, ask: Ask) -> Result<Reply, String> {
         let raft = &self.inner.raft;
         Ok(match ask {
-            Ask::Append(ask) => Reply::Append(raft.append_entries(ask).await.map_err(|e| e.to_string())?),
+            Ask::Append(ask) => {
+                let reply = raft.append_entries(ask).await.map_err(|e| e.to_string())?;
+                if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
+                    *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                }
+                Reply::Append(reply)
+            }
             Ask::Vote(ask) => Reply::Vote(raft.vote(ask).await.map_err(|e| e.to_string())?),
             Ask::PreVote(ask) => Reply::Vote(raft.pre_vote(ask).await.map_err(|e| e.to_string())?),
             Ask::TransferLeader(ask) => {
@@ -350,7 +361,9 @@ impl Replica {
 
     /// How this replica stands now.
     pub fn status(&self) -> Status {
-        Status::of(&self.inner.raft.metrics().borrow_watched(), self.inner.lease)
+        let heard = *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let silent = heard.map(|heard| heard.elapsed());
+        Status::of(&self.inner.raft.metrics().borrow_watched(), silent, self.inner.lease)
     }
 
     /// The log index that a read must have seen to be current: ReadIndex, confirmed by most voters. On the leader.
@@ -465,13 +478,11 @@ impl Replica {
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(%error, "the replica ended badly");
         }
-        for _ in 0..1000 {
-            if self.inner.disk.strong_count() == 0 {
-                return;
-            }
-            sleep(Duration::from_millis(10)).await;
+        let mut closing = self.inner.closing.clone();
+        let closed = async { while closing.changed().await.is_ok() {} };
+        if tokio::time::timeout(CLOSING, closed).await.is_err() {
+            tracing::warn!("the store of the replica is still in use");
         }
-        tracing::warn!("the store of the replica is still in use");
     }
 }
 

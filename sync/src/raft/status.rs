@@ -84,7 +84,9 @@ pub struct Status {
     pub snapshot: u64,
     /// On the leader: how each other host follows.
     pub followers: BTreeMap<HostId, Follower>,
-    /// Whether most voters answer: on the leader, since it heard from them; elsewhere, whether there is a leader.
+    /// How long ago the leader was heard; `None` on the leader, or where it never was.
+    pub leader_silent: Option<Duration>,
+    /// Whether most voters answer: on the leader, since it heard from them; elsewhere, since the leader was heard.
     pub quorum: bool,
     /// Why it has stopped for good.
     pub failure: Option<String>,
@@ -126,8 +128,8 @@ impl Leadership {
 }
 
 impl Status {
-    /// `lease` is how long a quorum's answer is good for.
-    pub(crate) fn of(metrics: &RaftMetrics<TypeConfig>, lease: Duration) -> Self {
+    /// `silent` is how long ago a leader was heard, `lease` how long an answer is good for.
+    pub(crate) fn of(metrics: &RaftMetrics<TypeConfig>, silent: Option<Duration>, lease: Duration) -> Self {
         let leadership = Leadership::new(
             metrics.state,
             metrics.current_leader,
@@ -148,8 +150,9 @@ impl Status {
         let quorum = match leadership.role {
             ReplicaRole::Leader => alone || metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() <= lease),
             ReplicaRole::Stopped => false,
-            _ => leadership.leader.is_some(),
+            _ => leadership.leader.is_some() && silent.is_some_and(|silent| silent <= lease),
         };
+        let leader_silent = silent.filter(|_| leadership.role != ReplicaRole::Leader);
         Self {
             host: HostId(metrics.id),
             leadership,
@@ -157,6 +160,7 @@ impl Status {
             applied: metrics.last_applied.index().unwrap_or(0),
             snapshot: metrics.snapshot.index().unwrap_or(0),
             followers,
+            leader_silent,
             quorum,
             failure: metrics.running_state.as_ref().err().map(ToString::to_string),
         }

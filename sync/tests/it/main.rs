@@ -1,0 +1,4 @@
+//! Replicas in one process over a transport that can be cut.
+
+mod cluster;
+mod harness;
