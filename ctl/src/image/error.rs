@@ -123,7 +123,11 @@ impl ImageError {
                 .with("asked", format!("apt-cache show {package}"))
                 .help("apt-get update")
                 .help(format!("apt-cache policy {package}")),
-            Self::PackageRecord { .. } | Self::Missing(_) | Self::Elf { .. } => report(ErrorCode::ImageBuild)
+            Self::Elf { path, source } => report(ErrorCode::ImageBuild)
+                .with("file", path.display().to_string())
+                .with("reason", source.to_string())
+                .help("the probe comes with vtctl, the rest from the packages: one of them is not for this machine"),
+            Self::PackageRecord { .. } | Self::Missing(_) => report(ErrorCode::ImageBuild)
                 .help("the distribution's packages are not as expected; please report this with `apt-cache policy`"),
             Self::PackageDamaged { wanted, found, .. } => report(ErrorCode::ImageBuild)
                 .with("wanted", wanted.clone())

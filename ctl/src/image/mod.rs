@@ -212,6 +212,9 @@ fn build_in(
     if architecture != ARCHITECTURE {
         return Err(ImageError::Architecture(architecture));
     }
+    let probe = fs::read(&options.probe).map_err(ImageError::io(&options.probe))?;
+    let stripped = elf::stripped(&probe).map_err(|source| ImageError::Elf { path: options.probe.clone(), source })?;
+
     step("fetching packages", 1, progress);
     let kernel_name = packages::behind(KERNEL, cache)?;
     let fetched = packages::fetch(&PACKAGES, &kernel_name, cache, work, progress)?;
@@ -220,7 +223,6 @@ fn build_in(
     let (kernel, programs) = unpack(&fetched, &kernel_name, work)?;
 
     step("making the initrd", 3, progress);
-    let probe = fs::read(&options.probe).map_err(ImageError::io(&options.probe))?;
     let initrd = rootfs::assemble(&programs, &kernel, &probe)?.archive();
     let kernel_path = find_kernel(&kernel, &kernel_name)?;
     let kernel_bytes = fs::read(&kernel_path).map_err(ImageError::io(&kernel_path))?;
@@ -232,7 +234,6 @@ fn build_in(
     let ssh_public_key = put_key(&place, &ready, &programs, work)?;
 
     step("writing the image", 5, progress);
-    let stripped = elf::stripped(&probe).map_err(|source| ImageError::Elf { path: options.probe.clone(), source })?;
     let mut record = ImageRecord {
         schema: RECORD_SCHEMA.into(),
         name: options.name.clone(),
