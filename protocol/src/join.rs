@@ -160,6 +160,19 @@ pub enum JoinRefusal {
 }
 
 impl JoinRefusal {
+    /// Whether it holds for every request with this token and key, those on their way included. Otherwise a request
+    /// that was sent before may still be done.
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            JoinRefusal::TokenUnknown
+                | JoinRefusal::TokenUsed { .. }
+                | JoinRefusal::TokenRevoked
+                | JoinRefusal::NameTaken(_)
+                | JoinRefusal::Removed
+        )
+    }
+
     /// As a user meets it.
     pub fn report(&self) -> Report {
         let new_token = "vtctl cluster token create   (on any host of the cluster)";

@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
 use vt_protocol::codec::{self, CodecError, Versioned};
@@ -129,13 +130,14 @@ impl Claim {
     }
 }
 
-/// The directory beside a claim's place while the claim is being made. Removed when dropped, unless [`Staging::leave`]
-/// or [`Staging::keep`] is called.
+/// The directory beside a claim's place while the claim is being made. Removed when dropped, unless it was kept, or is
+/// held because the cluster may know its key.
 #[derive(Debug)]
 pub struct Staging {
     dir: PathBuf,
     place: PathBuf,
-    settled: bool,
+    held: AtomicBool,
+    resumed: bool,
 }
 
 impl Staging {
@@ -151,7 +153,7 @@ impl Staging {
             .recursive(true)
             .create(&dir)
             .map_err(|source| ClaimError::Io { path: dir.clone(), source })?;
-        Ok(Self { dir, place: place.to_owned(), settled: false })
+        Ok(Self { dir, place: place.to_owned(), held: AtomicBool::new(false), resumed: false })
     }
 
     /// The staging directory of a join with this token, and the key it uses: the one of an earlier try of the same
@@ -168,7 +170,7 @@ impl Staging {
                 PrivateKey::from_pem(&pem).ok()
             })
         {
-            return Ok((Self { dir, place: place.to_owned(), settled: false }, key));
+            return Ok((Self { dir, place: place.to_owned(), held: AtomicBool::new(true), resumed: true }, key));
         }
         let staging = Self::fresh(place)?;
         let key = PrivateKey::generate()?;
@@ -182,7 +184,7 @@ impl Staging {
     ///
     /// # Errors
     /// The disk refuses; nothing is claimed then.
-    pub fn keep(mut self, claim: Claim) -> Result<Claim, ClaimError> {
+    pub fn keep(self, claim: Claim) -> Result<Claim, ClaimError> {
         store::save(&self.dir, &claim.identity)?;
         let path = self.dir.join(RECORD);
         let bytes = codec::encode(&claim.record, RECORD_MAX).map_err(|source| ClaimError::Damaged { path, source })?;
@@ -192,14 +194,24 @@ impl Staging {
         }
         sync(&self.dir)?;
         fs::rename(&self.dir, &self.place).map_err(|source| ClaimError::Io { path: self.place.clone(), source })?;
-        self.settled = true;
+        self.hold();
         sync(self.place.parent().unwrap_or_else(|| Path::new("/")))?;
         Ok(claim)
     }
 
-    /// Leaves the key for another try: whether this one succeeded is unknown.
-    pub fn leave(mut self) {
-        self.settled = true;
+    /// From now on the cluster may know the key: it stays for another try, however this one ends.
+    pub fn hold(&self) {
+        self.held.store(true, Ordering::SeqCst);
+    }
+
+    /// The cluster does not know the key and will not: nothing is to be left of it.
+    pub fn release(&self) {
+        self.held.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether the key is that of an earlier try, whose outcome is unknown.
+    pub fn resumed(&self) -> bool {
+        self.resumed
     }
 
     fn check(place: &Path) -> Result<PathBuf, ClaimError> {
@@ -227,7 +239,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if !self.settled
+        if !self.held.load(Ordering::SeqCst)
             && let Err(error) = remove(&self.dir)
         {
             tracing::warn!(%error, path = %self.dir.display(), "what a failed join made could not be removed");
@@ -279,13 +291,19 @@ mod tests {
     fn a_join_keeps_its_key_only_while_its_outcome_is_unknown() {
         let root = tempfile::tempdir().unwrap();
         let place = root.path().join("cluster");
+        drop(Staging::of_join(&place, TokenId(5)).unwrap());
+        assert!(entries(root.path()).is_empty(), "before anything was sent, it leaves no trace");
         let (staging, key) = Staging::of_join(&place, TokenId(5)).unwrap();
-        staging.leave();
+        staging.hold();
+        drop(staging);
         let (staging, again) = Staging::of_join(&place, TokenId(5)).unwrap();
         assert_eq!(again.public(), key.public(), "the same join has the same key");
-        staging.leave();
+        staging.hold();
+        drop(staging);
         let (staging, other) = Staging::of_join(&place, TokenId(6)).unwrap();
         assert_ne!(other.public(), key.public(), "another token is another join");
+        staging.hold();
+        staging.release();
         drop(staging);
         assert!(entries(root.path()).is_empty(), "refused, it leaves no trace");
     }

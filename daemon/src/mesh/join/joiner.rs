@@ -156,30 +156,15 @@ pub async fn join(
 ) -> Result<Claim, JoinError> {
     let (staging, key) = Staging::of_join(place, plan.token.id)?;
     let key = Arc::new(key);
-    let mut attempt = Attempt { plan, key: &key, tell, echo: None };
+    let mut attempt = Attempt { plan, key: &key, staging: &staging, tell, echo: None };
     let outcome = attempt.repeat(by).await;
     if let Some(echo) = attempt.echo.take() {
         echo.stop(plan.listen).await;
     }
-    let admitted = match outcome {
-        Ok(admitted) => admitted,
-        Err(error) => {
-            if matches!(error, JoinError::Unknown(_)) {
-                staging.leave();
-            }
-            return Err(error);
-        }
-    };
+    let admitted = outcome?;
     let members = admitted.members.len();
-    let claim = match claim_of(plan, &key, admitted) {
-        Ok(claim) => claim,
-        Err(error) => {
-            // The cluster may have admitted this key: it is kept for another try.
-            staging.leave();
-            return Err(error);
-        }
-    };
-    let claim = staging.keep(claim)?;
+    // Where this fails, the key stays: the cluster has admitted it.
+    let claim = staging.keep(claim_of(plan, &key, admitted)?)?;
     tell(format!("admitted to cluster {} as learner, {members} hosts", claim.record.cluster_name));
     Ok(claim)
 }
@@ -211,6 +196,7 @@ fn claim_of(plan: &Joining, key: &PrivateKey, admitted: Admitted) -> Result<Clai
 struct Attempt<'a> {
     plan: &'a Joining,
     key: &'a Arc<PrivateKey>,
+    staging: &'a Staging,
     tell: &'a (dyn Fn(String) + Send + Sync),
     echo: Option<Echo>,
 }
@@ -230,10 +216,14 @@ impl Attempt<'_> {
     async fn repeat(&mut self, by: Instant) -> Result<Admitted, JoinError> {
         let mut unknown = None;
         loop {
+            // Whether an earlier request may still be on its way into the log.
+            let silence = self.staging.resumed() || unknown.is_some();
             match self.round(by).await {
                 Round::Admitted(admitted) => return Ok(*admitted),
                 Round::Failed(error) => {
-                    // A refusal is an answer even after a silence: an admission would have been repeated.
+                    if !silence || matches!(&error, JoinError::Refused(refusal) if refusal.is_final()) {
+                        self.staging.release();
+                    }
                     return Err(error);
                 }
                 Round::Unknown(why) => {
@@ -241,7 +231,12 @@ impl Attempt<'_> {
                     unknown = Some(why);
                 }
                 // Without a silence before it, there is nothing to find out.
-                Round::NotNow(error) if unknown.is_none() => return Err(error),
+                Round::NotNow(error) if unknown.is_none() => {
+                    if !silence {
+                        self.staging.release();
+                    }
+                    return Err(error);
+                }
                 Round::NotNow(error) => tracing::debug!(%error, "the join waits"),
             }
             let next = Instant::now() + PAUSE;
@@ -326,6 +321,7 @@ impl Attempt<'_> {
                 .map_err(|error| Asked::Fatal(JoinError::Listen(error)))?;
             self.echo = Some(Echo::start(listening, token.cluster));
         }
+        self.staging.hold();
         let answered = self.send(&connection, by.min(Instant::now() + ASK_TIME)).await;
         connection.close(CloseCode::Done.into(), b"done");
         let _ = timeout(Duration::from_millis(200), dialler.wait_idle()).await;

@@ -1,0 +1,208 @@
+//! The bulk service: what is given, what is kept, who is refused.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use vt_daemon::mesh::Services;
+use vt_daemon::mesh::bulk::{BlobSink, BlobSource, BulkServer, Content};
+use vt_protocol::admin::AccessRole;
+use vt_protocol::bulk::{BulkDialer, BulkError, BulkRequest, Expected};
+use vt_protocol::call::CallError;
+use vt_protocol::error::{ErrorCode, Report};
+use vt_protocol::hello::{Hello, Refusal};
+use vt_protocol::identity::{Identity, Validity};
+use vt_protocol::ids::{AttemptId, CaseId, Digest, JobId};
+
+use crate::support::{CLUSTER, Host, Lab, by};
+
+/// Blobs and files in memory.
+#[derive(Default)]
+struct Shelf {
+    blobs: Arc<Mutex<HashMap<Digest, Vec<u8>>>>,
+    files: HashMap<String, Vec<u8>>,
+    /// Serves other bytes than the digest's.
+    lies: bool,
+}
+
+struct Sink {
+    bytes: Vec<u8>,
+    digest: Digest,
+    blobs: Arc<Mutex<HashMap<Digest, Vec<u8>>>>,
+}
+
+#[async_trait]
+impl BlobSink for Sink {
+    fn writer(&mut self) -> &mut (dyn AsyncWrite + Send + Unpin) {
+        &mut self.bytes
+    }
+
+    async fn keep(self: Box<Self>) -> io::Result<()> {
+        self.blobs.lock().unwrap().insert(self.digest, self.bytes);
+        Ok(())
+    }
+}
+
+fn content(bytes: Vec<u8>) -> Content {
+    let length = bytes.len() as u64;
+    let reader: Box<dyn AsyncRead + Send + Unpin> = Box::new(io::Cursor::new(bytes));
+    (length, reader)
+}
+
+#[async_trait]
+impl BlobSource for Shelf {
+    async fn blob(&self, digest: Digest) -> io::Result<Option<Content>> {
+        let mut found = self.blobs.lock().unwrap().get(&digest).cloned();
+        if self.lies
+            && let Some(bytes) = &mut found
+        {
+            bytes[0] ^= 1;
+        }
+        Ok(found.map(content))
+    }
+
+    async fn evidence(&self, _: AttemptId, path: &Path, offset: u64) -> io::Result<Option<Content>> {
+        let found = self.files.get(path.to_str().unwrap());
+        Ok(found.map(|bytes| content(bytes[offset as usize..].to_vec())))
+    }
+
+    async fn accept(&self, digest: Digest, length: u64) -> Result<Option<Box<dyn BlobSink>>, Report> {
+        if length > 64 << 20 {
+            return Err(Report::new(ErrorCode::TooLarge, "larger than a blob may be"));
+        }
+        if self.blobs.lock().unwrap().contains_key(&digest) {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(Sink { bytes: Vec::new(), digest, blobs: Arc::clone(&self.blobs) })))
+    }
+}
+
+const ATTEMPT: AttemptId = AttemptId { case: CaseId { job: JobId(5), index: 1 }, number: 1 };
+
+async fn serve(host: &Host, shelf: Shelf) -> SocketAddr {
+    // The same port number as the host's UDP port.
+    let listener = TcpListener::bind(host.at).await.unwrap();
+    let services = Arc::clone(&host.services) as Arc<dyn Services>;
+    let server = BulkServer::new(listener, host.endpoint.identity(), services, Arc::new(shelf)).unwrap();
+    tokio::spawn(server.run(CancellationToken::new()));
+    host.at
+}
+
+fn dialer(host: &Host) -> BulkDialer {
+    BulkDialer::new(host.endpoint.identity(), host.hello.clone()).unwrap()
+}
+
+fn client_dialer(identity: &Identity) -> BulkDialer {
+    BulkDialer::new(identity, Hello::of(Some(CLUSTER), None, 1)).unwrap()
+}
+
+fn blob() -> Vec<u8> {
+    (0..3_000_000u32).map(|n| (n * 7 >> 3) as u8).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blobs_and_evidence_are_fetched_and_blobs_are_kept() {
+    let (lab, host) = Lab::with_host().await;
+    let other = lab.add("host2").await;
+    let bytes = blob();
+    let digest = Digest::of(&bytes);
+    let files = HashMap::from([("h1/serial.log".to_owned(), b"login:".to_vec())]);
+    let shelf = Shelf { files, ..Shelf::default() };
+    let blobs = Arc::clone(&shelf.blobs);
+    let at = serve(&host, shelf).await;
+    let dialer = dialer(&other);
+    let expected = Expected { host: host.id, key: host.endpoint.identity().key().public() };
+
+    let mut sink = Vec::new();
+    let missing = dialer.fetch(at, None, &BulkRequest::Blob(digest), 1 << 30, &mut sink, by()).await.unwrap_err();
+    assert_eq!(missing.report().code, ErrorCode::ResultsMissing);
+    for _ in 0..2 {
+        let length = bytes.len() as u64;
+        dialer.offer(at, Some(&expected), (digest, length), &mut bytes.as_slice(), by()).await.unwrap();
+    }
+    assert!(blobs.lock().unwrap()[&digest] == bytes);
+    let length = dialer.fetch(at, Some(&expected), &BulkRequest::Blob(digest), 1 << 30, &mut sink, by()).await.unwrap();
+    assert!(sink == bytes && length == bytes.len() as u64);
+
+    let want = BulkRequest::Evidence { attempt: ATTEMPT, path: "h1/serial.log".into(), offset: 2 };
+    let mut sink = Vec::new();
+    dialer.fetch(at, None, &want, 100, &mut sink, by()).await.unwrap();
+    assert_eq!(sink, b"gin:");
+    let long = dialer.fetch(at, None, &want, 3, &mut sink, by()).await.unwrap_err();
+    assert!(matches!(long, BulkError::TooLong { length: 4, cap: 3 }), "{long}");
+    for path in ["../secret", "/etc/shadow", ""] {
+        let want = BulkRequest::Evidence { attempt: ATTEMPT, path: path.into(), offset: 0 };
+        let refused = dialer.fetch(at, None, &want, 100, &mut sink, by()).await.unwrap_err();
+        assert_eq!(refused.report().title, "the path leads out of the attempt");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn false_bytes_are_found_by_either_side() {
+    let (lab, host) = Lab::with_host().await;
+    let other = lab.add("host2").await;
+    let bytes = blob();
+    let digest = Digest::of(&bytes);
+    let shelf = Shelf { lies: true, ..Shelf::default() };
+    let blobs = Arc::clone(&shelf.blobs);
+    blobs.lock().unwrap().insert(digest, bytes.clone());
+    let at = serve(&host, shelf).await;
+    let dialer = dialer(&other);
+    let mut sink = Vec::new();
+    let false_bytes = dialer.fetch(at, None, &BulkRequest::Blob(digest), 1 << 30, &mut sink, by()).await.unwrap_err();
+    assert!(matches!(false_bytes, BulkError::Digest { wanted, .. } if wanted == digest), "{false_bytes}");
+
+    let claimed = Digest::of(b"something else");
+    let refused = dialer.offer(at, None, (claimed, 100), &mut &bytes[..100], by()).await.unwrap_err();
+    assert_eq!(refused.report().code, ErrorCode::ImageDamaged);
+    assert!(!blobs.lock().unwrap().contains_key(&claimed), "it is not kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_is_refused_and_the_service_lives_on() {
+    let (lab, host) = Lab::with_host().await;
+    let other = lab.add("host2").await;
+    let bytes = b"a plan".to_vec();
+    let digest = Digest::of(&bytes);
+    let at = serve(&host, Shelf::default()).await;
+    let mut sink = Vec::new();
+    let want = BulkRequest::Blob(digest);
+
+    // A client that may look may not give.
+    let dates = Validity::from_now(Duration::from_secs(3600));
+    let viewer = client_dialer(&lab.client(AccessRole::Viewer, dates));
+    let denied = viewer.offer(at, None, (digest, 6), &mut bytes.as_slice(), by()).await.unwrap_err();
+    assert_eq!(denied.report().code, ErrorCode::Denied);
+    let runner = client_dialer(&lab.client(AccessRole::Runner, dates));
+    runner.offer(at, None, (digest, 6), &mut bytes.as_slice(), by()).await.unwrap();
+    viewer.fetch(at, None, &want, 100, &mut sink, by()).await.unwrap();
+
+    // A host that was removed; one of another CA; one that expects another host.
+    let third = lab.add("host3").await;
+    lab.remove(third.id);
+    let refused = dialer(&third).fetch(at, None, &want, 100, &mut sink, by()).await.unwrap_err();
+    let BulkError::Call(CallError::Refused { refusal, .. }) = refused else { panic!("{refused}") };
+    assert_eq!(refusal, Refusal::NotAdmitted);
+    let foreign = vt_protocol::identity::ClusterCa::generate(CLUSTER).unwrap();
+    let elsewhere = Lab { ca: Arc::new(foreign), log: Arc::clone(&lab.log) };
+    let stranger = client_dialer(&elsewhere.client(AccessRole::Admin, dates));
+    assert!(stranger.fetch(at, None, &want, 100, &mut sink, by()).await.is_err());
+    let wrong = Expected { host: third.id, key: third.endpoint.identity().key().public() };
+    let wrong_key = dialer(&other).fetch(at, Some(&wrong), &want, 100, &mut sink, by()).await.unwrap_err();
+    assert!(matches!(wrong_key, BulkError::Call(CallError::WrongKey { .. })), "{wrong_key}");
+
+    // No TLS at all.
+    let mut tcp = TcpStream::connect(at).await.unwrap();
+    tcp.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut rest = Vec::new();
+    tokio::time::timeout_at(by(), tcp.read_to_end(&mut rest)).await.expect("the daemon hangs up").ok();
+
+    dialer(&other).fetch(at, None, &want, 100, &mut sink, by()).await.unwrap();
+}
