@@ -16,6 +16,8 @@ pub(crate) struct Line<'a> {
     pub(crate) text: Cow<'a, str>,
     /// Physical line from 1.
     pub(crate) number: u32,
+    /// Characters before the text: the indent, or more for a statement behind a condition.
+    pub(crate) column: u32,
 }
 
 /// CR LF and CR become LF.
@@ -70,7 +72,7 @@ impl<'a> Reader<'a> {
             self.number += 1;
             let line = if plain { plain_line(raw) } else { odd_line(raw) };
             if let Some((indent, text)) = line {
-                return Some(Line { indent, text, number: self.number });
+                return Some(Line { indent, text, number: self.number, column: indent });
             }
         }
     }

@@ -74,12 +74,12 @@ fn read(tokens: &mut Tokens<'_>, condition: bool) -> Result<Written, Fault> {
                     tokens.next()?;
                 }
             }
+            Token::End => return Err(tokens.fault("neither an assignment nor a condition")),
             other => {
                 let message = format!("{} has no place in a filter", other.describe());
                 let fault = tokens.fault(message);
                 return Err(match other {
                     Token::OpenBracket => fault.hint("named variants are written (set=name)"),
-                    Token::End => fault.hint("a condition ends with a colon"),
                     Token::Operator(_) => {
                         fault.hint("a filter line cannot assign; named variants are written (set=name)")
                     }

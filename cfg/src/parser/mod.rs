@@ -174,9 +174,9 @@ impl Parser<'_> {
         reader.strict = false;
         let mut suffix = None;
         while let Some(line) = reader.next_deeper(bound) {
-            let number = line.number;
-            if let Err(fault) = self.statement(reader, bound, line, cur, &mut suffix) {
-                self.fault(fault.0, number, fault.1);
+            let place = (line.number, line.column);
+            if let Err((text, fault)) = self.statement(reader, bound, line, cur, &mut suffix) {
+                self.fault(&text, place, fault);
             }
             if self.given_up() {
                 break;
@@ -193,13 +193,14 @@ impl Parser<'_> {
         Loc { file: self.file, line }
     }
 
-    /// Records a mistake on a line.
-    pub(crate) fn fault(&mut self, text: String, number: u32, fault: Fault) {
+    /// Records a mistake in a text that stands at a line and behind so many characters.
+    pub(crate) fn fault(&mut self, text: &str, (number, column): (u32, u32), fault: Fault) {
         let chars = |bytes: usize| text.get(..bytes).map_or(0, |t| t.chars().count()) as u32;
         let (from, to) = (chars(fault.start), chars(fault.end));
+        let shown = format!("{}{text}", " ".repeat(column.min(400) as usize));
         let mut d = Diagnostic::error(self.m.files[self.file as usize].clone(), number, fault.message).at(
-            &text,
-            from + 1,
+            &shown,
+            column + from + 1,
             to.saturating_sub(from).max(1),
         );
         d.hint = fault.hint.map(str::to_owned);

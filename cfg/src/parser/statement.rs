@@ -36,7 +36,13 @@ impl Parser<'_> {
             b'v' if text.starts_with("variants:") || text.starts_with("variants ") => {
                 self.close_local(cur);
                 reader.strict = true;
-                return self.variants(reader, bound, &line, cur);
+                let before = self.mistakes.len();
+                let done = self.variants(reader, bound, &line, cur);
+                if done.is_err() || self.mistakes.len() > before {
+                    // What follows a mistake is read as usual, or it would be reported as well.
+                    reader.strict = false;
+                }
+                return done;
             }
             b'-' => {
                 return Err(located(
@@ -229,7 +235,9 @@ fn inline_statement<'a>(line: &Line<'a>, from: usize) -> Option<Line<'a>> {
         Cow::Borrowed(t) => Cow::Borrowed(trim_start(&t[from..])),
         Cow::Owned(t) => Cow::Owned(trim_start(&t[from..]).to_owned()),
     };
-    (!text.is_empty()).then_some(Line { indent: line.indent + 1, text, number: line.number })
+    let before = line.text[..line.text.len() - text.len()].chars().count() as u32;
+    let column = line.column + before;
+    (!text.is_empty()).then_some(Line { indent: line.indent + 1, text, number: line.number, column })
 }
 
 pub(crate) fn shift(mut f: Fault, by: usize) -> Fault {

@@ -37,7 +37,7 @@ impl Parser<'_> {
         let mut header = match read_header(&line.text) {
             Ok(h) => h,
             Err(f) => {
-                self.fault(line.text.to_string(), line.number, f);
+                self.fault(&line.text, (line.number, line.column), f);
                 Header::default()
             }
         };
@@ -65,7 +65,7 @@ impl Parser<'_> {
             if !l.text.starts_with('-') {
                 let fault = Fault::new(0, l.text.len(), "a variant line is expected here")
                     .hint("lines of a set begin with '- NAME:'; statements for all variants stand outside the set");
-                self.fault(l.text.to_string(), l.number, fault);
+                self.fault(&l.text, (l.number, l.column), fault);
                 while reader.next_deeper(i64::from(l.indent)).is_some() {}
                 bound_now = i64::from(line.indent).max(bound);
             } else {
@@ -86,11 +86,11 @@ impl Parser<'_> {
             return Ok(());
         }
         if !header.defaults.is_empty() {
-            let number = reader.peek().map_or(line.number, |l| l.number);
-            let text = reader.peek().map_or_else(|| line.text.to_string(), |l| l.text.to_string());
+            let ended = reader.peek().unwrap_or(line).clone();
             let message = format!("the default {:?} is no variant of the set", header.defaults[0].concat());
-            let fault = Fault::new(0, text.len(), message).hint("the set whose header names it ends before this line");
-            self.fault(text, number, fault);
+            let fault =
+                Fault::new(0, ended.text.len(), message).hint("the set whose header names it ends before this line");
+            self.fault(&ended.text, (ended.number, ended.column), fault);
         }
         if let Some(i) = chosen {
             let node = kids.remove(i);
@@ -119,7 +119,7 @@ impl Parser<'_> {
         let read = match read_variant(&line.text) {
             Ok(v) => v,
             Err(f) => {
-                self.fault(line.text.to_string(), line.number, f);
+                self.fault(&line.text, (line.number, line.column), f);
                 VariantLine::default()
             }
         };
