@@ -4,14 +4,33 @@
 //! |---|---|
 //! | [`client`], [`link`] | what a scenario works with, and its connection to the daemon |
 //! | [`program`] | the process of a party |
+//! | [`supervisor`], [`tend`] | which parties are wanted here; the life of one |
+//! | [`attempt`], [`calls`], [`server`] | what this host holds for an attempt; its party's calls; the socket |
+//! | [`barrier`], [`vms`], [`guests`] | what calls do |
+//! | [`giveback`] | the end: nothing is left |
+//! | [`places`], [`record`], [`failure`] | where things are; what is on disk; who is to blame |
 //!
 //! What may not happen here: a party that hurts the daemon. It is a process of its own and speaks the party API.
 
+pub mod attempt;
+pub mod barrier;
+pub mod calls;
 pub mod client;
+pub mod failure;
+pub mod giveback;
+pub mod guests;
 pub mod link;
+pub mod places;
 pub mod program;
+pub mod record;
+pub mod server;
+pub mod supervisor;
+pub mod tend;
+pub mod vms;
 
 pub use self::{
     client::{Guest, Party, Step, Vm},
     link::our_fault,
+    places::Places,
+    supervisor::{Plans, Supervisor},
 };

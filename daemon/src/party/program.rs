@@ -1,7 +1,7 @@
 //! The program of a party: `vtd party --socket PATH --attempt ID`. It runs the scenario that the plan names.
 //!
-//! Whatever goes wrong in a scenario ends this process, never the daemon. The secret comes by environment, so that it
-//! shows on no command line.
+//! Whatever goes wrong in a scenario ends this process, never the daemon. The secret is in a file that only the daemon's
+//! user can read, so that it shows on no command line.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -12,11 +12,8 @@ use vt_protocol::{
     verdict::{Blame, Cause, Outcome},
 };
 
-use super::client::Party;
+use super::{client::Party, places::secret_file};
 use crate::scenario;
-
-/// Name of the environment variable that carries the secret.
-pub const SECRET_VARIABLE: &str = "VTD_PARTY_SECRET";
 
 /// What the command line says.
 #[derive(Debug, Clone)]
@@ -46,7 +43,8 @@ pub fn run(args: Args) -> ExitCode {
 }
 
 async fn party(args: Args) -> Result<(), Failure> {
-    let secret = std::env::var(SECRET_VARIABLE).unwrap_or_default();
+    // One that cannot be read is refused by the daemon, with its reason.
+    let secret = std::fs::read_to_string(secret_file(&args.socket, args.attempt)).unwrap_or_default();
     let party = Party::connect(&args.socket, Hello { attempt: args.attempt, secret }).await?;
     let outcome = match scenario::find(&party.welcome().scenario) {
         Some(scenario) => match scenario.run(&party).await {

@@ -1,0 +1,147 @@
+//! Giving back what a party made: VMs, disks, control group; and the proof that nothing is left.
+
+use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
+
+use rustix::process::{Signal, pidfd_send_signal};
+use vt_protocol::ids::AttemptId;
+
+use super::{attempt::LocalAttempt, places::Places};
+use crate::qemu::{
+    Found, Vm,
+    process::{ProcessId, open_pidfd, stat},
+    record::VmRecord,
+    remains,
+};
+
+/// How long the kernel may take to let a group go.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The control group of a party.
+pub(super) fn cgroup_name(attempt: AttemptId) -> String {
+    format!("party-{attempt}")
+}
+
+/// SIGTERM to exactly that process.
+pub(super) fn terminate(id: &ProcessId) {
+    let Ok(pidfd) = open_pidfd(id.pid) else { return };
+    // Read after the pidfd was opened: if it is the same process now, the pidfd is of that process.
+    if stat(id.pid).is_some_and(|stat| stat.start_ticks == id.start_ticks)
+        && let Err(error) = pidfd_send_signal(&pidfd, Signal::TERM)
+    {
+        tracing::debug!(pid = id.pid, %error, "SIGTERM was not sent");
+    }
+}
+
+/// Kills what is left in the party's control group and removes it.
+pub(super) async fn remove_cgroup(attempt: &LocalAttempt) {
+    let Some(groups) = &attempt.places.cgroups else { return };
+    let group = groups.get(&cgroup_name(attempt.id));
+    let removed = tokio::task::spawn_blocking(move || group.remove(PATIENCE)).await;
+    if let Ok(Err(error)) = removed {
+        attempt.evidence.events.warn(format!("the party's control group is left behind: {error}"));
+    }
+}
+
+/// Finds the QEMUs of an attempt again after a restart of the daemon: running VMs, and migrations that come in.
+pub(super) async fn take_up(attempt: &Arc<LocalAttempt>) {
+    for dir in run_dirs(&attempt.places, attempt.id) {
+        let vm = match Vm::find(&dir).await {
+            Ok(Found::Running(vm)) => *vm,
+            Ok(Found::Ended | Found::Nothing) => continue,
+            Err(error) => {
+                attempt.evidence.events.warn(format!("a VM in {} was not found again: {error}", dir.display()));
+                continue;
+            }
+        };
+        let state = attempt.cluster.state();
+        let record = state.vms.get(vm.id());
+        let migration = record.and_then(|record| record.migration.clone());
+        let mine = record.is_some_and(|record| record.owner == attempt.me());
+        attempt.evidence.events.say(format!("found {} again (QEMU process {})", vm.id(), vm.pid()));
+        match migration {
+            // Also where it has moved here and was not let run yet: the receiver reads the decision and does.
+            Some(migration) if vm.record().incoming && migration.to == attempt.me() => {
+                let disk = attempt.places.disk(vm.id());
+                let vm = super::vms::LocalVm::new(vm, disk, record.map(|record| record.epoch).unwrap_or_default());
+                attempt.resume_incoming(&migration, vm).await;
+            }
+            // A source that has not let go yet is asked for again by its party.
+            Some(migration) if migration.from == attempt.me() => drop(attempt.adopt(vm)),
+            _ if mine => drop(attempt.adopt(vm)),
+            _ => {
+                attempt.evidence.events.warn(format!("{} is not owned by this host: it is ended", vm.id()));
+                vm.kill().await;
+            }
+        }
+    }
+}
+
+/// Ends every VM of the attempt on this host and removes what belongs to it. Says what is left.
+pub(super) async fn give_back(attempt: &Arc<LocalAttempt>) -> Vec<String> {
+    let mut left = Vec::new();
+    let incoming = attempt.all_incoming().into_iter().filter_map(|incoming| incoming.take_vm());
+    for vm in attempt.vms().into_iter().chain(incoming) {
+        let ending = vm.qemu.clone().kill().await;
+        attempt.take_vm(&vm.id.name);
+        left.extend(ending.left);
+    }
+    let (places, id) = (attempt.places.clone(), attempt.id);
+    // What nobody remembers, for example a start that was given up half way.
+    let cleared = tokio::task::spawn_blocking(move || {
+        run_dirs(&places, id).iter().flat_map(|dir| remains::clear(dir)).collect::<Vec<_>>()
+    });
+    left.extend(cleared.await.unwrap_or_default());
+    for disk in disks(attempt) {
+        if let Err(error) = tokio::fs::remove_file(&disk).await
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            left.push(format!("disk {}: {error}", disk.display()));
+        }
+    }
+    remove_cgroup(attempt).await;
+    let after = inventory(&attempt.places, attempt.id);
+    attempt.evidence.json("inventory-after.json", &after);
+    let before: BTreeSet<String> = attempt.record().before.into_iter().collect();
+    left.extend(after.into_iter().filter(|thing| !before.contains(thing)));
+    left
+}
+
+/// Overlay disks that this host answers for: of VMs it owns, and of those nobody owns any more.
+fn disks(attempt: &LocalAttempt) -> Vec<PathBuf> {
+    let state = attempt.cluster.state();
+    let prefix = format!("{}.", attempt.id);
+    let entries = std::fs::read_dir(&attempt.places.disks).into_iter().flatten().flatten();
+    let mut found = Vec::new();
+    for entry in entries {
+        let Ok(file) = entry.file_name().into_string() else { continue };
+        let Some(vm) = file.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".qcow2")) else { continue };
+        let Ok(name) = vm.parse() else { continue };
+        let others = state.vms.get(&attempt.vm_id(&name)).is_some_and(|record| record.owner != attempt.me());
+        if !others {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+fn run_dirs(places: &Places, attempt: AttemptId) -> Vec<PathBuf> {
+    let of_attempt = |dir: &PathBuf| match VmRecord::read(dir) {
+        Ok(Some(record)) => record.spec.id.attempt == attempt,
+        // A host serves one attempt at a time: what has no record is of this one.
+        Ok(None) | Err(_) => true,
+    };
+    remains::run_dirs(&places.vms()).into_iter().filter(of_attempt).collect()
+}
+
+/// What exists of VMs and parties on this host, one thing a line, sorted.
+pub fn inventory(places: &Places, attempt: AttemptId) -> Vec<String> {
+    let mut all = remains::inventory(&places.vms(), places.cgroups.as_ref());
+    if let Some(groups) = &places.cgroups {
+        let own = cgroup_name(attempt);
+        all.extend(groups.names().into_iter().filter(|name| *name == own).map(|name| format!("cgroup {name}")));
+    }
+    if let Ok(taps) = crate::qemu::tap::Tap::all() {
+        all.extend(taps.into_iter().map(|tap| format!("tap {tap}")));
+    }
+    all.into_iter().collect()
+}

@@ -1,0 +1,170 @@
+//! Ways into the guest of a VM on this host, one question at a time on each.
+
+use std::{net::IpAddr, path::PathBuf, time::Duration};
+
+use tokio::{sync::Mutex, time::Instant};
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    party::{Answer, Ask, Failure, Guest, GuestAnswer},
+    probe::Request,
+    verdict::{Blame, Cause},
+};
+
+use super::{attempt::LocalAttempt, failure::caused};
+use crate::{
+    guest::{
+        GuestError,
+        agent::Agent,
+        console::{Console, Credentials},
+        probe::Probe,
+        reach,
+    },
+    qemu::{Channel, Vm},
+};
+
+/// Port of the guest's ssh server.
+const SSH_PORT: u16 = 22;
+/// Longest time a question may take.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// Connections into one guest, made when they are first used.
+#[derive(Debug)]
+pub struct Lines {
+    console_path: PathBuf,
+    agent_path: PathBuf,
+    console: Mutex<Option<Console>>,
+    agent: Mutex<Option<Agent>>,
+    probe: Mutex<Probe>,
+}
+
+impl Lines {
+    /// Of that VM.
+    pub fn new(vm: &Vm) -> Self {
+        Self {
+            console_path: vm.socket(Channel::Console),
+            agent_path: vm.socket(Channel::Agent),
+            console: Mutex::default(),
+            agent: Mutex::default(),
+            probe: Mutex::new(Probe::new(vm.socket(Channel::Probe))),
+        }
+    }
+
+    /// Waits until the guest is up: its probe answers.
+    ///
+    /// # Errors
+    /// It does not until the deadline.
+    pub async fn up(&self, deadline: Instant) -> Result<(), GuestError> {
+        self.probe.lock().await.hello(deadline).await.map(drop)
+    }
+
+    async fn login(&self, deadline: Instant) -> Result<(), GuestError> {
+        self.on_console(deadline, async |console| console.login(deadline).await).await
+    }
+
+    async fn run(&self, command: &str, deadline: Instant) -> Result<GuestAnswer, GuestError> {
+        let output = self.on_console(deadline, async |console| console.run(command, deadline).await).await?;
+        Ok(GuestAnswer::Console { status: output.status, output: output.text })
+    }
+
+    async fn on_console<T>(
+        &self,
+        deadline: Instant,
+        ask: impl AsyncFnOnce(&mut Console) -> Result<T, GuestError>,
+    ) -> Result<T, GuestError> {
+        let mut place = self.console.lock().await;
+        // Taken out while it is used: a question that is given up half way leaves no half-read console behind.
+        let mut console = match place.take() {
+            Some(console) => console,
+            None => Console::connect(&self.console_path, Credentials::default(), deadline).await?,
+        };
+        let answer = ask(&mut console).await;
+        if answer.is_ok() {
+            *place = Some(console);
+        }
+        answer
+    }
+
+    async fn ping(&self, deadline: Instant) -> Result<(), GuestError> {
+        let mut place = self.agent.lock().await;
+        let mut agent = match place.take() {
+            Some(agent) => agent,
+            None => Agent::connect(&self.agent_path, deadline).await?,
+        };
+        let answer = agent.ping(deadline).await;
+        if answer.is_ok() {
+            *place = Some(agent);
+        }
+        answer
+    }
+
+    async fn ask_probe(&self, request: Request, repeat: bool, deadline: Instant) -> Result<GuestAnswer, GuestError> {
+        let begins = matches!(request, Request::MemStart(_) | Request::DiskStart(_));
+        let answer = self.probe.lock().await.ask(request.clone(), deadline).await;
+        match (answer, request) {
+            // Asked again after a restart of the daemon: it runs already, as was asked for.
+            (Err(GuestError::Refused { .. }), Request::MemStart(_)) if repeat && begins => {
+                Ok(GuestAnswer::Probe(serde_json::json!({})))
+            }
+            (Err(GuestError::Refused { .. }), Request::DiskStart(wanted)) if repeat && begins => {
+                Ok(GuestAnswer::Probe(serde_json::json!({"slots": wanted.bytes / 4096})))
+            }
+            (answer, _) => answer.map(GuestAnswer::Probe),
+        }
+    }
+}
+
+impl LocalAttempt {
+    /// Asks a guest on this host.
+    ///
+    /// # Errors
+    /// The VM is not here, or the guest does not answer: that is the product's, unless QEMU ended.
+    pub async fn ask_guest(&self, call: Guest, repeat: bool) -> Result<Answer, Failure> {
+        let Some(vm) = self.vm(&call.vm) else {
+            let title = format!("{} is not on {}", call.vm, self.name_of(self.me()));
+            return Err(caused(Report::new(ErrorCode::NotOwner, title)));
+        };
+        let deadline = Instant::now() + Duration::from_millis(call.timeout_ms).min(LONGEST);
+        let no_address = || {
+            let title = format!("the guest of {} has no network card", call.vm);
+            GuestError::Question(title)
+        };
+        let address = vm.address().map(IpAddr::V4);
+        let asking = async {
+            match call.ask.clone() {
+                Ask::Login => vm.lines.login(deadline).await.map(|()| GuestAnswer::Up),
+                Ask::Console { command } => vm.lines.run(&command, deadline).await,
+                Ask::Probe(request) => vm.lines.ask_probe(request, repeat, deadline).await,
+                Ask::AgentPing => vm.lines.ping(deadline).await.map(|()| GuestAnswer::Up),
+                Ask::TcpEcho { port } => {
+                    let trip = reach::tcp_echo(address.ok_or_else(no_address)?, port, deadline).await?;
+                    Ok(GuestAnswer::Echo { micros: u64::try_from(trip.as_micros()).unwrap_or(u64::MAX) })
+                }
+                Ask::Ssh => {
+                    let greeting = reach::ssh_greeting(address.ok_or_else(no_address)?, SSH_PORT, deadline).await?;
+                    Ok(GuestAnswer::Ssh { greeting })
+                }
+            }
+        };
+        let died = |died: crate::qemu::VmError| {
+            // QEMU ended while its guest ran: that is the product's, and not a matter of starting it.
+            let report = Report::new(ErrorCode::VmLost, format!("QEMU of {} ended while it should have run", call.vm));
+            let report =
+                died.report().evidence.into_iter().fold(report, |report, (key, value)| report.with(key, value));
+            Failure::Caused(Cause { blame: Blame::Product, report: report.caused_by(&died) })
+        };
+        tokio::select! {
+            answer = asking => match answer {
+                Ok(answer) => Ok(Answer::Guest(answer)),
+                // The guest's silence may be the end of QEMU.
+                Err(_) if vm.qemu.process().exit().is_some() => Err(died(vm.qemu.died().await)),
+                Err(error) => Err(Failure::Caused(Cause { blame: guest_blame(&error), report: error.report() })),
+            },
+            error = vm.qemu.died() => Err(died(error)),
+        }
+    }
+}
+
+/// A wrong question is the scenario's fault.
+fn guest_blame(error: &GuestError) -> Blame {
+    if matches!(error, GuestError::Question(_)) { Blame::Infrastructure } else { Blame::Product }
+}

@@ -1,0 +1,108 @@
+//! Where things of attempts are on this host, and what this host runs them with. Plain values from the settings.
+
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use vt_protocol::ids::{AttemptId, VmId};
+
+use crate::{
+    cgroup::Cgroups,
+    qemu::remains,
+    settings::{GuestRange, Settings},
+};
+
+/// Places and programs of this host.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Records of parties and evidence are below it.
+    pub data: PathBuf,
+    /// Sockets are below it.
+    pub run: PathBuf,
+    /// Images.
+    pub images: PathBuf,
+    /// Overlay disks.
+    pub disks: PathBuf,
+    /// Whether all hosts see the same images and disks.
+    pub shared: bool,
+    /// QEMU, by path or by name in PATH.
+    pub qemu: String,
+    /// The bridge of the taps.
+    pub bridge: Option<String>,
+    /// Addresses for guests.
+    pub guests: Option<GuestRange>,
+    /// Where migrations come in.
+    pub migration: IpAddr,
+    /// The vtd binary.
+    pub vtd: PathBuf,
+    /// What is run as a party, before `--socket` and `--attempt`.
+    pub party: Vec<String>,
+    /// Control groups, where the host lets us have some.
+    pub cgroups: Option<Cgroups>,
+}
+
+impl Places {
+    /// From the settings; `migration` is the address that others reach this host at, where the settings name none.
+    pub fn new(settings: &Settings, migration: IpAddr) -> Self {
+        let vtd = PathBuf::from("/proc/self/exe");
+        // The party outlives this binary's name: an upgrade replaces the file while parties run.
+        let vtd = std::fs::read_link(&vtd).unwrap_or(vtd);
+        let cgroups = match Cgroups::detect() {
+            Ok(cgroups) => Some(cgroups),
+            Err(error) => {
+                tracing::warn!(%error, "VMs and parties run without control groups of their own");
+                None
+            }
+        };
+        Self {
+            data: settings.paths.data.clone(),
+            run: settings.paths.run.clone(),
+            images: settings.paths.images.clone(),
+            disks: settings.paths.disks.clone(),
+            shared: settings.pool_shared,
+            qemu: settings.qemu_binary.clone(),
+            bridge: settings.network.bridge.clone(),
+            guests: settings.network.guests,
+            migration: settings.network.migration.unwrap_or(migration),
+            party: vec![vtd.display().to_string(), "party".to_owned()],
+            vtd,
+            cgroups,
+        }
+    }
+
+    /// The socket of the party API.
+    pub fn socket(&self) -> PathBuf {
+        self.run.join("party.sock")
+    }
+
+    /// The folder of VMs' run folders.
+    pub fn vms(&self) -> PathBuf {
+        self.run.join("vm")
+    }
+
+    /// The run folder of a VM.
+    pub fn vm(&self, vm: &VmId) -> PathBuf {
+        remains::run_dir_for(&self.vms(), vm)
+    }
+
+    /// The overlay disk of a VM: the same on every host where the pool is shared.
+    pub fn disk(&self, vm: &VmId) -> PathBuf {
+        self.disks.join(format!("{vm}.qcow2"))
+    }
+
+    /// The folder of records of parties.
+    pub fn records(&self) -> PathBuf {
+        self.data.join("parties")
+    }
+
+    /// The record of a party.
+    pub fn record(&self, attempt: AttemptId) -> PathBuf {
+        self.records().join(format!("{attempt}.json"))
+    }
+}
+
+/// Where the secret of a party is, by the socket that it is told.
+pub fn secret_file(socket: &Path, attempt: AttemptId) -> PathBuf {
+    socket.with_file_name("parties").join(attempt.to_string())
+}

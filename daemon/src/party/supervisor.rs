@@ -1,0 +1,216 @@
+//! The parties of this host: what committed state wants, compared with what is on record and alive.
+//!
+//! One code path for the happy case and the case after a crash: [`Supervisor::run`] looks at every change of committed
+//! state, takes up what is on record, begins what is new, and ends what is over. Each party is tended by a task of its
+//! own ([`super::tend`]).
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::{AttemptId, JobId, MigrationId},
+    job::Plan,
+    peer::{IncomingState, PrepareIncoming, Prepared},
+};
+use vt_sync::State;
+
+use super::{attempt::LocalAttempt, places::Places, record::PartyRecord, server::PartySocket, tend};
+use crate::{cluster::Cluster, evidence::EvidenceStore, migrate::features::FeatureCache};
+
+/// Where plans come from.
+#[async_trait]
+pub trait Plans: Send + Sync + 'static {
+    /// The plan of a job.
+    ///
+    /// # Errors
+    /// It is on no host that answers.
+    async fn plan(&self, job: JobId) -> Result<Arc<Plan>, Report>;
+}
+
+/// Supervises the parties of this host.
+pub struct Supervisor {
+    pub(super) cluster: Arc<dyn Cluster>,
+    pub(super) places: Arc<Places>,
+    pub(super) store: Arc<EvidenceStore>,
+    pub(super) plans: Arc<dyn Plans>,
+    pub(super) features: Arc<FeatureCache>,
+    /// The daemon stops: parties and VMs go on without it.
+    pub(super) stop: CancellationToken,
+    tended: Mutex<BTreeMap<AttemptId, Tended>>,
+    count: watch::Sender<usize>,
+    tasks: TaskTracker,
+}
+
+/// An attempt that a task tends.
+struct Tended {
+    /// Set once what this host holds for it is known.
+    attempt: Option<Arc<LocalAttempt>>,
+    /// Told when its party is to end without waiting for committed state.
+    give_up: CancellationToken,
+}
+
+impl std::fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Supervisor").field("places", &self.places).finish_non_exhaustive()
+    }
+}
+
+impl Supervisor {
+    /// Tends nothing yet.
+    pub fn new(
+        cluster: Arc<dyn Cluster>,
+        places: Places,
+        store: Arc<EvidenceStore>,
+        plans: Arc<dyn Plans>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            cluster,
+            places: Arc::new(places),
+            store,
+            plans,
+            features: Arc::default(),
+            stop: CancellationToken::new(),
+            tended: Mutex::default(),
+            count: watch::Sender::new(0),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    fn tended(&self) -> MutexGuard<'_, BTreeMap<AttemptId, Tended>> {
+        // Nothing panics while it holds the lock.
+        self.tended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes up what is on record, serves the party socket, and follows committed state until `stop`. What runs goes on
+    /// after it.
+    ///
+    /// # Errors
+    /// The party socket cannot be made.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) -> io::Result<()> {
+        // Before the socket: a party that comes back finds its attempt.
+        for record in PartyRecord::all(&self.places.records()) {
+            self.tend(record.attempt, Some(record));
+        }
+        self.known().await;
+        let socket = PartySocket::bind(&self.places.socket())?;
+        let serving = tokio::spawn(socket.serve(self.clone(), self.stop.clone()));
+        let mut watch = self.cluster.watch();
+        watch.mark_changed();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                changed = watch.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    let state = watch.borrow_and_update().clone();
+                    self.reconcile(&state);
+                }
+            }
+        }
+        self.stop.cancel();
+        let _ = serving.await;
+        self.tasks.close();
+        self.tasks.wait().await;
+        Ok(())
+    }
+
+    /// Begins what committed state wants of this host and nobody tends yet.
+    pub fn reconcile(self: &Arc<Self>, state: &State) {
+        let me = self.cluster.me();
+        for attempt in state.attempts.values().filter(|attempt| attempt.runs_on(me)) {
+            if !self.tended().contains_key(&attempt.id) {
+                self.tend(attempt.id, None);
+            }
+        }
+    }
+
+    fn tend(self: &Arc<Self>, id: AttemptId, record: Option<PartyRecord>) {
+        let give_up = CancellationToken::new();
+        self.tended().insert(id, Tended { attempt: None, give_up: give_up.clone() });
+        self.count.send_modify(|count| *count += 1);
+        let supervisor = self.clone();
+        self.tasks.spawn(async move {
+            tend::tend(&supervisor, id, record, give_up).await;
+            supervisor.tended().remove(&id);
+            supervisor.count.send_modify(|count| *count -= 1);
+        });
+    }
+
+    /// Waits until everything that is tended has its [`LocalAttempt`] or is gone.
+    async fn known(&self) {
+        let mut count = self.count.subscribe();
+        loop {
+            let waiting = self.tended().values().any(|tended| tended.attempt.is_none());
+            if !waiting || count.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn hold(&self, attempt: &Arc<LocalAttempt>) {
+        if let Some(tended) = self.tended().get_mut(&attempt.id) {
+            tended.attempt = Some(attempt.clone());
+        }
+        self.count.send_modify(|_| {});
+    }
+
+    /// What this host holds for an attempt.
+    pub fn attempt(&self, id: AttemptId) -> Option<Arc<LocalAttempt>> {
+        self.tended().get(&id).and_then(|tended| tended.attempt.clone())
+    }
+
+    /// Everything this host holds.
+    pub fn attempts(&self) -> Vec<Arc<LocalAttempt>> {
+        self.tended().values().filter_map(|tended| tended.attempt.clone()).collect()
+    }
+
+    /// Ends every party and VM of this host, and returns when they are gone: its session is over.
+    pub async fn give_up(&self) {
+        for tended in self.tended().values() {
+            tended.give_up.cancel();
+        }
+        let mut count = self.count.subscribe();
+        let _ = count.wait_for(|count| *count == 0).await;
+    }
+
+    /// Answers [`vt_protocol::peer::PeerRequest::PrepareIncoming`].
+    ///
+    /// # Errors
+    /// As the source is told.
+    pub async fn prepare_incoming(&self, asked: PrepareIncoming) -> Result<Prepared, Report> {
+        let id = asked.migration.vm.attempt;
+        // The source may be ahead of this host by some entries: its attempt is about to be known here.
+        let found = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+            let mut count = self.count.subscribe();
+            loop {
+                if let Some(attempt) = self.attempt(id) {
+                    return attempt;
+                }
+                if count.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+        });
+        match found.await {
+            Ok(attempt) => attempt.prepare_incoming(asked).await,
+            Err(_) => Err(Report::new(ErrorCode::MigrationRefused, format!("this host takes no part in attempt {id}"))),
+        }
+    }
+
+    /// Answers [`vt_protocol::peer::PeerRequest::IncomingState`].
+    pub async fn incoming_state(&self, migration: &MigrationId, wait: std::time::Duration) -> IncomingState {
+        let incoming = self.attempt(migration.vm.attempt).and_then(|attempt| attempt.incoming(migration));
+        match incoming {
+            Some(incoming) => incoming.state(wait.min(std::time::Duration::from_secs(5))).await,
+            None => IncomingState::Unknown,
+        }
+    }
+}
