@@ -55,6 +55,7 @@ use crate::{
     data::DataDir,
     evidence::EvidenceStore,
     facts::Facts,
+    guard::clock::BootTime,
     members::Members,
     mesh::{
         AdminService, Caller, Membership, MembershipView, Peers, ReplySink, Router, Services,
@@ -343,7 +344,7 @@ impl Host {
         let leads = status.leadership.role == ReplicaRole::Leader;
         // With pre-vote a host that is cut off keeps the name of its last leader; that its session is renewed is proof.
         let times = self.settings.session;
-        let heard = self.held.borrow().is_some_and(|held| held.since.elapsed() < times.suspect + 2 * times.renew);
+        let heard = self.held.borrow().is_some_and(|held| BootTime::now().since(held.since) < times.suspect + 2 * times.renew);
         Consensus {
             voters: status.leadership.voters,
             leader: status.leadership.leader,

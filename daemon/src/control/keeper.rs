@@ -4,14 +4,11 @@
 //! answered when that entry is applied, because only then may its holder count on it. On a host that does not lead
 //! the loop answers who does.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant as TokioInstant, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use vt_protocol::{
@@ -85,7 +82,7 @@ impl Keeper {
         let mut state = cluster.watch();
         let mut term: Option<(u64, Silence)> = None;
         let mut batch: Vec<Pending> = Vec::new();
-        let mut closes: Option<TokioInstant> = None;
+        let mut closes: Option<Instant> = None;
         loop {
             let now = leadership.borrow_and_update().clone();
             if !leads(&now) {
@@ -95,24 +92,24 @@ impl Keeper {
                     let _ = pending.answer.send(PeerReply::NotLeader(now.leader));
                 }
             } else if term.as_ref().is_none_or(|(term, _)| *term != now.term) {
-                term = Some((now.term, Silence::new(times, Instant::now())));
+                term = Some((now.term, Silence::new(times, now_std())));
             }
             let mut look = None;
             if let Some((_, silence)) = &mut term {
                 let current = state.borrow_and_update().clone();
-                if closes.is_some_and(|at| at <= TokioInstant::now())
+                if closes.is_some_and(|at| at <= Instant::now())
                     || (closes.is_some() && complete(&batch, &current))
                 {
                     closes = None;
                     renew(&*cluster, std::mem::take(&mut batch), silence).await;
                     continue;
                 }
-                let (verdicts, next) = silence.decide(sessions(&current), Instant::now());
-                look = next.map(TokioInstant::from_std);
+                let (verdicts, next) = silence.decide(sessions(&current), now_std());
+                look = next.map(Instant::from_std);
                 for verdict in verdicts {
                     // Whatever comes of it is looked at again soon: the state may be ahead of what was decided on.
                     enact(&*cluster, verdict).await;
-                    look = Some(TokioInstant::now() + Duration::from_millis(200));
+                    look = Some(Instant::now() + Duration::from_millis(200));
                 }
             }
             let wake = [look, closes].into_iter().flatten().min();
@@ -121,7 +118,7 @@ impl Keeper {
                 pending = self.queue.recv() => {
                     let Some(pending) = pending else { return };
                     if term.is_some() {
-                        closes.get_or_insert_with(|| TokioInstant::now() + WINDOW);
+                        closes.get_or_insert_with(|| Instant::now() + WINDOW);
                         batch.push(pending);
                     } else {
                         let _ = pending.answer.send(PeerReply::NotLeader(leadership.borrow().leader));
@@ -129,10 +126,15 @@ impl Keeper {
                 }
                 changed = leadership.changed() => if changed.is_err() { return },
                 changed = state.changed(), if term.is_some() => if changed.is_err() { return },
-                () = sleep_until(wake.unwrap_or_else(TokioInstant::now)), if wake.is_some() => {}
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             }
         }
     }
+}
+
+/// The runtime's clock, which tests can stop.
+fn now_std() -> std::time::Instant {
+    Instant::now().into_std()
 }
 
 fn sessions(state: &State) -> Vec<SessionNow> {
@@ -166,7 +168,7 @@ async fn renew(cluster: &dyn Cluster, mut batch: Vec<Pending>, silence: &mut Sil
                 Answer::Renewed { refused } => refused,
                 _ => Vec::new(),
             };
-            let now = Instant::now();
+            let now = now_std();
             for (host, epoch) in asked.iter().filter(|(host, _)| !refused.contains(host)) {
                 silence.heard(*host, *epoch, now);
             }
@@ -203,5 +205,126 @@ async fn enact(cluster: &dyn Cluster, verdict: Verdict) {
     };
     if let Err(error) = cluster.propose(RequestId::random(), command, DECIDES).await {
         tracing::debug!(%error, "a verdict about a session was not decided");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        control::fake::{Fake, leadership},
+        settings::Settings,
+    };
+
+    struct Running {
+        fake: Arc<Fake>,
+        renewals: Renewals,
+        leadership: watch::Sender<Leadership>,
+        _stop: tokio_util::sync::DropGuard,
+    }
+
+    fn run(hosts: u64, leads: bool) -> Running {
+        let fake = Fake::new(hosts);
+        let (renewals, keeper) = renewals();
+        let (leadership, led) = watch::channel(leadership(leads, 1));
+        let stop = CancellationToken::new();
+        tokio::spawn(keeper.run(fake.clone(), led, Settings::default().session, stop.clone()));
+        Running { fake, renewals, leadership, _stop: stop.drop_guard() }
+    }
+
+    impl Running {
+        async fn renew(&self, host: u64) -> PeerReply {
+            let renew = Renew { host: HostId(host), epoch: self.fake.epoch(host) };
+            self.renewals.renew(renew).await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn renewals_of_all_hosts_are_one_entry() {
+        let running = run(3, true);
+        let began = Instant::now();
+        let (a, b, c) = tokio::join!(running.renew(1), running.renew(2), running.renew(3));
+        assert_eq!([a, b, c], [PeerReply::Done, PeerReply::Done, PeerReply::Done]);
+        assert_eq!(running.fake.count("RenewSessions"), 1);
+        assert!(began.elapsed() < WINDOW, "all had asked: nobody was waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_does_not_ask_holds_up_the_others_for_a_window_at_most() {
+        let running = run(3, true);
+        let began = Instant::now();
+        let (a, b) = tokio::join!(running.renew(1), running.renew(2));
+        assert_eq!([a, b], [PeerReply::Done, PeerReply::Done]);
+        assert_eq!((running.fake.count("RenewSessions"), began.elapsed()), (1, WINDOW));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_of_another_epoch_is_refused_and_the_others_are_renewed() {
+        let running = run(2, true);
+        let old = Renew { host: HostId(2), epoch: Epoch(1) };
+        let (good, refused) = tokio::join!(running.renew(1), running.renewals.renew(old));
+        assert_eq!(good, PeerReply::Done);
+        assert!(
+            matches!(&refused, PeerReply::Refused(report) if report.code == ErrorCode::SessionOver),
+            "{refused:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_does_not_lead_says_who_does() {
+        let running = run(2, false);
+        assert_eq!(running.renew(1).await, PeerReply::NotLeader(Some(HostId(2))));
+        // A leader that loses its place answers what waits.
+        running.leadership.send_replace(leadership(true, 2));
+        running.fake.decides.send_replace(false);
+        // The clock of this test stands still until the loop has nothing more to do.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let waiting = running.renew(1);
+        tokio::pin!(waiting);
+        assert!(tokio::time::timeout(WINDOW / 2, &mut waiting).await.is_err());
+        running.leadership.send_replace(leadership(false, 3));
+        assert_eq!(waiting.await, PeerReply::NotLeader(Some(HostId(2))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_is_not_decided_is_not_acknowledged() {
+        let running = run(1, true);
+        running.fake.decides.send_replace(false);
+        let refused = running.renew(1).await;
+        assert!(matches!(&refused, PeerReply::Refused(report) if report.retryable), "{refused:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_makes_a_host_suspect_then_ends_its_session_and_a_word_in_time_takes_it_back() {
+        let running = run(2, true);
+        let mut watch = running.fake.watch();
+        let speaking = async {
+            loop {
+                running.renew(1).await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let began = Instant::now();
+        let watching = async {
+            let is = |status: SessionStatus| {
+                let fake = running.fake.clone();
+                move |_: &Arc<State>| fake.status(2) == status
+            };
+            watch.wait_for(is(SessionStatus::Suspect)).await.unwrap();
+            assert!(began.elapsed() >= Duration::from_secs(4), "a new leader gives time to find it");
+            running.renew(2).await;
+            watch.wait_for(is(SessionStatus::Live)).await.unwrap();
+            let heard = Instant::now();
+            watch.wait_for(is(SessionStatus::Suspect)).await.unwrap();
+            assert!(heard.elapsed() >= Duration::from_secs(2));
+            watch.wait_for(is(SessionStatus::Expired)).await.unwrap();
+            assert!(heard.elapsed() >= Duration::from_secs(12), "{:?}", heard.elapsed());
+        };
+        tokio::select! {
+            () = speaking => unreachable!("it speaks for ever"),
+            () = watching => {}
+        }
+        assert_eq!(running.fake.status(1), SessionStatus::Live);
+        assert_eq!(running.fake.count("ExpireSession"), 1);
     }
 }

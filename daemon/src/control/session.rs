@@ -7,7 +7,6 @@
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use nix::time::{ClockId, clock_gettime};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
@@ -21,29 +20,12 @@ use vt_protocol::{
 use vt_sync::{Answer, Command, command::OpenSession, raft::Leadership};
 
 use super::keeper::Renewals;
-use crate::{cluster::Cluster, settings::SessionTimes};
+use crate::{cluster::Cluster, guard::clock::BootTime, settings::SessionTimes};
 
 /// How long an entry may take to be applied before it is asked for again.
 const DECIDES: Duration = Duration::from_secs(5);
 /// Pause after a renewal that did not get through.
 const AGAIN: Duration = Duration::from_millis(200);
-
-/// A point in time of this machine, suspended time included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BootTime(pub Duration);
-
-impl BootTime {
-    /// Now.
-    pub fn now() -> Self {
-        let time = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("every Linux of the last decade has this clock");
-        Self(time.into())
-    }
-
-    /// How long ago it was.
-    pub fn elapsed(self) -> Duration {
-        Self::now().0.saturating_sub(self.0)
-    }
-}
 
 /// The session as this host holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
