@@ -11,7 +11,7 @@
 //!      0                                            6 s                   8 s  or nobody extended (abandon)
 //! ```
 //!
-//! A VM that the guard has paused goes on only through a permit, which the daemon calls after it has read
+//! A VM that the guard has paused goes on only through [`GuardHandle::permit`], which the daemon calls after it has read
 //! the VM's epoch and found it unchanged. Should anybody else let it run, the guard stops it again.
 //!
 //! | file | noun |
@@ -19,15 +19,21 @@
 //! | [`policy`] | what to do, a pure function of state, time and event |
 //! | [`message`] | what daemon and guard say to each other |
 //! | [`clock`] | CLOCK_BOOTTIME, the one clock of a session's holder |
+//! | [`program`], `monitor` | the process |
+//! | [`handle`] | the daemon's side |
 //!
 //! What remains: a machine that is frozen as a whole freezes its guards too. When it wakes, they kill before anything
 //! else, but the guest's CPUs may run for that moment.
 
 pub mod clock;
+pub mod handle;
 pub mod message;
+mod monitor;
 pub mod policy;
+pub mod program;
 
 pub use self::{
+    handle::{GuardError, GuardHandle, GuardSetup},
     message::GuardState,
     policy::Times,
 };
@@ -40,5 +46,5 @@ pub const STATE_FILE: &str = "guard.json";
 pub const LOCK_FILE: &str = "guard.lock";
 /// What the guard says, in the evidence folder.
 pub const LOG_FILE: &str = "guard.log";
-/// The word of vtd that leads to the guard.
+/// The word of vtd that leads to [`program::run`].
 pub const WORD: &str = "guard";

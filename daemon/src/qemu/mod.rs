@@ -25,18 +25,21 @@ pub mod sampler;
 pub mod tap;
 pub mod vm;
 
+use crate::guard;
+
 pub use self::{
     command_line::{Boot, Disk, Resolved},
     sampler::Sampler,
     vm::{Channel, Ending, Found, Vm, VmError, VmPlaces, VmSetup},
 };
 
-/// Words of vtd that are for itself and must not start a runtime: `vtd launch …`. Called first in `main`; `None` when
+/// Words of vtd that are for itself and must not start a runtime: `vtd launch …`, `vtd guard …`. Called first in `main`; `None` when
 /// the words are for the daemon.
 pub fn early(words: impl IntoIterator<Item = std::ffi::OsString>) -> Option<i32> {
     let mut words = words.into_iter().skip(1);
     match words.next()?.to_str()? {
         launch::WORD => Some(launch::run(words)),
+        guard::WORD => Some(guard::program::run(words)),
         _ => None,
     }
 }
