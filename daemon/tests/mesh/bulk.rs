@@ -104,7 +104,7 @@ fn client_dialer(identity: &Identity) -> BulkDialer {
 }
 
 fn blob() -> Vec<u8> {
-    (0..3_000_000u32).map(|n| (n * 7 >> 3) as u8).collect()
+    (0..3_000_000u32).map(|n| ((n * 7) >> 3) as u8).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
