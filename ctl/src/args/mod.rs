@@ -6,7 +6,7 @@ mod job;
 mod lab;
 mod run;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use self::{
     cluster::{ClusterVerb, HostVerb, InitArgs, JoinArgs, RoleArg, TokenCreateArgs, TokenVerb},
@@ -87,7 +87,7 @@ pub enum Command {
 }
 
 /// Examples stand before the options: they are what most readers came for.
-const HELP: &str = "{about-with-newline}\n{usage-heading} {usage}\n\n{after-help}\n\n{all-args}";
+const HELP: &str = "{about-with-newline}\n{usage-heading} {usage}{after-help}\n\n{all-args}";
 
 /// The command tree as clap knows it.
 pub fn command() -> clap::Command {
@@ -96,7 +96,9 @@ pub fn command() -> clap::Command {
 
 fn shape(command: clap::Command) -> clap::Command {
     let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
-    let mut command = command.help_template(HELP).max_term_width(80);
+    // One form of help, a line a flag: the long one fills screens.
+    let help = Arg::new("help").short('h').long("help").action(ArgAction::HelpShort).help("Print help");
+    let mut command = command.help_template(HELP).max_term_width(80).disable_help_flag(true).arg(help);
     for name in names {
         command = command.mut_subcommand(name, shape);
     }

@@ -6,23 +6,13 @@ use vt_protocol::error::{ErrorCode, Exit, Report};
 use super::Code;
 use crate::{
     args::{ImageBuildArgs, ImageVerb, Output},
-    image::{BUILTIN, BuildOptions, Event, build, default_folder, probe_beside},
+    image::{BUILTIN, BuildOptions, Event, build, current, default_folder, probe_beside},
     ui::{Ui, style::Symbol, text::bytes},
 };
 
 pub(super) async fn image(ui: &Ui, verb: ImageVerb) -> Result<Code, Report> {
     let ImageVerb::Build(args) = verb;
     let images = folder(&args)?;
-    let folder = images.join(BUILTIN);
-    if args.if_missing && folder.join(vt_protocol::image::RECORD_FILE).is_file() {
-        match ui.output {
-            Output::Json | Output::Jsonl => {
-                ui.json(&json!({"schema": "vtmesh/v1/image_build", "name": BUILTIN, "folder": folder, "built": false, "digest": null}));
-            }
-            _ => ui.line(format_args!("image {BUILTIN} is in {} already", folder.display())),
-        }
-        return Ok(Exit::Ok.into());
-    }
     let probe = match args.probe.or_else(probe_beside) {
         Some(probe) => probe,
         None => {
@@ -32,6 +22,23 @@ pub(super) async fn image(ui: &Ui, verb: ImageVerb) -> Result<Code, Report> {
         }
     };
     let options = BuildOptions { name: BUILTIN.to_owned(), images, probe };
+    // One with the probe of another build is as good as missing: this vtctl and its vtd would misunderstand it.
+    if let Some(found) = current(&options).filter(|_| args.if_missing) {
+        match ui.output {
+            Output::Json | Output::Jsonl => ui.json(&json!({
+                "schema": "vtmesh/v1/image_build",
+                "name": BUILTIN,
+                "folder": found.folder,
+                "built": false,
+                "digest": found.record.digest,
+            })),
+            Output::Name => ui.line(BUILTIN),
+            Output::Table | Output::Wide => {
+                ui.line(format_args!("image {BUILTIN} is in {} already", found.folder.display()));
+            }
+        }
+        return Ok(Exit::Ok.into());
+    }
     let mut say = |event: Event| match event {
         Event::Step { title, index, count } => {
             ui.note(format_args!("  {} [{index}/{count}] {title}", ui.err.symbol(Symbol::Dot)));

@@ -8,10 +8,10 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     task::JoinHandle,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use vt_protocol::{
-    admin::{AdminReply, AdminRequest},
+    admin::{AdminReply, AdminRequest, JobLogs},
     error::{ErrorCode, Report},
     ids::JobId,
     job::{JobState, JobView},
@@ -20,7 +20,7 @@ use vt_protocol::{
 use super::{
     interrupt::{Action, Interrupts},
     progress::Progress,
-    tracker::Tracker,
+    tracker::{Tracker, Update},
 };
 use crate::{
     client::{Mesh, Need, Next, Reached, Stream},
@@ -33,6 +33,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(60);
 /// How long a job that certainly exists may be unknown to a daemon that lags behind.
 const LAG: Duration = Duration::from_secs(15);
+/// How long the next line of a log may take.
+const CATCH_UP: Duration = Duration::from_secs(10);
 
 /// How a watch ended.
 #[derive(Debug)]
@@ -81,6 +83,8 @@ struct Watch<'a> {
     keys: Interrupts,
     /// Since when nobody answers.
     lost: Option<Instant>,
+    /// The watch began again: what ended in between is told by the log alone.
+    resumed: bool,
     /// Until when the job may be unknown.
     unknown_until: Instant,
     /// The user wants the job cancelled.
@@ -100,6 +104,7 @@ pub async fn watch(mesh: &mut Mesh, job: JobId, ui: &Ui, known: bool, pressed: &
         tracker: Tracker::new(ui.err, ui.verbose > 0),
         keys: Interrupts::new(ui.interactive),
         lost: None,
+        resumed: false,
         unknown_until: if known { now + LAG } else { now },
         cancelling: None,
     };
@@ -182,7 +187,12 @@ impl Watch<'_> {
                 // Something that a newer daemon says besides.
                 Step::Stream(Next::Reply(_)) => {}
                 Step::Stream(Next::End) => match self.done().await {
-                    Some(job) => return Ok(End::Done(Box::new(job))),
+                    Some(job) => {
+                        if self.resumed {
+                            self.catch_up().await;
+                        }
+                        return Ok(End::Done(Box::new(job)));
+                    }
                     None => {
                         stream = None;
                         self.lost(
@@ -203,6 +213,7 @@ impl Watch<'_> {
                     }
                 }
                 Step::Better(Some(reached)) => {
+                    self.resumed = true;
                     self.progress.note(&format!("the daemon in use is cut off; goes on with {reached}"));
                     self.mesh.go_on_with(reached);
                     stream = None;
@@ -212,7 +223,7 @@ impl Watch<'_> {
                     self.progress.note(&format!("the job is not cancelled: {} ({})", report.title, report.code));
                 }
                 Step::Cancelled(_) => {
-                    self.progress.note("the job is being cancelled; it ends when its hosts are clean")
+                    self.progress.note("the job is being cancelled; it ends when its hosts are clean");
                 }
                 Step::Pressed => {
                     if let Some(end) = self.act(&answer) {
@@ -292,9 +303,25 @@ impl Watch<'_> {
         if first && report.code != ErrorCode::UnknownJob {
             self.progress.note("the daemon went away; looking for another one");
         }
+        self.resumed = true;
         self.mesh.forget();
         sleep(Duration::from_millis(300)).await;
         Ok(())
+    }
+
+    /// Shows what the log has and the watch did not tell.
+    async fn catch_up(&mut self) {
+        let request = AdminRequest::JobLogs(JobLogs { job: self.job, follow: false });
+        let Ok(mut stream) = self.mesh.stream(&request, Need::Read).await else { return };
+        while let Ok(Next::Reply(reply)) = timeout_at(self.mesh.by(CATCH_UP), stream.next()).await {
+            let AdminReply::Watch(item) = reply else { continue };
+            for update in self.tracker.take(*item) {
+                // What was under way then is not any more.
+                if matches!(update, Update::Line { .. }) {
+                    self.progress.update(update);
+                }
+            }
+        }
     }
 }
 

@@ -75,8 +75,9 @@ fn testcase(text: &mut String, material: &Material<'_>, case: &CaseView) {
         }
     }
     let log = material.logs.of(case.id);
-    let prefix = format!("cases/{:04}/", case.id.index);
-    let of_case: Vec<&String> = material.files.iter().filter(|path| path.starts_with(&prefix)).collect();
+    let prefixes = [format!("cases/{:04}/", case.id.index), format!("{}/", case.id)];
+    let is_of_case = |path: &&String| prefixes.iter().any(|prefix| path.starts_with(prefix));
+    let of_case: Vec<&String> = material.files.iter().filter(is_of_case).collect();
     if !log.is_empty() || !of_case.is_empty() {
         let mut out = log.to_owned();
         if let Some(evidence) = material.evidence {

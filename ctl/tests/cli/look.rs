@@ -1,0 +1,152 @@
+//! What only looks: help, version, status, lists, single things.
+
+use serde_json::json;
+use vt_protocol::{
+    admin::{AdminReply, AdminRequest, Hello, NewToken, VmView},
+    error::{ErrorCode, Report},
+    ids::{Epoch, TokenId},
+};
+
+use crate::{
+    at,
+    fake::{self, Act, Fake},
+    ran,
+};
+
+#[test]
+fn help_version_explain_and_completion_need_no_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let help = ran(dir.path(), &["--help"]).expect(0).out;
+    assert!(help.contains("Exit codes:") && help.contains("vtctl run multihost_migration -m host1,host2"), "{help}");
+    let version = ran(dir.path(), &["version", "-o", "json", "--endpoint", "./none.sock"]).expect(0).json();
+    assert_eq!((&version["product"], &version["vtd"]), (&json!("vtmesh"), &json!(null)));
+    let text = ran(dir.path(), &["version", "--endpoint", "./none.sock"]).expect(0).out;
+    assert!(text.starts_with("vtmesh: vtctl "), "{text}");
+    let explained = ran(dir.path(), &["explain", "e0213"]).expect(0).out;
+    assert!(explained.starts_with("E0213: A join token lives"), "{explained}");
+    let listed = ran(dir.path(), &["explain", "-o", "name"]).expect(0).out;
+    assert_eq!(listed.lines().count(), ErrorCode::ALL.len());
+    for shell in ["bash", "zsh", "fish"] {
+        let script = ran(dir.path(), &["completion", shell]).expect(0).out;
+        assert!(script.contains("multihost") || script.contains("cluster"), "{shell}");
+    }
+}
+
+#[test]
+fn status_is_told_in_words_and_in_json_and_follows_the_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let well = Fake::healthy(dir.path(), "well");
+    let text = at(dir.path(), &well.socket(), &["status"]).expect(0).out;
+    assert!(
+        text.starts_with("lab1  HEALTHY  survives 1 failure · 3 voters · leader host1 term 3 · 0 jobs\nHOST"),
+        "{text}"
+    );
+    let value = at(dir.path(), &well.socket(), &["cluster", "status", "-o", "json"]).expect(0).json();
+    assert_eq!((&value["quorum"], &value["hosts"][2]["state"]), (&json!(true), &json!("live")));
+
+    let lost = Fake::start(dir.path(), "lost", |request| match request {
+        AdminRequest::Status => Some(vec![Act::Say(AdminReply::Status(Box::new(fake::status(false))))]),
+        AdminRequest::VmList => Some(vec![Act::Say(AdminReply::Vms(vec![]))]),
+        _ => None,
+    });
+    let text = at(dir.path(), &lost.socket(), &["status"]).expect(21).out;
+    assert!(text.starts_with("lab1  NO QUORUM  survives 0 more failures") && text.contains("possibly old"), "{text}");
+    let old = at(dir.path(), &lost.socket(), &["vm", "list"]).expect(21);
+    assert!(old.err.contains("it may be old"), "{}", old.err);
+    // A daemon that can decide is preferred, wherever it stands in the list.
+    let both = format!("{},{}", lost.socket(), well.socket());
+    at(dir.path(), &both, &["status"]).expect(0);
+}
+
+#[test]
+fn lists_and_single_things_in_every_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Fake::start(dir.path(), "d", |request| {
+        let reply = match request {
+            AdminRequest::Hello => {
+                AdminReply::Hello(Hello { build: "0.1.0".into(), cluster: None, host: Some("host1".parse().unwrap()) })
+            }
+            AdminRequest::Inventory => AdminReply::Inventory(vec!["process 1 qemu".into(), "tap vt-1".into()]),
+            AdminRequest::VmList => AdminReply::Vms(vec![VmView {
+                id: "7.1.1.vm1".into(),
+                name: "vm1".parse().unwrap(),
+                owner: "host2".parse().unwrap(),
+                epoch: Epoch(9),
+                image: "tiny".parse().unwrap(),
+                attempt: fake::attempt(1),
+                migration: None,
+            }]),
+            AdminRequest::JobList => AdminReply::Jobs(vec![fake::passed()]),
+            AdminRequest::TokenCreate(_) => AdminReply::Token(NewToken {
+                id: TokenId(5),
+                text: "vtj1_secret".into(),
+                expires_unix_s: 1_795_458_869,
+            }),
+            AdminRequest::TokenList => AdminReply::Tokens(vec![]),
+            AdminRequest::TokenRevoke(_) | AdminRequest::JobCancel(_) => AdminReply::Done,
+            _ => return None,
+        };
+        Some(vec![Act::Say(reply)])
+    });
+    let run = |words: &[&str]| at(dir.path(), &daemon.socket(), words).expect(0).out;
+    assert_eq!(run(&["host", "list", "-o", "name"]), "host1\nhost2\nhost3\n");
+    assert!(
+        run(&["host", "list"]).starts_with("HOST   ROLE    STATE  LAG  VMS  ATTEMPT  VERSION\nhost1  leader  live")
+    );
+    assert_eq!(run(&["host", "list", "-o", "jsonl"]).lines().count(), 3);
+    assert_eq!(run(&["host", "inventory", "host1"]), "process 1 qemu\ntap vt-1\n");
+    assert_eq!(run(&["scenario", "list", "-o", "name"]), "multihost_migration\nuptime\n");
+    assert!(run(&["scenario", "show", "uptime"]).contains("vtctl run uptime -m host1\n"));
+    assert!(run(&["vm", "list"]).contains("7.1.1.vm1  vm1   host2      9  tiny   7.1.1    —\n"));
+    assert!(run(&["job", "list"]).contains("job_7  done   multihost_migration  PASS 1"));
+    assert!(run(&["job", "show", "7"]).ends_with("PASS  1 of 1\n"));
+    assert_eq!(run(&["cluster", "token", "create", "-o", "name"]), "vtj1_secret\n");
+    assert_eq!(run(&["cluster", "token", "revoke", "tk_5"]), "tk_5 revoked\n");
+    assert_eq!(run(&["cluster", "token", "list"]), "TOKEN  ROLE  STATE  EXPIRES  MADE ON\n");
+    assert_eq!(run(&["job", "cancel", "job_7"]), "job_7 is cancelled and has ended\n");
+    assert!(run(&["job", "logs", "job_7"]).ends_with("1.1  host1  done      boot vm1  1.0 s\n"));
+    for words in [
+        &["host", "list"][..],
+        &["scenario", "list"],
+        &["scenario", "show", "uptime"],
+        &["vm", "list"],
+        &["job", "list"],
+        &["job", "show", "job_7"],
+        &["job", "logs", "job_7"],
+        &["cluster", "token", "create"],
+        &["cluster", "token", "list"],
+        &["host", "inventory"],
+    ] {
+        let all: Vec<&str> = words.iter().copied().chain(["-o", "json"]).collect();
+        let value = at(dir.path(), &daemon.socket(), &all).expect(0).json();
+        assert!(value["schema"].as_str().is_some_and(|schema| schema.starts_with("vtmesh/v1/")), "{words:?}: {value}");
+    }
+}
+
+#[test]
+fn without_utf8_nothing_but_ascii_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Fake::healthy(dir.path(), "d");
+    let mut command = crate::vtctl(dir.path(), &["--endpoint", &daemon.socket(), "status"]);
+    let ran = crate::Ran::of(command.env("LANG", "C").output().unwrap()).expect(0);
+    assert!(ran.out.is_ascii(), "{}", ran.out);
+}
+
+#[test]
+fn a_secret_is_never_in_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Fake::start(dir.path(), "d", |request| match request {
+        AdminRequest::Join(join) => {
+            assert_eq!(join.token, "vtj1_verysecret");
+            Some(vec![Act::Say(fake::refused(
+                Report::new(ErrorCode::TokenUsed, "the join token was already used").with("by", "host2"),
+            ))])
+        }
+        AdminRequest::TokenCreate(_) => Some(vec![Act::Say(AdminReply::Done)]),
+        _ => None,
+    });
+    let ran = at(dir.path(), &daemon.socket(), &["cluster", "join", "vtj1_verysecret", "-v"]).expect(22);
+    assert!(ran.err.starts_with("error[E0215]: the join token was already used\n   by   host2\n"), "{}", ran.err);
+    assert!(!ran.err.contains("verysecret") && !ran.out.contains("verysecret"));
+    at(dir.path(), &daemon.socket(), &["cluster", "token", "create"]).expect(1);
+}
