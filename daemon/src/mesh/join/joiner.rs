@@ -10,7 +10,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use vt_protocol::admin::HostRole;
 use vt_protocol::call::{self, CallError};
@@ -19,8 +18,7 @@ use vt_protocol::codec;
 use vt_protocol::endpoint::{self, CloseCode, EndpointError};
 use vt_protocol::error::{ErrorCode, Report};
 use vt_protocol::facts::HostFacts;
-use vt_protocol::frame::FrameError;
-use vt_protocol::hello::{self, BUILD, Hello, Refusal, Welcome};
+use vt_protocol::hello::{BUILD, Hello, Refusal};
 use vt_protocol::identity::verify::{PinFailure, check_host_certificate};
 use vt_protocol::identity::{Identity, PrivateKey, tls};
 use vt_protocol::ids::{ClusterId, Name};
@@ -29,6 +27,7 @@ use vt_protocol::service::Service;
 use vt_protocol::token::{CaDigest, Token};
 
 use super::claim::{Claim, ClaimError, Record, Staging};
+use super::echo::Echo;
 
 /// One address gets this long to answer.
 const DIAL_TIME: Duration = Duration::from_secs(2);
@@ -38,8 +37,6 @@ const ASK_TIME: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(500);
 /// Addresses tried at most, those that hosts point to included.
 const ADDRESSES_MAX: usize = 16;
-/// The port must be free again this long after the join.
-const PORT_TIME: Duration = Duration::from_secs(3);
 
 /// What a host says when it joins.
 #[derive(Debug)]
@@ -364,72 +361,4 @@ enum Asked {
     Telling(JoinError),
     Fatal(JoinError),
     Silent(String),
-}
-
-/// Answers probes while the join runs.
-struct Echo {
-    endpoint: quinn::Endpoint,
-    tasks: JoinSet<()>,
-}
-
-impl Echo {
-    fn start(endpoint: quinn::Endpoint, cluster: ClusterId) -> Self {
-        let mut tasks = JoinSet::new();
-        let listening = endpoint.clone();
-        tasks.spawn(async move {
-            let mut probes = JoinSet::new();
-            while let Some(incoming) = listening.accept().await {
-                while probes.try_join_next().is_some() {}
-                if probes.len() >= 8 {
-                    incoming.refuse();
-                    continue;
-                }
-                probes.spawn(async move {
-                    if let Err(error) = answer_probe(incoming, cluster).await {
-                        tracing::debug!(%error, "a probe ended early");
-                    }
-                });
-            }
-        });
-        Self { endpoint, tasks }
-    }
-
-    /// Stops answering, and waits until the port can be bound again.
-    async fn stop(mut self, listen: SocketAddr) {
-        self.endpoint.close(CloseCode::Done.into(), b"done");
-        let _ = timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
-        self.tasks.shutdown().await;
-        drop(self.endpoint);
-        let until = Instant::now() + PORT_TIME;
-        while Instant::now() < until && std::net::UdpSocket::bind(listen).is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-}
-
-async fn answer_probe(incoming: quinn::Incoming, cluster: ClusterId) -> Result<(), FrameError> {
-    let by = Instant::now() + ASK_TIME;
-    let broken = |error: quinn::ConnectionError| FrameError::Io(error.into());
-    let connection = timeout(DIAL_TIME, incoming.into_future()).await.map_err(|_| FrameError::Deadline)?;
-    let connection = connection.map_err(broken)?;
-    let (mut send, mut receive) = connection.accept_bi().await.map_err(broken)?;
-    let mine = Hello::of(Some(cluster), None, rand::random());
-    let checked = match hello::hear(&mut receive, by).await {
-        Ok(theirs) => hello::check(&mine, &theirs).map(|version| Welcome { hello: mine, version }),
-        Err(_) => Err(Refusal::Garbled),
-    };
-    hello::answer(&mut send, &checked, by).await.map_err(|_| FrameError::Closed)?;
-    let cap = Service::Join.cap();
-    let (mut send, mut receive) = connection.accept_bi().await.map_err(broken)?;
-    let (payload, _) = call::take_request(&mut receive, cap, ASK_TIME, by).await?;
-    let answer = match codec::decode_wire(&payload, cap) {
-        Ok(JoinCall::Echo(nonce)) => JoinAnswer::Echo(nonce),
-        _ => JoinAnswer::Refused(JoinRefusal::BadRequest("this host is not a member".to_owned())),
-    };
-    let bytes = codec::encode_wire(&answer, cap).unwrap_or_default();
-    call::put_reply(&mut send, &bytes).await?;
-    let _ = send.finish();
-    // The prober closes once it has the answer.
-    let _ = timeout(DIAL_TIME, connection.closed()).await;
-    Ok(())
 }

@@ -5,5 +5,6 @@
 //! resumes. A join that failed for good leaves no trace on either side.
 
 pub mod claim;
+mod echo;
 pub mod joiner;
 pub mod member;
