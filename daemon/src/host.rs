@@ -8,7 +8,7 @@ use std::{
     fs, io,
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use tokio::{
     net::TcpListener,
     sync::watch,
     task::JoinHandle,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vt_protocol::{
@@ -28,7 +28,7 @@ use vt_protocol::{
     frame::MESSAGE_CAP,
     hello::{BUILD, Hello},
     identity::Identity,
-    ids::{Digest, HostId, RequestId},
+    ids::{Digest, HostId, JobId, RequestId},
     job::Plan,
     join::{JoinAnswer, JoinRequest},
     peer::{PeerReply, PeerRequest},
@@ -64,6 +64,7 @@ use crate::{
             member::{self, QuicProber},
         },
     },
+    party::{self, Places, Supervisor},
     settings::Settings,
 };
 
@@ -129,6 +130,8 @@ pub struct Host {
     plans: Plans,
     renewals: Renewals,
     held: watch::Receiver<Option<Held>>,
+    places: Places,
+    supervisor: OnceLock<Arc<Supervisor>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -150,6 +153,7 @@ impl Host {
         let blobs = BlobStore::open(data.blobs())?;
         let replica = open_replica(&settings, &data, &record, Arc::clone(&peers)).await?;
         members.follow(replica.watch());
+        let places = Places::new(&settings, record.advertise.ip());
         let (renewals, keeper) = keeper::renewals();
         let (held_sender, held) = watch::channel(None);
         let host = Arc::new_cyclic(|itself| Self {
@@ -170,6 +174,8 @@ impl Host {
             plans: Plans::default(),
             renewals,
             held,
+            places,
+            supervisor: OnceLock::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -179,6 +185,8 @@ impl Host {
             host.stop().await;
             return Err(report);
         }
+        // Before the session is opened: what this host still holds from before is taken up first.
+        host.supervise();
         host.run_loops(keeper, held_sender);
         Ok(host)
     }
@@ -218,6 +226,18 @@ impl Host {
         let bulk = crate::bulk_source::server(bulk, self)?;
         self.spawn(bulk.run(self.stop.clone()));
         Ok(())
+    }
+
+    fn supervise(self: &Arc<Self>) {
+        let supervisor = Supervisor::new(self.clone(), self.places.clone(), Arc::clone(&self.evidence), self.clone());
+        let running = Arc::clone(&supervisor).run(self.stop.clone());
+        // A host is put together once.
+        let _ = self.supervisor.set(supervisor);
+        self.spawn(async move {
+            if let Err(error) = running.await {
+                tracing::error!(%error, "parties cannot reach this daemon: no case will run here");
+            }
+        });
     }
 
     fn run_loops(self: &Arc<Self>, keeper: keeper::Keeper, held: watch::Sender<Option<Held>>) {
@@ -317,6 +337,16 @@ impl Host {
         &self.evidence
     }
 
+    /// Places and programs of this host.
+    pub fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// The parties of this host; `None` while the host is being put together.
+    pub(crate) fn supervisor(&self) -> Option<&Arc<Supervisor>> {
+        self.supervisor.get()
+    }
+
     pub(crate) fn plans(&self) -> &Plans {
         &self.plans
     }
@@ -344,7 +374,8 @@ impl Host {
         let leads = status.leadership.role == ReplicaRole::Leader;
         // With pre-vote a host that is cut off keeps the name of its last leader; that its session is renewed is proof.
         let times = self.settings.session;
-        let heard = self.held.borrow().is_some_and(|held| BootTime::now().since(held.since) < times.suspect + 2 * times.renew);
+        let heard =
+            self.held.borrow().is_some_and(|held| BootTime::now().since(held.since) < times.suspect + 2 * times.renew);
         Consensus {
             voters: status.leadership.voters,
             leader: status.leadership.leader,
@@ -618,8 +649,19 @@ impl Holdings for Host {
     async fn renewed(&self, _held: Held) {}
 
     async fn lost(&self) {
-        // Nothing of this host outlives its session yet but what the supervisor of attempts holds.
-        sleep(Duration::ZERO).await;
+        if let Some(supervisor) = self.supervisor() {
+            supervisor.give_up().await;
+        }
+    }
+}
+
+#[async_trait]
+impl party::Plans for Host {
+    async fn plan(&self, job: JobId) -> Result<Arc<Plan>, Report> {
+        let state = self.state();
+        let job =
+            state.jobs.get(&job).ok_or_else(|| Report::new(ErrorCode::UnknownJob, format!("there is no job {job}")))?;
+        self.plan_of(job).await
     }
 }
 

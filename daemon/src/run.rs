@@ -11,7 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use vt_protocol::{error::Report, hello::BUILD};
 
-use crate::{data::DataDir, facts::Facts, mesh::unix::AdminSocket, settings::Settings, unclaimed::Front};
+use crate::{
+    data::DataDir, facts::Facts, mesh::unix::AdminSocket, qemu::installed, settings::Settings, unclaimed::Front,
+};
 
 /// The process is gone this long after SIGTERM at the latest.
 const STOP_TIME: Duration = Duration::from_millis(2800);
@@ -33,6 +35,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         .create(&settings.paths.run)
         .with_context(|| format!("make {}", settings.paths.run.display()))?;
     let facts = Facts::new(Arc::clone(&settings));
+    tokio::spawn(examine_qemu(Arc::clone(&settings), Arc::clone(&facts)));
     let front = Front::new(Arc::clone(&settings), data, facts);
     let socket = AdminSocket::bind(&settings.socket()).context("listen for vtctl")?;
     front.resume().await.map_err(told)?;
@@ -64,6 +67,19 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     }
     tracing::info!("vtd ends");
     Ok(())
+}
+
+/// Finds out what QEMU there is and which accelerator really works with it. That runs a guest for a moment, so the
+/// daemon does not wait for it.
+async fn examine_qemu(settings: Arc<Settings>, facts: Arc<Facts>) {
+    match installed::examine(&settings.qemu_binary, Some(&settings.paths.data)).await {
+        Ok(qemu) => {
+            let (accelerator, why) = (qemu.accelerator, &qemu.accelerator_reason);
+            tracing::info!(version = qemu.version, ?accelerator, why, "QEMU was found");
+            facts.set_qemu(Some(qemu));
+        }
+        Err(error) => tracing::warn!(%error, "this host has no usable QEMU"),
+    }
 }
 
 /// Tells systemd how the daemon is, and that it lives.

@@ -5,6 +5,7 @@
 
 mod admission;
 mod fetch;
+mod inventory;
 mod peer;
 mod submit;
 mod tokens;
@@ -66,7 +67,7 @@ impl Host {
             AdminRequest::JobLogs(logs) => self.job_logs(logs, &replies).await.map(|()| AdminReply::End),
             AdminRequest::JobFetch(job) => self.fetch_job(job, &replies).await.map(|()| AdminReply::End),
             AdminRequest::VmList => Ok(AdminReply::Vms(views::vms(&self.state()))),
-            AdminRequest::Inventory => Ok(AdminReply::Inventory(Vec::new())),
+            AdminRequest::Inventory => Ok(AdminReply::Inventory(self.inventory().await)),
         };
         let reply = reply.unwrap_or_else(|report| {
             tracing::debug!(%report, "a request was refused");
@@ -121,7 +122,7 @@ impl Host {
     async fn show_job(&self, id: JobId) -> Result<vt_protocol::job::JobView, Report> {
         let state = self.state();
         let job = known_job(&state, id)?;
-        let plan = self.plan(job).await?;
+        let plan = self.plan_of(job).await?;
         Ok(views::job(&state, job, Some(&plan)))
     }
 
@@ -136,7 +137,7 @@ impl Host {
     }
 
     /// The plan of a job: from this host, else from a host that holds it.
-    pub(crate) async fn plan(&self, job: &Job) -> Result<Arc<Plan>, Report> {
+    pub(crate) async fn plan_of(&self, job: &Job) -> Result<Arc<Plan>, Report> {
         if let Some(plan) = self.plans().get(job.plan) {
             return Ok(plan);
         }

@@ -60,9 +60,17 @@ impl Host {
                 let length = length.min(PIECE_MAX);
                 refused_or(blocking(move || evidence.read(attempt, &path, offset, length)).await, PeerReply::Bytes)
             }
-            PeerRequest::PrepareIncoming(_) | PeerRequest::IncomingState { .. } => {
-                PeerReply::Refused(Report::new(ErrorCode::MigrationRefused, "this host takes part in no attempt"))
-            }
+            PeerRequest::PrepareIncoming(prepare) => match self.supervisor() {
+                Some(supervisor) => refused_or(supervisor.prepare_incoming(*prepare).await, PeerReply::Prepared),
+                None => starting(),
+            },
+            PeerRequest::IncomingState { migration, wait_ms } => match self.supervisor() {
+                Some(supervisor) => {
+                    let wait = Duration::from_millis(wait_ms.into()).min(WAIT_MAX);
+                    PeerReply::Incoming(supervisor.incoming_state(&migration, wait).await)
+                }
+                None => starting(),
+            },
         }
     }
 }
@@ -72,4 +80,8 @@ fn refused_or<T>(result: Result<T, Report>, reply: impl FnOnce(T) -> PeerReply) 
         Ok(value) => reply(value),
         Err(report) => PeerReply::Refused(report),
     }
+}
+
+fn starting() -> PeerReply {
+    PeerReply::Refused(Report::new(ErrorCode::Unreachable, "the daemon is starting").retryable())
 }

@@ -39,7 +39,7 @@ const FOLLOWED: usize = 64;
 impl Host {
     pub(super) async fn watch_job(self: &Arc<Self>, id: JobId, replies: &ReplySink) -> Result<(), Report> {
         let job = Arc::clone(known_job(&self.state(), id)?);
-        let plan = self.plan(&job).await?;
+        let plan = self.plan_of(&job).await?;
         self.follow(id, Some(plan), true, replies).await;
         Ok(())
     }
