@@ -3,6 +3,8 @@
 //!
 //! No network namespaces and no KVM: QEMU's own emulation and user-mode network.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
@@ -270,6 +272,39 @@ fn a_full_disk_is_told_and_leaves_nothing() {
     let left: Vec<_> = fs::read_dir(place.path().join(".cache")).unwrap().flatten().map(|entry| entry.path()).collect();
     assert!(left.iter().all(|path| path.is_file()), "{left:?}");
     drop(mount);
+}
+
+#[test]
+fn a_killed_build_leaves_its_cache_and_the_next_one_works() {
+    let images = folder();
+    share_packages(images.path());
+    let vtctl = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vtctl"));
+        command.args(["image", "build", "--probe", env!("CARGO_BIN_EXE_vt-probe"), "--images"]).arg(images.path());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let works = || {
+        let entries = fs::read_dir(images.path().join(".cache")).unwrap().flatten();
+        entries.filter(|entry| entry.path().is_dir()).map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let mut build = vtctl().spawn().unwrap();
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !works().iter().any(|work| work.join("programs").exists()) {
+        assert!(
+            std::time::Instant::now() < deadline && build.try_wait().unwrap().is_none(),
+            "the build did not unpack"
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    build.kill().unwrap();
+    build.wait().unwrap();
+    assert!(!images.path().join("tiny").exists());
+    assert_eq!(works().len(), 1, "what was half done");
+    assert!(vtctl().status().unwrap().success());
+    assert_eq!(works(), Vec::<PathBuf>::new());
+    assert!(images.path().join("tiny/image.json").exists());
+    assert!(vtctl().arg("--if-missing").status().unwrap().success());
 }
 
 struct Mounted<'a>(&'a Path);

@@ -17,9 +17,10 @@ mod rootfs;
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::Write,
+    io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
@@ -44,6 +45,8 @@ const PACKAGES: [&str; 5] = ["busybox-static", "dropbear-bin", "qemu-guest-agent
 const KERNEL: &str = "linux-image-cloud-amd64";
 const ARCHITECTURE: &str = "amd64";
 const STEPS: usize = 5;
+const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(30);
+const LEFTOVER_PAUSE: Duration = Duration::from_millis(50);
 
 /// What to build and where.
 #[derive(Debug, Clone)]
@@ -173,10 +176,23 @@ fn remove_leftovers(cache: &Path) -> Result<(), ImageError> {
     for entry in fs::read_dir(cache).map_err(ImageError::io(cache))? {
         let path = entry.map_err(ImageError::io(cache))?.path();
         if path.is_dir() && path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("build-")) {
-            fs::remove_dir_all(&path).map_err(ImageError::io(&path))?;
+            remove_leftover(&path)?;
         }
     }
     Ok(())
+}
+
+/// A program that the killed build had started may still write there for a moment.
+fn remove_leftover(path: &Path) -> Result<(), ImageError> {
+    let deadline = Instant::now() + LEFTOVER_TIMEOUT;
+    loop {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && Instant::now() < deadline => {
+                std::thread::sleep(LEFTOVER_PAUSE);
+            }
+            result => return result.map_err(ImageError::io(path)),
+        }
+    }
 }
 
 /// A work folder that goes away with the build.
