@@ -175,6 +175,8 @@ impl LocalAttempt {
         let qmp = vm.qemu.qmp();
         let set = qmp.migrate_set_capabilities(&capabilities(&asked.spec)).await.map_err(|error| error.report())?;
         qmp.migrate_set_parameters(&asked.spec.parameters).await.map_err(|error| error.report())?;
+        // Started here, where nobody waits for it, and not when the guest stands still.
+        self.guard(&vm).await?;
         let events = qmp.events();
         let uri = self.listen(&vm).await?;
         let prepared = Prepared {

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     cluster::Cluster,
     evidence::{Evidence, unix_ms},
+    guard::clock::BootTime,
     migrate::{features::FeatureCache, receive::Incoming},
 };
 
@@ -51,6 +52,8 @@ pub struct LocalAttempt {
     pub cluster: Arc<dyn Cluster>,
     /// What QEMUs can do.
     pub features: Arc<FeatureCache>,
+    /// When the last acknowledged renewal of this host's session was sent; `None` while it holds none.
+    pub renewed: watch::Receiver<Option<BootTime>>,
     /// Cancelled when the party is to end: calls end with it.
     pub closing: CancellationToken,
     /// Tells what the party finished with.
@@ -87,6 +90,7 @@ impl LocalAttempt {
         places: Arc<Places>,
         cluster: Arc<dyn Cluster>,
         features: Arc<FeatureCache>,
+        renewed: watch::Receiver<Option<BootTime>>,
     ) -> Arc<Self> {
         let me = cluster.me();
         // A record of this host has this host among its hosts.
@@ -103,6 +107,7 @@ impl LocalAttempt {
             places,
             cluster,
             features,
+            renewed,
             closing: CancellationToken::new(),
             finish: watch::Sender::new(record.finish.clone()),
             record: Mutex::new(record),

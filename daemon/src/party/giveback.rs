@@ -63,11 +63,12 @@ pub(super) async fn take_up(attempt: &Arc<LocalAttempt>) {
             Some(migration) if vm.record().incoming && migration.to == attempt.me() => {
                 let disk = attempt.places.disk(vm.id());
                 let vm = super::vms::LocalVm::new(vm, disk, record.map(|record| record.epoch).unwrap_or_default());
+                attempt.guard_again(vm.clone());
                 attempt.resume_incoming(&migration, vm).await;
             }
             // A source that has not let go yet is asked for again by its party.
-            Some(migration) if migration.from == attempt.me() => drop(attempt.adopt(vm)),
-            _ if mine => drop(attempt.adopt(vm)),
+            Some(migration) if migration.from == attempt.me() => attempt.guard_again(attempt.adopt(vm)),
+            _ if mine => attempt.guard_again(attempt.adopt(vm)),
             _ => {
                 attempt.evidence.events.warn(format!("{} is not owned by this host: it is ended", vm.id()));
                 vm.kill().await;

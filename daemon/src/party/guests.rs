@@ -145,21 +145,14 @@ impl LocalAttempt {
                 }
             }
         };
-        let died = |died: crate::qemu::VmError| {
-            // QEMU ended while its guest ran: that is the product's, and not a matter of starting it.
-            let report = Report::new(ErrorCode::VmLost, format!("QEMU of {} ended while it should have run", call.vm));
-            let report =
-                died.report().evidence.into_iter().fold(report, |report, (key, value)| report.with(key, value));
-            Failure::Caused(Cause { blame: Blame::Product, report: report.caused_by(&died) })
-        };
         tokio::select! {
             answer = asking => match answer {
                 Ok(answer) => Ok(Answer::Guest(answer)),
                 // The guest's silence may be the end of QEMU.
-                Err(_) if vm.qemu.process().exit().is_some() => Err(died(vm.qemu.died().await)),
+                Err(_) if vm.qemu.process().exit().is_some() => Err(vm.lost(&vm.qemu.died().await)),
                 Err(error) => Err(Failure::Caused(Cause { blame: guest_blame(&error), report: error.report() })),
             },
-            error = vm.qemu.died() => Err(died(error)),
+            error = vm.qemu.died() => Err(vm.lost(&error)),
         }
     }
 }

@@ -9,6 +9,7 @@ use vt_protocol::ids::{AttemptId, VmId};
 
 use crate::{
     cgroup::Cgroups,
+    guard::Times,
     qemu::remains,
     settings::{GuestRange, Settings},
 };
@@ -40,6 +41,8 @@ pub struct Places {
     pub party: Vec<String>,
     /// Control groups, where the host lets us have some.
     pub cgroups: Option<Cgroups>,
+    /// When the guards of VMs act.
+    pub guard: Times,
 }
 
 impl Places {
@@ -68,6 +71,11 @@ impl Places {
             party: vec![vtd.display().to_string(), "party".to_owned()],
             vtd,
             cgroups,
+            guard: Times {
+                pause: settings.session.pause,
+                kill: settings.session.kill,
+                abandon: settings.session.expire,
+            },
         }
     }
 

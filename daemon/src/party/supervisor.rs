@@ -22,7 +22,7 @@ use vt_protocol::{
 use vt_sync::State;
 
 use super::{attempt::LocalAttempt, places::Places, record::PartyRecord, server::PartySocket, tend};
-use crate::{cluster::Cluster, evidence::EvidenceStore, migrate::features::FeatureCache};
+use crate::{cluster::Cluster, evidence::EvidenceStore, guard::clock::BootTime, migrate::features::FeatureCache};
 
 /// Where plans come from.
 #[async_trait]
@@ -45,6 +45,7 @@ pub struct Supervisor {
     pub(super) stop: CancellationToken,
     tended: Mutex<BTreeMap<AttemptId, Tended>>,
     count: watch::Sender<usize>,
+    renewed: watch::Sender<Option<BootTime>>,
     tasks: TaskTracker,
 }
 
@@ -54,6 +55,8 @@ struct Tended {
     attempt: Option<Arc<LocalAttempt>>,
     /// Told when its party is to end without waiting for committed state.
     give_up: CancellationToken,
+    /// Everything was given back.
+    gone: bool,
 }
 
 impl std::fmt::Debug for Supervisor {
@@ -79,6 +82,7 @@ impl Supervisor {
             stop: CancellationToken::new(),
             tended: Mutex::default(),
             count: watch::Sender::new(0),
+            renewed: watch::Sender::new(None),
             tasks: TaskTracker::new(),
         })
     }
@@ -134,7 +138,7 @@ impl Supervisor {
 
     fn tend(self: &Arc<Self>, id: AttemptId, record: Option<PartyRecord>) {
         let give_up = CancellationToken::new();
-        self.tended().insert(id, Tended { attempt: None, give_up: give_up.clone() });
+        self.tended().insert(id, Tended { attempt: None, give_up: give_up.clone(), gone: false });
         self.count.send_modify(|count| *count += 1);
         let supervisor = self.clone();
         self.tasks.spawn(async move {
@@ -177,8 +181,33 @@ impl Supervisor {
         for tended in self.tended().values() {
             tended.give_up.cancel();
         }
+        self.renewed.send_replace(None);
         let mut count = self.count.subscribe();
-        let _ = count.wait_for(|count| *count == 0).await;
+        while !self.tended().values().all(|tended| tended.gone) {
+            if count.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The session was renewed; the acknowledged renewal was sent at `at`. Every guard may wait from there, and a VM that
+    /// its guard has paused goes on where this host still owns it under the epoch it knows.
+    pub async fn renewed(&self, at: BootTime) {
+        self.renewed.send_replace(Some(at));
+        for attempt in self.attempts() {
+            attempt.extend_guards(at).await;
+        }
+    }
+
+    pub(super) fn renewals(&self) -> watch::Receiver<Option<BootTime>> {
+        self.renewed.subscribe()
+    }
+
+    pub(super) fn gone(&self, id: AttemptId) {
+        if let Some(tended) = self.tended().get_mut(&id) {
+            tended.gone = true;
+        }
+        self.count.send_modify(|_| {});
     }
 
     /// Answers [`vt_protocol::peer::PeerRequest::PrepareIncoming`].

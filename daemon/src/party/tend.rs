@@ -97,6 +97,7 @@ pub(super) async fn tend(
         supervisor.places.clone(),
         supervisor.cluster.clone(),
         supervisor.features.clone(),
+        supervisor.renewals(),
     );
     if found.is_some() {
         giveback::take_up(&attempt).await;
@@ -224,6 +225,7 @@ fn outcome(attempt: &LocalAttempt, ended: &End) -> Outcome {
 /// Gives back what the party held and tells its end.
 async fn end(supervisor: &Supervisor, attempt: &Arc<LocalAttempt>, mut outcome: Outcome) {
     let left = giveback::give_back(attempt).await;
+    supervisor.gone(attempt.id);
     if !left.is_empty() {
         for thing in &left {
             attempt.evidence.events.warn(format!("left behind: {thing}"));

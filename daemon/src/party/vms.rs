@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{
     process::Command,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use vt_protocol::{
     error::{ErrorCode, Report},
@@ -27,7 +27,10 @@ use vt_protocol::{
     verdict::{Blame, Cause},
     vm::{Accelerator, Nic, VmSpec},
 };
-use vt_sync::command::{ClaimVm, ReleaseVm};
+use vt_sync::{
+    command::{ClaimVm, ReleaseVm},
+    state::VmState,
+};
 
 use super::{
     attempt::{DECIDES, LocalAttempt},
@@ -36,6 +39,7 @@ use super::{
 };
 use crate::{
     evidence::files::tail,
+    guard::{GuardHandle, GuardSetup, GuardState, clock::BootTime},
     qemu::{Boot, Disk, Resolved, Vm, VmError, VmPlaces, VmSetup, command_line::default_cpu_model, vm::SERIAL_FILE},
 };
 
@@ -55,6 +59,7 @@ pub struct LocalVm {
     pub disk: PathBuf,
     /// Ways into its guest.
     pub lines: Lines,
+    guard: Mutex<Option<GuardHandle>>,
     epoch: Mutex<Epoch>,
 }
 
@@ -63,7 +68,7 @@ impl LocalVm {
     pub fn new(qemu: Vm, disk: PathBuf, epoch: Epoch) -> Arc<Self> {
         let id = qemu.id().clone();
         let lines = Lines::new(&qemu);
-        Arc::new(Self { id, qemu, disk, lines, epoch: Mutex::new(epoch) })
+        Arc::new(Self { id, qemu, disk, lines, guard: Mutex::default(), epoch: Mutex::new(epoch) })
     }
 
     /// The epoch of the owner record as this host knows it.
@@ -73,6 +78,29 @@ impl LocalVm {
 
     pub(crate) fn set_epoch(&self, epoch: Epoch) {
         *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch;
+    }
+
+    /// Its guard, once one was started or found.
+    pub fn guard(&self) -> Option<GuardHandle> {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_guard(&self, guard: GuardHandle) {
+        *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+    }
+
+    /// Why its QEMU is gone, where it should have run: fenced by its guard, or by itself.
+    pub(crate) fn lost(&self, died: &VmError) -> Failure {
+        let fenced = self.guard().is_some_and(|guard| guard.state() == GuardState::Killed);
+        let (blame, report) = if fenced {
+            let title = format!("the guard of {} ended it, for its host could not renew its session", self.id.name);
+            (Blame::Infrastructure, Report::new(ErrorCode::VmFenced, title))
+        } else {
+            let title = format!("QEMU of {} ended while it should have run", self.id.name);
+            (Blame::Product, Report::new(ErrorCode::VmLost, title))
+        };
+        let report = died.report().evidence.into_iter().fold(report, |report, (key, value)| report.with(key, value));
+        Failure::Caused(Cause { blame, report: report.caused_by(died) })
     }
 
     /// The guest's address.
@@ -292,8 +320,45 @@ impl LocalAttempt {
         Vm::start(setup, places).await
     }
 
+    /// Sees that a VM has its guard.
+    pub(crate) async fn guard(&self, vm: &LocalVm) -> Result<(), Report> {
+        if vm.guard().is_some() {
+            return Ok(());
+        }
+        let mut renewed = self.renewed.clone();
+        let held = timeout(DECIDES, renewed.wait_for(Option::is_some)).await;
+        let Some(renewed_at) = held.ok().and_then(|held| held.ok().and_then(|held| *held)) else {
+            return Err(Report::new(ErrorCode::SessionOver, "this host holds no session: no VM may run on it"));
+        };
+        let setup =
+            GuardSetup { vtd: self.places.vtd.clone(), times: self.places.guard, cgroups: self.places.cgroups.clone() };
+        let guard = GuardHandle::start(&vm.qemu, setup, renewed_at).await.map_err(|error| error.report())?;
+        vm.set_guard(guard);
+        Ok(())
+    }
+
+    /// Tells every guard of a renewal. A VM that its guard has paused goes on only where this host owns it as before.
+    pub(crate) async fn extend_guards(&self, at: BootTime) {
+        let state = self.cluster.state();
+        let incoming = self.all_incoming().into_iter().filter_map(|incoming| incoming.vm());
+        for vm in self.vms().into_iter().chain(incoming) {
+            let Some(guard) = vm.guard() else { continue };
+            guard.extend(at);
+            let owned = state.vms.get(&vm.id).is_some_and(|record| {
+                record.owner == self.me() && record.epoch == vm.epoch() && record.state == VmState::Owned
+            });
+            if owned && guard.state() == GuardState::Paused {
+                self.evidence.events.warn(format!("{} was paused by its guard and goes on", vm.id.name));
+                if let Err(error) = guard.permit().await {
+                    tracing::warn!(vm = %vm.id, %error, "the VM stays paused");
+                }
+            }
+        }
+    }
+
     /// Lets a VM's CPUs run, its guard first.
     pub(crate) async fn let_run(&self, vm: &LocalVm) -> Result<(), Report> {
+        self.guard(vm).await?;
         vm.qemu.qmp().cont().await.map_err(|error| error.report())
     }
 
@@ -389,6 +454,20 @@ impl LocalAttempt {
         let vm = LocalVm::new(qemu, disk, epoch);
         self.put_vm(vm.clone());
         vm
+    }
+
+    /// Finds the guard of a VM that was taken over, once this host holds its session again.
+    pub(crate) fn guard_again(self: &Arc<Self>, vm: Arc<LocalVm>) {
+        let attempt = self.clone();
+        tokio::spawn(async move {
+            while let Err(report) = attempt.guard(&vm).await {
+                tracing::warn!(vm = %vm.id, %report, "no guard yet");
+                if attempt.closing.is_cancelled() || vm.qemu.process().exit().is_some() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
     }
 }
 
