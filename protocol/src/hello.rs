@@ -189,6 +189,21 @@ mod tests {
         met
     }
 
+    #[test]
+    fn a_hello_has_golden_bytes() {
+        let hello = Hello {
+            cluster: Some(ClusterId(7)),
+            host: None,
+            incarnation: 300,
+            build: "0.1".to_owned(),
+            versions: VersionRange { oldest: 1, newest: 2 },
+        };
+        let bytes = codec::encode_wire(&hello, SMALL_CAP).unwrap();
+        assert_eq!(bytes, [1, 1, 7, 0, 0xac, 2, 3, b'0', b'.', b'1', 1, 2]);
+        let refused = codec::encode_wire(&Refusal::Unclaimed, SMALL_CAP).unwrap();
+        assert_eq!(refused, [1, 6], "variants are only ever appended");
+    }
+
     #[tokio::test]
     async fn sides_of_one_cluster_meet() {
         let mine = Hello::of(Some(ClusterId(7)), Some(HostId(1)), 5);

@@ -340,6 +340,15 @@ mod tests {
     }
 
     #[test]
+    fn a_token_has_a_golden_text() {
+        let ca = CaDigest([0x5b; 32]);
+        let text = Token { ca, addresses: vec!["10.20.0.11:7465".parse().unwrap()], ..token() }.reveal();
+        let golden = "vtj1_05btw0000009ygbqr9dnpptvbddnpptvbddnpptvbddnpptvbddnpptvbddnpptvbddnp\
+                      000000000009pjtb9d5mpjtb9d5mpjtb9d5mpjg000001nfv1p00420m5001cejj1qe6ghg";
+        assert_eq!(text, golden, "tokens of older builds must stay readable");
+    }
+
+    #[test]
     fn the_secret_is_never_printed() {
         let shown = format!("{:?}", token());
         assert!(shown.contains("Secret(…)") && !shown.contains("165") && !shown.contains("a5"), "{shown}");
