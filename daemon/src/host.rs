@@ -233,6 +233,9 @@ impl Host {
         let running = Arc::clone(&supervisor).run(self.stop.clone());
         // A host is put together once.
         let _ = self.supervisor.set(supervisor);
+        if let Some(supervisor) = self.supervisor.get() {
+            self.spawn(extend_guards(Arc::clone(supervisor), self.held.clone(), self.stop.clone()));
+        }
         self.spawn(async move {
             if let Err(error) = running.await {
                 tracing::error!(%error, "parties cannot reach this daemon: no case will run here");
@@ -476,6 +479,24 @@ fn port(address: SocketAddr, error: &dyn std::error::Error) -> Report {
         .help("another address: listen under [host] in the settings")
 }
 
+/// Tells the guards of each renewal.
+async fn extend_guards(
+    supervisor: Arc<Supervisor>,
+    mut held: watch::Receiver<Option<Held>>,
+    stop: CancellationToken,
+) {
+    loop {
+        let renewed = *held.borrow_and_update();
+        if let Some(renewed) = renewed {
+            supervisor.renewed(renewed.since).await;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = held.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
 /// Opens log and state. They are made once, for a host that was just claimed: one that lost them must not come back.
 async fn open_replica(
     settings: &Settings,
@@ -646,8 +667,6 @@ impl Services for Host {
 
 #[async_trait]
 impl Holdings for Host {
-    async fn renewed(&self, _held: Held) {}
-
     async fn lost(&self) {
         if let Some(supervisor) = self.supervisor() {
             supervisor.give_up().await;
