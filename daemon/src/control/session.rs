@@ -39,9 +39,6 @@ pub struct Held {
 /// What hangs from a session.
 #[async_trait]
 pub trait Holdings: Send + Sync + 'static {
-    /// The session was renewed at `held.since`: guards may wait from there.
-    async fn renewed(&self, held: Held);
-
     /// The session is over: stop every VM and party of this host, and return when they are gone.
     async fn lost(&self);
 }
@@ -60,7 +57,7 @@ pub struct Session {
     pub incarnation: u64,
     /// Times.
     pub times: SessionTimes,
-    /// Told at every renewal.
+    /// Told at every renewal. Who extends guards follows it, and holds up no renewal.
     pub held: watch::Sender<Option<Held>>,
 }
 
@@ -89,7 +86,6 @@ impl Session {
             let mut unheard: u32 = 0;
             loop {
                 let held = Held { epoch, since };
-                self.holdings.renewed(held).await;
                 self.held.send_replace(Some(held));
                 sleep(self.times.renew).await;
                 let renewed = loop {
