@@ -1,5 +1,7 @@
 //! The guard of a VM, with a real QEMU: what happens when the daemon stops extending, and when the guard itself is hurt.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod places;
 
 use std::{fs, time::Duration};

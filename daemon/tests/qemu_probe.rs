@@ -1,5 +1,7 @@
 //! What the installed QEMU can do, by asking it and by running a guest.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{path::Path, time::Duration};
 
 use vt_daemon::qemu::{

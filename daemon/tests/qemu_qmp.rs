@@ -1,5 +1,7 @@
 //! The QMP connection against a monitor that misbehaves, and against a real QEMU.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{path::PathBuf, time::Duration};
 
 use serde_json::{Value, json};

@@ -1,5 +1,7 @@
 //! VMs with a real QEMU and no guest: started, moved, found again, and the ways in which a start fails.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod places;
 
 use std::{fs, time::Duration};
@@ -12,8 +14,9 @@ use vt_daemon::qemu::{
     process::Exit,
     qmp::{MigrationStatus, Qmp, QmpError, RunState, Transcript},
     remains,
+    tap::Tap,
 };
-use vt_protocol::error::ErrorCode;
+use vt_protocol::{error::ErrorCode, vm::Nic};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -90,7 +93,7 @@ async fn a_qemu_that_is_not_there_or_dies_is_one_clear_error_and_leaves_nothing(
     assert!(report.evidence.iter().any(|(_, text)| text.contains("/no/such.qcow2")), "{report:?}");
 
     let no_bridge = setup_with(|setup| {
-        setup.spec.nics = vec![vt_protocol::vm::Nic { mac: [2, 0, 0, 0, 0, 1], address: None, prefix: 24 }];
+        setup.spec.nics = vec![Nic { mac: [2, 0, 0, 0, 0, 1], address: None, prefix: 24 }];
     });
     let report = Vm::start(no_bridge, places.vm("vm1")).await.unwrap_err().report();
     assert_eq!(report.code, ErrorCode::NetworkSetup);
@@ -273,6 +276,49 @@ async fn ram_in_a_file_can_be_changed_from_outside() {
     let seen = vm.qmp().execute("human-monitor-command", json!({"command-line": "xp /1xb 0x100000"}), LONG).await;
     assert!(seen.unwrap().as_str().unwrap().contains("0xa5"));
     assert_eq!(vm.teardown().await.left, Vec::<String>::new());
+}
+
+/// In a network namespace of the test's own thread.
+#[tokio::test]
+async fn network_cards_are_on_taps_that_come_and_go_with_the_vm() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    let ip = |words: &str| {
+        let output = std::process::Command::new("ip").args(words.split(' ')).output().unwrap();
+        assert!(output.status.success(), "ip {words}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    ip("link add br0 type bridge");
+    ip("link set br0 up");
+    let places = Places::new();
+    let with_cards = |bridge: &str| {
+        setup_with(|setup| {
+            let nic = |last| Nic { mac: [0x52, 0x54, 0, 0, 0, last], address: None, prefix: 24 };
+            setup.spec.nics = vec![nic(1), nic(2)];
+            setup.bridge = Some(bridge.to_owned());
+        })
+    };
+    let report = Vm::start(with_cards("br-none"), places.vm("vm1")).await.unwrap_err().report();
+    assert_eq!(report.code, ErrorCode::NetworkSetup);
+    assert_eq!(Tap::all().unwrap(), Vec::<String>::new());
+
+    // A tap of that name left by a crash is replaced.
+    Tap::create(&Tap::name_for(&places.run_dir("vm1"), 0), "br0").unwrap().keep();
+    let vm = Vm::start(with_cards("br0"), places.vm("vm1")).await.unwrap();
+    let mut taps = vm.record().taps.clone();
+    taps.sort();
+    assert_eq!((taps.len(), &taps), (2, &Tap::all().unwrap()));
+    let on_bridge = ip("-o link show master br0");
+    assert!(taps.iter().all(|tap| on_bridge.contains(tap)), "{on_bridge}");
+    let seen = vm.qmp().execute("query-rx-filter", Value::Null, LONG).await.unwrap().to_string();
+    assert!(seen.contains("52:54:00:00:00:01") && seen.contains("52:54:00:00:00:02"), "{seen}");
+    assert!(places.inventory().iter().any(|line| line.starts_with("tap ")));
+    let run_dir = vm.run_dir().to_owned();
+    // Cleared from this thread: others are in another namespace.
+    drop(vm);
+    assert_eq!(remains::clear(&run_dir), Vec::<String>::new());
+    assert_eq!(Tap::all().unwrap(), Vec::<String>::new());
+    drop(Tap::create("vmt0123456789ab", "br0").unwrap());
+    assert!(!Tap::exists("vmt0123456789ab"));
 }
 
 #[tokio::test]

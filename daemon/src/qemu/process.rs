@@ -261,11 +261,11 @@ mod tests {
     #[test]
     fn a_process_name_with_brackets_does_not_shift_the_fields() {
         let line = "4 (a) R (b) S 1 4 4 0 -1 4194560 1 0 0 0 1 2 3 4 20 0 1 0 987654 1 2";
-        let stat = parse_stat(line).unwrap();
-        assert_eq!((stat.start_ticks, stat.dead), (987_654, false));
+        let seen = parse_stat(line).unwrap();
+        assert_eq!((seen.start_ticks, seen.dead), (987_654, false));
         assert!(parse_stat("4 (x) Z 1 4 4 0 -1 4194560 1 0 0 0 1 2 3 4 20 0 1 0 5 1 2").unwrap().dead);
         assert!(parse_stat("rubbish").is_none() && parse_stat("1 (x) R 1").is_none());
-        assert!(super::stat(std::process::id()).is_some());
+        assert!(stat(std::process::id()).is_some());
     }
 
     #[test]
@@ -289,8 +289,8 @@ mod tests {
     #[tokio::test]
     async fn a_process_of_another_boot_or_start_is_not_found() {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-        let stat = super::stat(child.id()).unwrap();
-        let id = ProcessId { pid: child.id(), start_ticks: stat.start_ticks, boot_id: boot_id() };
+        let start_ticks = stat(child.id()).unwrap().start_ticks;
+        let id = ProcessId { pid: child.id(), start_ticks, boot_id: boot_id() };
         let other_boot = ProcessId { boot_id: "other".into(), ..id.clone() };
         let other_start = ProcessId { start_ticks: id.start_ticks + 1, ..id.clone() };
         assert!(Process::attach(&other_boot).unwrap().is_none());

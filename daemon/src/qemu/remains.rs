@@ -74,8 +74,7 @@ pub fn inventory(root: &Path, cgroups: Option<&Cgroups>) -> BTreeSet<String> {
             }
         }
         if let Ok(Some(record)) = VmRecord::read(&dir) {
-            let there = |tap: &&String| Path::new("/sys/class/net").join(tap).exists();
-            all.extend(record.taps.iter().filter(there).map(|tap| format!("tap {tap}")));
+            all.extend(record.taps.iter().filter(|tap| Tap::exists(tap)).map(|tap| format!("tap {tap}")));
         }
     }
     all
@@ -105,7 +104,7 @@ pub fn clear(run_dir: &Path) -> Vec<String> {
         }
     }
     for tap in record.iter().flat_map(|record| &record.taps) {
-        if Path::new("/sys/class/net").join(tap).exists()
+        if Tap::exists(tap)
             && let Err(error) = Tap::delete(tap)
         {
             left.push(format!("tap {tap}: {error}"));

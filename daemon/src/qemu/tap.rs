@@ -61,7 +61,7 @@ impl Tap {
 
     /// Makes a tap on `bridge` and brings it up. One of that name left from before is replaced.
     pub fn create(name: &str, bridge: &str) -> Result<Self, TapError> {
-        if Path::new("/sys/class/net").join(name).exists() {
+        if Self::exists(name) {
             Self::delete(name)?;
         }
         ip(&["tuntap", "add", "dev", name, "mode", "tap"])?;
@@ -80,6 +80,12 @@ impl Tap {
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether there is an interface of that name in the namespace of this thread. (`/sys/class/net` shows the namespace
+    /// in which sysfs was mounted, which may be another.)
+    pub fn exists(name: &str) -> bool {
+        nix::net::if_::if_nametoindex(name).is_ok()
     }
 
     /// Removes a tap by name; one that is not there is removed already.

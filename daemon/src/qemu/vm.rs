@@ -124,7 +124,7 @@ pub enum VmError {
         vm: VmId,
         /// What the last try said.
         #[source]
-        source: Option<QmpError>,
+        source: Option<Box<QmpError>>,
     },
     /// Its socket paths would be too long for the kernel.
     #[error("run folder {0} is too long: a socket in it would be longer than {SOCKET_PATH_MAX} bytes")]
@@ -484,13 +484,13 @@ fn make_cgroup(cgroups: Option<&Cgroups>, run_dir: &Path) -> Option<Cgroup> {
 }
 
 /// QEMU opens its sockets a moment after its start; until then connecting is refused.
-async fn first_connection(socket: &Path, transcript: &Transcript) -> Result<Qmp, Option<QmpError>> {
+async fn first_connection(socket: &Path, transcript: &Transcript) -> Result<Qmp, Option<Box<QmpError>>> {
     let deadline = Instant::now() + START_TIMEOUT;
     let mut last = None;
     while Instant::now() < deadline {
         match Qmp::connect(socket, transcript.clone()).await {
             Ok(qmp) => return Ok(qmp),
-            Err(error) => last = Some(error),
+            Err(error) => last = Some(Box::new(error)),
         }
         sleep(Duration::from_millis(3)).await;
     }

@@ -1,5 +1,6 @@
 //! Where the VMs of a test live, and a VM that needs no guest.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::{
