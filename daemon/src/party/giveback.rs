@@ -16,9 +16,10 @@ use crate::qemu::{
 /// How long the kernel may take to let a group go.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The control group of a party.
-pub(super) fn cgroup_name(attempt: AttemptId) -> String {
-    format!("party-{attempt}")
+/// The control group of a party. Hosts of a lab share the hierarchy, so the name tells hosts apart.
+pub fn cgroup_name(places: &Places, attempt: AttemptId) -> String {
+    let host = blake3::hash(places.run.as_os_str().as_encoded_bytes()).to_hex();
+    format!("party-{}-{attempt}", &host[..8])
 }
 
 /// SIGTERM to exactly that process.
@@ -35,7 +36,7 @@ pub(super) fn terminate(id: &ProcessId) {
 /// Kills what is left in the party's control group and removes it.
 pub(super) async fn remove_cgroup(attempt: &LocalAttempt) {
     let Some(groups) = &attempt.places.cgroups else { return };
-    let group = groups.get(&cgroup_name(attempt.id));
+    let group = groups.get(&cgroup_name(&attempt.places, attempt.id));
     let removed = tokio::task::spawn_blocking(move || group.remove(PATIENCE)).await;
     if let Ok(Err(error)) = removed {
         attempt.evidence.events.warn(format!("the party's control group is left behind: {error}"));
@@ -138,7 +139,7 @@ fn run_dirs(places: &Places, attempt: AttemptId) -> Vec<PathBuf> {
 pub fn inventory(places: &Places, attempt: AttemptId) -> Vec<String> {
     let mut all = remains::inventory(&places.vms(), places.cgroups.as_ref());
     if let Some(groups) = &places.cgroups {
-        let own = cgroup_name(attempt);
+        let own = cgroup_name(places, attempt);
         all.extend(groups.names().into_iter().filter(|name| *name == own).map(|name| format!("cgroup {name}")));
     }
     if let Ok(taps) = crate::qemu::tap::Tap::all() {

@@ -39,7 +39,7 @@ pub const STDERR_FILE: &str = "party-stderr.log";
 /// What a party gets between SIGTERM and SIGKILL.
 const TERM: Duration = Duration::from_secs(2);
 /// How long a party that has finished may take to exit.
-const EXITS: Duration = Duration::from_secs(10);
+const EXITS: Duration = Duration::from_secs(3);
 /// A pause before something is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How much of a party's last words is quoted, bytes.
@@ -251,6 +251,7 @@ async fn end(supervisor: &Supervisor, attempt: &Arc<LocalAttempt>, mut outcome: 
         .unwrap_or_default()
         .into_iter()
         .filter_map(|(name, value)| Some((name, value.as_u64()?)))
+        .chain([("elapsed_ms".to_owned(), unix_ms().saturating_sub(attempt.record().begun_unix_ms))])
         .collect();
     attempt.evidence.json("outcome.json", &serde_json::json!({ "outcome": outcome, "metrics": metrics }));
     let command = PartyEnded { attempt: attempt.id, epoch: attempt.epoch, host: attempt.me(), outcome, metrics };
@@ -400,7 +401,8 @@ fn start(attempt: &LocalAttempt) -> io::Result<Process> {
     let mut args = words.to_vec();
     args.extend(["--socket".to_owned(), places.socket().display().to_string()]);
     args.extend(["--attempt".to_owned(), attempt.id.to_string()]);
-    let cgroup = places.cgroups.as_ref().and_then(|groups| groups.create(&giveback::cgroup_name(attempt.id)).ok());
+    let cgroup =
+        places.cgroups.as_ref().and_then(|groups| groups.create(&giveback::cgroup_name(places, attempt.id)).ok());
     let process = Process::spawn(&Launch {
         vtd: places.vtd.clone(),
         program: program.into(),
