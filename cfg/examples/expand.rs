@@ -1,11 +1,12 @@
-//! Expands one configuration to JSON lines: `expand FILE [STATEMENT…] [--defaults] [--expand LIST] [--names] [--count]`.
+//! Expands one configuration to JSON lines: `expand FILE [STATEMENT…] [--defaults] [--expand LIST] [--names] [--count] [--lint]
+//! [--explain NAME]`.
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let mut options = vt_cfg::Options::default();
-    let (mut names, mut count) = (false, false);
+    let (mut names, mut count, mut lint, mut explain) = (false, false, false, None);
     let mut rest = Vec::new();
     let mut args = std::env::args().skip(1);
     while let Some(a) = args.next() {
@@ -15,6 +16,8 @@ fn main() -> ExitCode {
                 let list = args.next().unwrap_or_default();
                 options.expand.extend(list.split(',').map(|s| s.trim().to_owned()));
             }
+            "--lint" => lint = true,
+            "--explain" => explain = args.next(),
             "--names" => names = true,
             "--count" => count = true,
             _ => rest.push(a),
@@ -32,6 +35,14 @@ fn main() -> ExitCode {
             return ExitCode::from(3);
         }
     };
+    if lint {
+        config.lint(&vt_cfg::LintOptions::default()).iter().for_each(|d| println!("{d}"));
+        return ExitCode::SUCCESS;
+    }
+    if let Some(name) = explain {
+        println!("{:#?}", config.explain(&name));
+        return ExitCode::SUCCESS;
+    }
     match print(&config, names, count) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

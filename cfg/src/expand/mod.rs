@@ -16,7 +16,7 @@ pub(crate) mod walk;
 use crate::config::Config;
 use crate::diag::Diagnostic;
 use crate::expand::assign::{MapEntry, Silent, maps};
-use crate::expand::draft::Entry;
+use crate::expand::draft::{Entry, KeyBook};
 use crate::expand::prepare::Prepared;
 use crate::expand::variant::{KeyText, Slot, Variant};
 use crate::expand::walk::{Shared, Walk, Yield};
@@ -166,4 +166,17 @@ pub(crate) fn count(c: &Config) -> Result<u128, Diagnostic> {
     let mut walk = Walk::start(&mut sh)?;
     while walk.next(&mut sh)?.is_some() {}
     Ok(walk.total)
+}
+
+/// Whether any variant is left with some constraints switched off (`true` in the list, by number).
+pub(crate) fn any_without(c: &Config, off: Vec<bool>) -> Result<bool, Diagnostic> {
+    let mut sh = Shared::new(&c.m, &c.p);
+    sh.off = off;
+    let mut walk = Walk::start(&mut sh)?;
+    Ok(walk.next(&mut sh)?.is_some())
+}
+
+/// Entries without suffixed keys, as the result shows them.
+pub(crate) fn flatten(m: &Model, book: &mut KeyBook, entries: &[Entry], own: &str) -> Vec<Entry> {
+    suffix::flatten(m, book, entries, own)
 }

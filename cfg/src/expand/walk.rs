@@ -40,6 +40,8 @@ pub(crate) struct Shared<'c> {
     has_failed: Vec<bool>,
     fruitless: FastMap<Box<[u32]>, u128>,
     pub(crate) counting: bool,
+    /// Constraints that are ignored, by number; empty means none.
+    pub(crate) off: Vec<bool>,
     /// Numbers in all keys of `fruitless`.
     remembered: usize,
     /// Judgements since the last combination, or all of a count.
@@ -57,6 +59,7 @@ impl<'c> Shared<'c> {
             has_failed: vec![false; m.nodes.len()],
             fruitless: FastMap::default(),
             counting: false,
+            off: Vec::new(),
             remembered: 0,
             steps: 0,
         }
@@ -363,7 +366,8 @@ impl Walk {
             }
         }
         let own = m.nodes[node as usize].constraints;
-        for code in (own.start..own.end).chain(words.iter().map(|f| WORD | f)) {
+        let on = |c: &u32| !sh.off.get(*c as usize).is_some_and(|off| *off);
+        for code in (own.start..own.end).filter(on).chain(words.iter().map(|f| WORD | f)) {
             match judge(&view, code) {
                 Tri::Yes => {}
                 Tri::Maybe if leaf => return Err(undecidable(m, code)),
