@@ -6,11 +6,7 @@ use std::time::{Duration, Instant};
 ///
 /// # Panics
 /// The deadline passes; the message says what was awaited and what the last answer was.
-pub fn until<T, E: std::fmt::Debug>(
-    what: &str,
-    deadline: Duration,
-    mut condition: impl FnMut() -> Result<T, E>,
-) -> T {
+pub fn until<T, E: std::fmt::Debug>(what: &str, deadline: Duration, mut condition: impl FnMut() -> Result<T, E>) -> T {
     let begun = Instant::now();
     loop {
         match condition() {

@@ -1,3 +1,5 @@
 //! One binary for all integration tests: linked once, run by rung.
 
+mod cluster;
+mod guests;
 mod tidy;

@@ -91,7 +91,10 @@ fn no_file_or_folder_has_a_name_that_says_nothing() {
         for part in relative.components() {
             let name = part.as_os_str().to_string_lossy();
             let stem = name.strip_suffix(".rs").unwrap_or(&name);
-            assert!(!["utils", "util", "common", "helper", "helpers", "manager", "misc"].contains(&stem), "{relative:?}");
+            assert!(
+                !["utils", "util", "common", "helper", "helpers", "manager", "misc"].contains(&stem),
+                "{relative:?}"
+            );
         }
     }
 }

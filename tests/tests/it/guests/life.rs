@@ -1,0 +1,91 @@
+//! Jobs that are cancelled, queued or outlive a daemon; in the end nothing is left.
+
+use std::{process::Command, time::Duration};
+
+use serde_json::Value;
+use vt_tests::{lab::Lab, wait};
+
+const SOON: Duration = Duration::from_secs(90);
+
+/// Submits a job and gives its id.
+fn submit(lab: &Lab, arguments: &[&str]) -> String {
+    let mut all = vec!["run"];
+    all.extend(arguments);
+    all.extend(["--detach", "-o", "json"]);
+    let answer = lab.vtctl(&all).expect(0).json();
+    answer["job"].as_str().or(answer["id"].as_str()).unwrap_or_else(|| panic!("{answer}")).to_owned()
+}
+
+fn show(lab: &Lab, job: &str) -> Value {
+    lab.json(&["job", "show", job])
+}
+
+/// Waits until the log of a job holds `text`.
+fn wait_for_log(lab: &Lab, job: &str, text: &str) {
+    wait::until(&format!("{text:?} in the log of {job}"), SOON, || {
+        let ran = lab.vtctl(&["job", "logs", job]);
+        if ran.stdout.contains(text) { Ok(()) } else { Err((ran.code, ran.stdout, ran.stderr)) }
+    });
+}
+
+fn wait_until_done(lab: &Lab, job: &str) -> Value {
+    wait::until(&format!("{job} to be done"), SOON * 2, || {
+        let shown = show(lab, job);
+        if shown["state"] == "done" { Ok(shown) } else { Err(shown.to_string()) }
+    })
+}
+
+#[test]
+fn a_job_is_cancelled_at_any_time_and_leaves_nothing() {
+    let lab = Lab::up(2);
+    let before = lab.inventory(2);
+    // While the guest boots, while probes run, and in the middle of a migration that would take minutes.
+    for moment in ["boot", "probes on", "migrate host1"] {
+        let job = submit(&lab, &["multihost_migration", "-m", "host1,host2", "-p", "mig_speed=1M", "-p", "mem=128M"]);
+        wait_for_log(&lab, &job, moment);
+        lab.vtctl(&["job", "cancel", &job, "-y"]).expect(0);
+        let shown = wait_until_done(&lab, &job);
+        assert_eq!(shown["cases"][0]["verdict"], "cancelled", "{moment}: {shown}");
+        let watched = lab.vtctl(&["job", "watch", &job]);
+        assert_eq!(watched.code, 102, "{moment}: {}", watched.stderr);
+        assert_eq!(lab.inventory(2), before, "cancelled at {moment:?}, something was left behind");
+    }
+}
+
+#[test]
+fn a_job_whose_hosts_are_busy_waits_its_turn() {
+    let lab = Lab::up(1);
+    let first = submit(&lab, &["uptime", "-m", "host1"]);
+    let second = submit(&lab, &["uptime", "-m", "host1"]);
+    wait_for_log(&lab, &first, "boot");
+    assert_eq!(show(&lab, &second)["cases"][0]["state"], "pending");
+    for job in [first, second] {
+        assert_eq!(wait_until_done(&lab, &job)["cases"][0]["verdict"], "pass");
+    }
+}
+
+#[test]
+fn a_vm_and_its_case_outlive_a_restart_of_the_daemon() {
+    let lab = Lab::up(3);
+    let job = submit(&lab, &["multihost_migration", "-m", "host1,host2", "-p", "migrate_count=2"]);
+    wait_for_log(&lab, &job, "probes on");
+    // Only the daemon, not its host: QEMU, guard and party go on.
+    let pids = Command::new("ip").args(["netns", "pids", &format!("vt-{}-host1", lab.name())]).output().unwrap();
+    let daemon = String::from_utf8_lossy(&pids.stdout)
+        .lines()
+        .find(|pid| {
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<String> =
+                words.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
+            words.iter().any(|word| word == "--config") && !words.iter().any(|word| word == "party" || word == "guard")
+        })
+        .expect("host1 has a daemon")
+        .to_owned();
+    assert!(Command::new("kill").args(["-9", &daemon]).status().unwrap().success());
+    wait::until("the daemon to be gone", SOON, || {
+        if std::path::Path::new(&format!("/proc/{daemon}")).exists() { Err("it is there") } else { Ok(()) }
+    });
+    lab.vtctl(&["lab", "start", "host1"]).expect(0);
+    let shown = wait_until_done(&lab, &job);
+    assert_eq!(shown["cases"][0]["verdict"], "pass", "{shown}");
+}
