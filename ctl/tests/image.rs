@@ -78,15 +78,25 @@ struct Guest {
 
 impl Guest {
     async fn boot() -> Self {
-        let image = image();
         let folder = folder();
+        fs::File::create(folder.path().join("vdb")).unwrap().set_len(4 << 20).unwrap();
+        Self::start(folder, None).await
+    }
+
+    /// The destination of a migration of `source`, with the same data disk.
+    async fn incoming(source: &Self) -> Self {
+        Self::start(folder(), Some(source)).await
+    }
+
+    async fn start(folder: tempfile::TempDir, source: Option<&Self>) -> Self {
+        let image = image();
         let at = |name: &str| folder.path().join(name);
-        fs::File::create(at("vdb")).unwrap().set_len(4 << 20).unwrap();
+        let data = source.map_or(at("vdb"), |source| source.path("vdb"));
         let socket = |name: &str| format!("socket,id={name},path={},server=on,wait=off", at(name).display());
         let file = |name: &str| image.folder.join(name).display().to_string();
         let line = image.record.cmdline_for(Some(([10, 0, 2, 15].into(), 24)), None);
         let disk = format!("if=none,id=vda,snapshot=on,file={}", file(&image.record.disk.name));
-        let data = format!("if=none,id=vdb,format=raw,file={}", at("vdb").display());
+        let data = format!("if=none,id=vdb,format=raw,file={}", data.display());
         let memory = format!("memory-backend-file,id=mem,size=256M,share=on,mem-path={}", at("ram").display());
         let started = Instant::now();
         let qemu = Command::new("qemu-system-x86_64")
@@ -102,6 +112,7 @@ impl Guest {
             .args(["-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:0-:7"])
             .args(["-device", "virtio-net-pci,netdev=net,romfile="])
             .args(["-chardev", &socket("qmp"), "-mon", "chardev=qmp,mode=control"])
+            .args(source.iter().flat_map(|_| ["-incoming", "defer"]))
             .env("TMPDIR", folder.path())
             .stdin(Stdio::null())
             .spawn()
@@ -485,6 +496,59 @@ async fn more_writes(newest: impl Fn() -> u64, count: u64) {
         assert!(Instant::now() < deadline, "{count} more writes did not reach the disk");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// The guest moves to another QEMU while its memory and disk are written: unhurt, and a byte flipped there is found.
+#[tokio::test]
+async fn the_probes_live_through_a_migration_and_bite_behind_it() {
+    let mut source = Guest::boot().await;
+    let mut probe = source.probe();
+    let (pages, seed) = (2048, 77);
+    probe.mem_start(MemStart { pages, seed, rewrite_bytes_per_second: 8_000_000 }, soon()).await.unwrap();
+    let (device, bytes) = ("/dev/vdb".into(), 64 * PAGE_BYTES as u64);
+    let disk = DiskStart { device, offset: DISK_DATA_OFFSET, bytes, seed, interval_ms: 2 };
+    probe.disk_start(disk, soon()).await.unwrap();
+    let mut console = source.console().await;
+    console.login(soon()).await.unwrap();
+    let (before, began) = (snapshot(&mut probe).await, Instant::now());
+
+    let mut destination = Guest::incoming(&source).await;
+    let uri = format!("unix:{}", destination.path("migration").display());
+    destination.monitor(&format!(r#"{{"execute":"migrate-incoming","arguments":{{"uri":"{uri}"}}}}"#));
+    source.monitor(r#"{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":1000000000}}"#);
+    source.monitor(&format!(r#"{{"execute":"migrate","arguments":{{"uri":"{uri}"}}}}"#));
+    let deadline = soon();
+    loop {
+        let state = source.monitor(r#"{"execute":"query-migrate"}"#);
+        match state["status"].as_str() {
+            Some("completed") => break,
+            Some("failed" | "cancelled") => panic!("{state}"),
+            _ => assert!(Instant::now() < deadline, "{state}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop(source.qemu.kill());
+
+    let mut probe = destination.probe();
+    let after = snapshot(&mut probe).await;
+    assert_eq!(compare(&before, &after, began.elapsed(), &limits()), []);
+    let (then, now) = (before.memory.as_ref().unwrap(), after.memory.as_ref().unwrap());
+    assert!(now.pages_rewritten > then.pages_rewritten && now.pages_checked == pages);
+    assert!(after.disk.unwrap().acknowledged > before.disk.as_ref().unwrap().acknowledged);
+    let mut console = destination.console().await;
+    assert_eq!(
+        console.run("cat /proc/sys/kernel/random/boot_id", soon()).await.unwrap().text.trim(),
+        before.hello.boot_id
+    );
+    Agent::connect(&destination.path("agent"), soon()).await.unwrap().ping(soon()).await.unwrap();
+
+    let ram = fs::OpenOptions::new().read(true).write(true).open(destination.path("ram")).unwrap();
+    let at = find_pages(&ram, seed, pages)[1234] + 2000;
+    let mut byte = [0];
+    ram.read_exact_at(&mut byte, at).unwrap();
+    ram.write_all_at(&[!byte[0]], at).unwrap();
+    let hurt = compare(&before, &snapshot(&mut probe).await, began.elapsed(), &limits());
+    assert!(matches!(&hurt[..], [Hurt::Memory { bad: 1, first: Some(first), .. }] if first.index == 1234), "{hurt:?}");
 }
 
 #[tokio::test]

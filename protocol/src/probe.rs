@@ -293,6 +293,12 @@ pub fn page_marker(seed: u64, page: u32) -> [u8; 16] {
     marker
 }
 
+/// The seed of the pattern of a disk writer started with `seed`: another one, so that who looks for a page of the memory
+/// probe in RAM does not find a record on its way to the disk.
+pub fn record_seed(seed: u64) -> u64 {
+    mix(seed ^ 0x7265_636f_7264_7321)
+}
+
 /// Bytes of a page before the filling: the marker and the generation.
 const HEAD_BYTES: usize = 24;
 /// Places where a filling can begin in the noise. A prime, so that the fillings of two generations differ however far

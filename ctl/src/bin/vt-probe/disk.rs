@@ -17,6 +17,7 @@ use std::{
 
 use vt_protocol::probe::{
     DISK_DATA_OFFSET, DISK_MAGIC, Damage, DiskReport, DiskStart, FINDINGS_MAX, Finding, PAGE_BYTES, Pattern, SLOTS_MAX,
+    record_seed,
 };
 
 const BLOCK: u64 = PAGE_BYTES as u64;
@@ -45,6 +46,7 @@ struct Records {
     disk: File,
     block: Aligned,
     offset: u64,
+    seed: u64,
     pattern: Pattern,
     /// Number acknowledged last in each place; 0: none yet. `None`: a write failed there, so either may stand there.
     places: Vec<Option<u64>>,
@@ -141,7 +143,8 @@ impl Disk {
             disk,
             block: Aligned::new(),
             offset: wanted.offset,
-            pattern: Pattern::new(wanted.seed),
+            seed: wanted.seed,
+            pattern: Pattern::new(record_seed(wanted.seed)),
             places: vec![Some(0); slots as usize],
             next: 0,
             acknowledged: 0,
@@ -180,7 +183,7 @@ impl Disk {
         }
         let records = lock(&self.records);
         DiskReport {
-            seed: records.pattern.seed(),
+            seed: records.seed,
             records_checked: checked,
             acknowledged: records.acknowledged,
             write_errors: records.write_errors,
