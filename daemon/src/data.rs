@@ -72,6 +72,16 @@ impl DataDir {
         self.path.join("blobs")
     }
 
+    /// Where evidence of attempts is.
+    pub fn attempts(&self) -> PathBuf {
+        self.path.join("attempts")
+    }
+
+    /// Where copies of other hosts' evidence are while they are made.
+    pub fn copies(&self) -> PathBuf {
+        self.path.join("copies")
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path

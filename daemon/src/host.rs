@@ -47,10 +47,11 @@ use crate::{
     blob::BlobStore,
     cluster::{AskError, Cluster, ProposeError},
     control::{
+        copies,
         keeper::{self, Renewals},
         leads, membership, scheduler,
         session::{Held, Holdings, Session},
-        tokens,
+        sweep, tokens,
     },
     data::DataDir,
     evidence::EvidenceStore,
@@ -249,6 +250,8 @@ impl Host {
         self.spawn(scheduler::run(self.clone(), self.leadership.clone(), stop.clone()));
         self.spawn(tokens::run(self.clone(), self.leadership.clone(), stop.clone()));
         self.spawn(membership::run(self.clone(), stop.clone()));
+        self.spawn(copies::run(self.clone(), stop.clone()));
+        self.spawn(sweep::run(self.clone(), stop.clone()));
         let session = Session {
             cluster: self.clone(),
             leadership: self.leadership.clone(),
@@ -480,11 +483,7 @@ fn port(address: SocketAddr, error: &dyn std::error::Error) -> Report {
 }
 
 /// Tells the guards of each renewal.
-async fn extend_guards(
-    supervisor: Arc<Supervisor>,
-    mut held: watch::Receiver<Option<Held>>,
-    stop: CancellationToken,
-) {
+async fn extend_guards(supervisor: Arc<Supervisor>, mut held: watch::Receiver<Option<Held>>, stop: CancellationToken) {
     loop {
         let renewed = *held.borrow_and_update();
         if let Some(renewed) = renewed {

@@ -6,6 +6,7 @@
 mod admission;
 mod fetch;
 mod inventory;
+mod job_json;
 mod peer;
 mod submit;
 mod tokens;

@@ -227,8 +227,8 @@ fn cases(state: &State, job: &Job, plan: &Plan) -> Vec<CaseView> {
     let view = |((id, case), planned): ((_, &std::sync::Arc<vt_sync::state::Case>), &vt_protocol::job::PlannedCase)| {
         let id: vt_protocol::ids::CaseId = id;
         let attempt = (case.attempts > 0).then_some(AttemptId { case: id, number: case.attempts });
-        let metrics = attempt.and_then(|attempt| state.attempt(attempt)).map(|attempt| &attempt.metrics);
-        let figure = |name: &str| metrics.and_then(|metrics| metrics.get(name)).copied();
+        let record_of = attempt.and_then(|attempt| state.attempt(attempt));
+        let figure = |name: &str| record_of.and_then(|attempt| attempt.metrics.get(name)).copied();
         CaseView {
             id,
             name: planned.name.clone(),
@@ -244,10 +244,15 @@ fn cases(state: &State, job: &Job, plan: &Plan) -> Vec<CaseView> {
             elapsed_ms: figure("elapsed_ms"),
             guest_downtime_ms: figure("guest_downtime_ms"),
             qemu_downtime_ms: figure("qemu_downtime_ms"),
-            migrations: figure("migrations"),
+            migrations: record_of.map(|attempt| moved(attempt)),
         }
     };
     job.cases().zip(&plan.cases).map(view).collect()
+}
+
+/// How many migrations of an attempt were completed.
+fn moved(attempt: &std::sync::Arc<vt_sync::state::Attempt>) -> u64 {
+    attempt.history.iter().filter(|migration| matches!(migration.phase, Phase::Moved { .. })).count() as u64
 }
 
 /// Order in which numbers inside names count as numbers: host2 before host10.

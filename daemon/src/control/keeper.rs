@@ -97,9 +97,7 @@ impl Keeper {
             let mut look = None;
             if let Some((_, silence)) = &mut term {
                 let current = state.borrow_and_update().clone();
-                if closes.is_some_and(|at| at <= Instant::now())
-                    || (closes.is_some() && complete(&batch, &current))
-                {
+                if closes.is_some_and(|at| at <= Instant::now()) || (closes.is_some() && complete(&batch, &current)) {
                     closes = None;
                     renew(&*cluster, std::mem::take(&mut batch), silence).await;
                     continue;
@@ -264,10 +262,7 @@ mod tests {
         let old = Renew { host: HostId(2), epoch: Epoch(1) };
         let (good, refused) = tokio::join!(running.renew(1), running.renewals.renew(old));
         assert_eq!(good, PeerReply::Done);
-        assert!(
-            matches!(&refused, PeerReply::Refused(report) if report.code == ErrorCode::SessionOver),
-            "{refused:?}"
-        );
+        assert!(matches!(&refused, PeerReply::Refused(report) if report.code == ErrorCode::SessionOver), "{refused:?}");
     }
 
     #[tokio::test(start_paused = true)]

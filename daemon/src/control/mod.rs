@@ -1,6 +1,7 @@
 //! The loops that keep a host and, on the leader, the cluster going: each acts on committed state, woken by a change
 //! of it or by a time it asked for. Decisions are pure and live beside their loops.
 
+pub mod copies;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod keeper;
@@ -9,6 +10,7 @@ pub mod schedule;
 pub mod scheduler;
 pub mod session;
 pub mod silence;
+pub mod sweep;
 pub mod tokens;
 
 use vt_sync::raft::{Leadership, ReplicaRole};

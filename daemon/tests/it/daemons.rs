@@ -44,7 +44,7 @@ impl Daemon {
         let text = format!(
             "[host]\nname = \"{name}\"\nlisten = \"{address}\"\nkind = \"namespace\"\n\
              [paths]\ndata = \"{}\"\nrun = \"{}\"\nimages = \"{}\"\ndisks = \"{}\"\n\
-             [log]\nfilter = \"debug,quinn=info,quinn_proto=info,rustls=info\"\n",
+             [qemu]\nbinary = \"/nowhere/qemu\"\n[log]\nfilter = \"debug,quinn=info,quinn_proto=info,rustls=info\"\n",
             path("data"),
             path("run"),
             path("images"),
