@@ -75,6 +75,13 @@ pub enum Request {
     },
     /// The party has come to its end; answered with [`Answer::Done`]. The program exits after it.
     Finish(Finish),
+    /// Keep a value in the evidence, as `checks/NAME.json`; answered with [`Answer::Done`].
+    Keep {
+        /// Its name.
+        name: Name,
+        /// The value; at most [`PAYLOAD_MAX`] bytes of JSON.
+        value: Value,
+    },
 }
 
 /// Says who the party is.

@@ -43,6 +43,7 @@ use crate::{
     qemu::{
         Sampler,
         qmp::{EventError, Events, MigrationInfo, MigrationStatus, RunState},
+        vm::TRANSCRIPT_FILE,
     },
 };
 
@@ -525,7 +526,7 @@ impl Sender {
             self.attempt.evidence.events.warn(format!("left behind by QEMU {pid}: {left}"));
         }
         arrived?;
-        self.attempt.evidence.json(&result_file(&self.ready.id), &result);
+        self.attempt.evidence.json(&result_file(&self.ready.id), &self.kept(&result));
         Ok(Migrated { result: Some(result), resume_ms: None })
     }
 
@@ -567,6 +568,16 @@ impl Sender {
         if let Err(error) = write() {
             self.attempt.evidence.events.warn(format!("samples of {} were not written: {error}", self.ready.id));
         }
+    }
+
+    /// The figures, with where QEMU's own words are: relative to the evidence of either host.
+    fn kept(&self, result: &MigrationResult) -> serde_json::Value {
+        let mut kept = serde_json::json!(result);
+        let source = self.vm.qemu.evidence().strip_prefix(self.attempt.evidence.dir()).unwrap_or("".as_ref());
+        let vm = &self.ready.id.vm.name;
+        kept["source_transcript"] = source.join(TRANSCRIPT_FILE).display().to_string().into();
+        kept["destination_transcript"] = format!("{vm}/in-{}/{TRANSCRIPT_FILE}", self.ready.id.number).into();
+        kept
     }
 
     fn result(&self, info: Option<MigrationInfo>, samples: Vec<vt_protocol::vm::Sample>) -> MigrationResult {

@@ -9,7 +9,7 @@ use tokio::{sync::watch, time::Instant};
 use vt_protocol::{
     error::{ErrorCode, Report},
     job::Happening,
-    party::{Answer, CALLS_MAX, Call, Failure, Finish, LOG_MAX, Reply, Request, Step, Welcome},
+    party::{Answer, CALLS_MAX, Call, Failure, Finish, LOG_MAX, PAYLOAD_MAX, Reply, Request, Step, Welcome},
     verdict::Consequence,
 };
 
@@ -94,6 +94,14 @@ impl LocalAttempt {
                 "hello is the first call of a connection, and said once",
             ))),
             Request::Step(step) => self.step(step),
+            Request::Keep { name, value } => {
+                if serde_json::to_vec(&value).map_or(usize::MAX, |text| text.len()) > PAYLOAD_MAX {
+                    let title = format!("what is kept as {name} has more than {PAYLOAD_MAX} bytes");
+                    return Err(caused(Report::new(ErrorCode::TooLarge, title)));
+                }
+                self.evidence.json(&format!("checks/{name}.json"), &value);
+                Ok(Answer::Done)
+            }
             Request::Log { warn, mut text } => {
                 let mut end = text.len().min(LOG_MAX);
                 while !text.is_char_boundary(end) {
@@ -118,9 +126,11 @@ impl LocalAttempt {
                             self.migrate(call).await.map(|migrated| Answer::Migrated(Box::new(migrated)))
                         }
                         Request::Guest(guest) => self.ask_guest(guest, call.repeat).await,
-                        Request::Hello(_) | Request::Step(_) | Request::Log { .. } | Request::Finish(_) => {
-                            Ok(Answer::Done)
-                        }
+                        Request::Hello(_)
+                        | Request::Step(_)
+                        | Request::Keep { .. }
+                        | Request::Log { .. }
+                        | Request::Finish(_) => Ok(Answer::Done),
                     }
                 };
                 tokio::select! {

@@ -222,6 +222,17 @@ impl Party {
         if holds { Ok(()) } else { Err(Failure::Caused(Cause { blame: Blame::Product, report: report() })) }
     }
 
+    /// Keeps a value in the evidence, as `checks/NAME.json`.
+    ///
+    /// # Errors
+    /// The daemon does not answer, or the value is too large.
+    pub async fn keep(&self, name: Name, value: &impl Serialize) -> Result<(), Failure> {
+        let value = serde_json::to_value(value).map_err(|error| {
+            our_fault(Report::new(ErrorCode::Internal, format!("{name} has no JSON form")).caused_by(&error))
+        })?;
+        self.link.call(Request::Keep { name, value }, PROMPT).await.map(drop)
+    }
+
     /// Keeps a figure for the report; the last one of a name wins.
     pub fn metric(&self, name: &str, value: impl Into<Value>) {
         self.counts().metrics.insert(name.to_owned(), value.into());

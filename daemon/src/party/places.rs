@@ -51,7 +51,7 @@ impl Places {
         let vtd = PathBuf::from("/proc/self/exe");
         // The party outlives this binary's name: an upgrade replaces the file while parties run.
         let vtd = std::fs::read_link(&vtd).unwrap_or(vtd);
-        let cgroups = match Cgroups::detect() {
+        let cgroups = match Cgroups::detect(&settings.paths.cgroup) {
             Ok(cgroups) => Some(cgroups),
             Err(error) => {
                 tracing::warn!(%error, "VMs and parties run without control groups of their own");

@@ -139,6 +139,7 @@ impl Leg<'_> {
         let Self { party, vm, from, to, settings, .. } = self;
         let way = format!("{from} → {to}, {round}");
         let (source, destination) = (party.me() == *from, party.me() == *to);
+        figures.moves += 1;
 
         party.prepare_migration(vm, from, to, &settings.spec).await?;
         let mut before = None;
@@ -163,6 +164,12 @@ impl Leg<'_> {
             let checked = self.check(&before, begun).await?;
             let note = checked.to_string();
             figures.checked(&checked);
+            let name = format!("{vm}-{}", figures.moves).parse();
+            if let Ok(name) = name {
+                party
+                    .keep(name, &serde_json::json!({ "move": figures.moves, "from": from, "to": to, "found": checked }))
+                    .await?;
+            }
             step.done(note).await?;
         }
         party.barrier("checked", ASK + SLACK).await
@@ -199,6 +206,8 @@ impl Leg<'_> {
 /// Figures of all moves as this party saw them.
 #[derive(Debug, Default)]
 struct Figures {
+    /// Moves so far, by whomever.
+    moves: u32,
     completed: u64,
     qemu_downtime_ms: u64,
     guest_downtime_ms: Option<u64>,
