@@ -40,17 +40,17 @@ pub enum NoCgroups {
 }
 
 impl Cgroups {
-    /// Finds the mounted v2 hierarchy and makes the folder `vtmesh` at its root; below our own group where the root is
-    /// not ours to write.
-    pub fn detect() -> Result<Self, NoCgroups> {
+    /// Finds the mounted v2 hierarchy and makes `folder` at its root; below our own group where the root is not ours to
+    /// write. Daemons that share a machine have different folders, or each would take the other's groups for its own.
+    pub fn detect(folder: &Path) -> Result<Self, NoCgroups> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|_| NoCgroups::NotMounted)?;
         let mount = mount_point(&mounts).ok_or(NoCgroups::NotMounted)?;
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
         let mut refused = None;
         for parent in [mount.clone(), mount.join(own)] {
-            let root = parent.join("vtmesh");
-            match fs::create_dir(&root).or_else(exists) {
+            let root = parent.join(folder);
+            match fs::create_dir_all(&root) {
                 Ok(()) => return Ok(Self { root }),
                 Err(source) => refused = refused.or(Some(NoCgroups::NotWritable { path: parent, source })),
             }

@@ -15,7 +15,7 @@ pub fn start(log: &Log) {
     let quiet = format!("openraft=warn,{}", log.filter);
     let filter = EnvFilter::try_from_default_env()
         .or_else(|_| EnvFilter::try_new(quiet))
-        .unwrap_or_else(|_| EnvFilter::new("info"));
+        .unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
     let registry = tracing_subscriber::registry().with(filter);
     let result = if log.json {
         registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init()

@@ -26,7 +26,7 @@ fn times(pause_ms: u64, kill_ms: u64, abandon_ms: u64) -> Times {
 }
 
 fn guard_setup(times: Times) -> GuardSetup {
-    GuardSetup { vtd: env!("CARGO_BIN_EXE_vtd").into(), times, cgroups: Cgroups::detect().ok() }
+    GuardSetup { vtd: env!("CARGO_BIN_EXE_vtd").into(), times, cgroups: Cgroups::detect("vtmesh-tests".as_ref()).ok() }
 }
 
 /// A VM that runs, guarded from now on.

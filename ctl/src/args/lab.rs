@@ -67,7 +67,7 @@ pub struct LabUpArgs {
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
     /// Log filter of the daemons
-    #[arg(long, value_name = "FILTER", default_value = "info")]
+    #[arg(long, value_name = "FILTER", default_value = "info,openraft=error")]
     pub log: String,
 }
 

@@ -44,10 +44,12 @@ pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, log: &str) -> R
     let quoted = |path: &Path| toml_string(&path.to_string_lossy());
     let text = format!(
         "[host]\nname = \"{name}\"\nlisten = \"{listen}\"\nadvertise = \"{listen}\"\nkind = \"namespace\"\n\n\
-         [paths]\ndata = {data}\nrun = {run}\nimages = {images}\ndisks = {disks}\n\n\
+         [paths]\ndata = {data}\nrun = {run}\nimages = {images}\ndisks = {disks}\n\
+         cgroup = \"vtmesh/lab-{lab}/{name}\"\n\n\
          [pool]\nshared = true\n\n\
          [network]\nbridge = \"br0\"\nguests = \"10.77.0.100-10.77.0.249/24\"\n\n\
          [log]\nfilter = {log}\n",
+        lab = lab.name,
         name = host.name,
         listen = host.listen(),
         data = quoted(&host.data.join("data")),

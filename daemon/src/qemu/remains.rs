@@ -16,7 +16,7 @@ use super::{
     record::VmRecord,
     tap::Tap,
 };
-use crate::cgroup::{Cgroup, Cgroups};
+use crate::cgroup::Cgroups;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -95,10 +95,10 @@ pub fn clear(run_dir: &Path) -> Vec<String> {
             left.push(format!("process {pid}: {error}"));
         }
     }
-    let groups = Cgroups::detect().ok();
-    let recorded = record.as_ref().and_then(|record| record.cgroup.clone()).map(Cgroup::at);
-    let named = groups.iter().flat_map(|g| [g.get(&cgroup_name(run_dir)), g.get(&guard_cgroup_name(run_dir))]);
-    for group in recorded.into_iter().chain(named) {
+    // The guard's group stands beside the VM's, in the folder of the daemon that made both.
+    let folder = record.as_ref().and_then(|record| record.cgroup.as_ref()?.parent().map(Path::to_owned));
+    let groups = folder.map(Cgroups::at);
+    for group in groups.iter().flat_map(|g| [g.get(&cgroup_name(run_dir)), g.get(&guard_cgroup_name(run_dir))]) {
         if let Err(error) = group.remove(deadline.saturating_duration_since(Instant::now())) {
             left.push(format!("cgroup {}: {error}", group.path().display()));
         }

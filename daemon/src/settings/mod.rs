@@ -90,6 +90,8 @@ pub struct Paths {
     pub images: PathBuf,
     /// Overlay disks.
     pub disks: PathBuf,
+    /// Folder in the cgroup v2 hierarchy, relative to its root.
+    pub cgroup: PathBuf,
 }
 
 /// The network of guests and migrations.
@@ -186,6 +188,7 @@ impl Default for Settings {
                 run: "/run/vtmesh".into(),
                 images: "/var/lib/vtmesh/images".into(),
                 disks: "/var/lib/vtmesh/disks".into(),
+                cgroup: "vtmesh".into(),
             },
             pool_shared: false,
             network: Network { bridge: None, guests: None, migration: None },
@@ -198,7 +201,7 @@ impl Default for Settings {
                 expire: Duration::from_millis(12_000),
             },
             raft: RaftTimes { heartbeat_ms: 250, election_ms: (1000, 2000) },
-            log: Log { filter: "info".into(), json: false },
+            log: Log { filter: "info,openraft=error".into(), json: false },
         }
     }
 }

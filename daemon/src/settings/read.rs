@@ -1,7 +1,14 @@
 //! From TOML text to [`Settings`]: every mistake is found in one pass, with its line and, where a word is near to a
 //! known one, the one that was meant.
 
-use std::{cell::RefCell, net::Ipv4Addr, ops::Range, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    cell::RefCell,
+    net::Ipv4Addr,
+    ops::Range,
+    path::{Component, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use toml::de::{DeTable, DeValue};
 use vt_protocol::error::{ErrorCode, Report};
@@ -109,6 +116,9 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
     paths.directory("run", |path| settings.paths.run = path);
     paths.directory("images", |path| settings.paths.images = path);
     paths.directory("disks", |path| settings.paths.disks = path);
+    paths.parsed::<CgroupFolder>("cgroup", "a folder such as vtmesh/host1, without / in front and without ..", |folder| {
+        settings.paths.cgroup = folder.0;
+    });
     if settings.paths.run.as_os_str().len() > RUN_PATH_MAX {
         let text = format!("run is longer than {RUN_PATH_MAX} bytes, too long for the paths of sockets");
         reader.mistake(paths.place("run"), text, None);
@@ -177,6 +187,17 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
     log.finish();
 
     root.finish();
+}
+
+struct CgroupFolder(PathBuf);
+
+impl FromStr for CgroupFolder {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let path = PathBuf::from(text);
+        let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
+        if inside && !text.is_empty() { Ok(Self(path)) } else { Err(()) }
+    }
 }
 
 struct Interface(String);

@@ -259,7 +259,7 @@ impl World {
             migration: IpAddr::V4(Ipv4Addr::LOCALHOST),
             vtd: env!("CARGO_BIN_EXE_vtd").into(),
             party,
-            cgroups: Cgroups::detect().ok(),
+            cgroups: Cgroups::detect("vtmesh-tests".as_ref()).ok(),
             // No session is renewed here but at the start of a host.
             guard: Times {
                 pause: Duration::from_secs(600),

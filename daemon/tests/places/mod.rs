@@ -40,12 +40,12 @@ impl Places {
             run_dir: self.run_dir(name),
             evidence: self.root().join("evidence").join(name),
             vtd: env!("CARGO_BIN_EXE_vtd").into(),
-            cgroups: Cgroups::detect().ok(),
+            cgroups: Cgroups::detect("vtmesh-tests".as_ref()).ok(),
         }
     }
 
     pub(crate) fn inventory(&self) -> BTreeSet<String> {
-        remains::inventory(&self.root().join("run"), Cgroups::detect().ok().as_ref())
+        remains::inventory(&self.root().join("run"), Cgroups::detect("vtmesh-tests".as_ref()).ok().as_ref())
     }
 }
 
