@@ -23,6 +23,8 @@ pub const PAYLOAD_BYTES: usize = 64 << 10;
 pub const PAYLOAD_BYTES_PER_ATTEMPT: usize = 8 << 20;
 /// VMs of one attempt.
 pub const VMS_PER_ATTEMPT: usize = 16;
+/// VMs of one attempt that were ever migrated: their numbers go on when a VM of the same name is started anew.
+pub const MOVING_VMS_PER_ATTEMPT: usize = 64;
 /// Decided migrations of one attempt that stay on record; the oldest makes room.
 pub const MIGRATIONS_PER_ATTEMPT: usize = 128;
 /// Ended attempts that stay on record, without payloads; the oldest makes room.

@@ -86,6 +86,11 @@ macro_rules! from_redb {
         $(impl From<$kind> for StoreError {
             fn from(error: $kind) -> Self {
                 match redb::Error::from(error) {
+                    redb::Error::Io(error)
+                        if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+                    {
+                        Self::Damaged(error.to_string())
+                    }
                     redb::Error::Io(error) => Self::Io(error),
                     redb::Error::DatabaseAlreadyOpen => Self::Busy,
                     other => Self::Damaged(other.to_string()),

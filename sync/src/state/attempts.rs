@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 use vt_protocol::{
     error::{ErrorCode, Report},
-    ids::{AttemptId, Epoch, HostId},
+    ids::{AttemptId, Epoch, HostId, Name},
     verdict::{Blame, Cause, Consequence, Outcome, Verdict, judge},
 };
 
@@ -35,6 +35,9 @@ pub struct Attempt {
     pub barriers: BTreeMap<BarrierKey, Arc<Barrier>>,
     /// The last generation of each tag whose record is gone.
     pub passed: BTreeMap<String, u32>,
+    /// The last migration begun of each VM that was ever migrated: a number is used once, also when a VM of the same name
+    /// is started anew, for a late vote must never count for another movement.
+    pub moves: BTreeMap<Name, u32>,
     /// Migrations that were decided and finished, oldest first, bounded.
     pub history: Vec<Migration>,
     /// The joint verdict, once every party has ended.
@@ -145,6 +148,7 @@ impl State {
             cancelled: false,
             barriers: BTreeMap::new(),
             passed: BTreeMap::new(),
+            moves: BTreeMap::new(),
             history: Vec::new(),
             verdict: None,
             metrics: BTreeMap::new(),

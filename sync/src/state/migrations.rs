@@ -108,8 +108,9 @@ impl State {
             }
             return reject(ErrorCode::MigrationRefused, format!("{} is not finished", other.id));
         }
-        if id.number != vm.migrations + 1 {
-            let text = format!("the next migration of {} is number {}, not {}", id.vm, vm.migrations + 1, id.number);
+        if id.number <= vm.migrations {
+            // A number counts calls, and a call may fail before it comes here: gaps are allowed, repetitions are not.
+            let text = format!("{} has begun migration {} already", id.vm, vm.migrations);
             return reject(ErrorCode::MigrationRefused, text);
         }
         if c.from == c.to {
@@ -126,6 +127,9 @@ impl State {
             let text = format!("{} has no running party in {}", self.host_name(c.to), attempt.id);
             return reject(ErrorCode::MigrationRefused, text);
         }
+        if !attempt.moves.contains_key(&id.vm.name) {
+            within("VMs of an attempt that move", attempt.moves.len() + 1, bounds::MOVING_VMS_PER_ATTEMPT)?;
+        }
         let migration = Migration {
             id: id.clone(),
             from: c.from,
@@ -135,6 +139,9 @@ impl State {
             dest_loaded: false,
             phase: Phase::Begun,
         };
+        if let Some(attempt) = self.attempts.get_mut(&id.vm.attempt) {
+            Arc::make_mut(attempt).moves.insert(id.vm.name.clone(), id.number);
+        }
         if let Some(vm) = self.vms.get_mut(&id.vm) {
             let vm = Arc::make_mut(vm);
             vm.migrations = id.number;

@@ -24,6 +24,8 @@ pub struct VmRecord {
     pub owner: HostId,
     /// The owner's fencing number.
     pub epoch: Epoch,
+    /// When it was claimed.
+    pub claimed: Epoch,
     /// Fencing number of who writes its images; moves with the owner, in the same entry.
     pub writer_epoch: Epoch,
     /// A number no other VM of the cluster has meanwhile, from 0: address and MAC of its guest are made from it.
@@ -34,7 +36,7 @@ pub struct VmRecord {
     pub spec: Option<Digest>,
     /// Whether the owner still has its session.
     pub state: VmState,
-    /// How many migrations were begun.
+    /// Number of the last migration begun; 0 before the first.
     pub migrations: u32,
     /// The migration under way, or decided and not finished.
     pub migration: Option<Migration>,
@@ -59,7 +61,7 @@ impl State {
         if let Some(vm) = self.vms.get(&c.vm) {
             // A repeated claim after a lost answer, as long as nothing happened to the VM since.
             let same = vm.owner == c.host && vm.state == VmState::Owned && vm.image == c.image && vm.spec == c.spec;
-            if same && vm.migrations == 0 {
+            if same && vm.epoch == vm.claimed {
                 return Ok(Answer::Epoch(vm.epoch));
             }
             return reject(ErrorCode::NotOwner, format!("{} is owned by {}", c.vm, self.host_name(vm.owner)));
@@ -67,16 +69,18 @@ impl State {
         let count = self.vms.keys().filter(|vm| vm.attempt == c.vm.attempt).count();
         within("VMs of an attempt", count + 1, bounds::VMS_PER_ATTEMPT)?;
         within("VMs", self.vms.len() + 1, bounds::VMS)?;
+        let moves = attempt.moves.get(&c.vm.name).copied().unwrap_or(0);
         let record = VmRecord {
             slot: self.free_slot(),
             id: c.vm.clone(),
             owner: c.host,
             epoch: entry.epoch(),
+            claimed: entry.epoch(),
             writer_epoch: entry.epoch(),
             image: c.image.clone(),
             spec: c.spec,
             state: VmState::Owned,
-            migrations: 0,
+            migrations: moves,
             migration: None,
         };
         self.vms.insert(c.vm.clone(), Arc::new(record));
