@@ -106,10 +106,11 @@ impl Host {
 
     /// Streams the events of one attempt from one host.
     async fn follow_host(self: Arc<Self>, attempt: AttemptId, host: HostId, on: bool, replies: ReplySink) {
+        let mut watch = self.watch();
         let mut after = 0;
         let mut ends: Option<Instant> = None;
         loop {
-            let over = !self.state().attempts.contains_key(&attempt);
+            let over = !watch.borrow_and_update().attempts.contains_key(&attempt);
             if over {
                 ends.get_or_insert_with(|| Instant::now() + PATIENCE);
             }
@@ -119,6 +120,8 @@ impl Host {
             let answer = tokio::select! {
                 answer = asked => answer,
                 () = replies.gone() => return,
+                // It has ended: what is left is asked for without a wait.
+                _ = watch.wait_for(|state| !state.attempts.contains_key(&attempt)), if !over => continue,
             };
             match answer {
                 Ok(PeerReply::Events(events)) if events.is_empty() => {
