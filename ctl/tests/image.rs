@@ -91,7 +91,7 @@ impl Guest {
     async fn start(folder: tempfile::TempDir, source: Option<&Self>) -> Self {
         let image = image();
         let at = |name: &str| folder.path().join(name);
-        let data = source.map_or(at("vdb"), |source| source.path("vdb"));
+        let data = source.map_or_else(|| at("vdb"), |source| source.path("vdb"));
         let socket = |name: &str| format!("socket,id={name},path={},server=on,wait=off", at(name).display());
         let file = |name: &str| image.folder.join(name).display().to_string();
         let line = image.record.cmdline_for(Some(([10, 0, 2, 15].into(), 24)), None);
@@ -161,8 +161,9 @@ impl Guest {
         let command = r#"{"execute":"human-monitor-command","arguments":{"command-line":"info usernet"}}"#;
         let table = self.monitor(command);
         let lines = table.as_str().unwrap().lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let found = lines.filter(|words| words.len() > 5 && words[5] == port.to_string()).map(|words| words[3].parse());
-        found.last().unwrap_or_else(|| panic!("no port {port} in {table}")).unwrap()
+        let mut found =
+            lines.filter(|words| words.len() > 5 && words[5] == port.to_string()).map(|words| words[3].parse());
+        found.next_back().unwrap_or_else(|| panic!("no port {port} in {table}")).unwrap()
     }
 
     /// Seconds of processor time that QEMU has used: not stretched by whatever else runs here.
@@ -464,7 +465,9 @@ async fn a_lost_disk_write_is_found_every_time() {
     let mut lost = std::collections::BTreeSet::new();
     for round in 0..20_u64 {
         more_writes(newest, slots).await;
+        guest.monitor(r#"{"execute":"stop"}"#);
         let old: Vec<_> = (0..slots).map(&read).collect();
+        guest.monitor(r#"{"execute":"cont"}"#);
         more_writes(newest, 2 * slots).await;
         if before.is_none() {
             before = Some(snapshot(&mut probe).await);
