@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::{
     net::TcpListener,
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinHandle,
     time::{Instant, timeout, timeout_at},
 };
@@ -78,6 +78,8 @@ const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_millis(400);
 /// Handing over leadership at the end of the daemon may take this long.
 const HANDOVER: Duration = Duration::from_millis(1000);
+/// The last renewal before that may take this long.
+const RENEWS: Duration = Duration::from_millis(400);
 /// Plans kept in memory.
 const PLANS: usize = 4;
 
@@ -131,6 +133,7 @@ pub struct Host {
     plans: Plans,
     renewals: Renewals,
     held: watch::Receiver<Option<Held>>,
+    renew_now: Arc<Notify>,
     places: Places,
     supervisor: OnceLock<Arc<Supervisor>>,
     stop: CancellationToken,
@@ -175,6 +178,7 @@ impl Host {
             plans: Plans::default(),
             renewals,
             held,
+            renew_now: Arc::default(),
             places,
             supervisor: OnceLock::new(),
             stop: CancellationToken::new(),
@@ -259,6 +263,7 @@ impl Host {
             holdings: self.clone(),
             incarnation: self.incarnation,
             times,
+            now: Arc::clone(&self.renew_now),
             held,
         };
         self.spawn(session.run(stop));
@@ -270,6 +275,7 @@ impl Host {
 
     /// Hands leadership over, stops taking anything, and closes log and port. VMs and parties go on.
     pub async fn stop(&self) {
+        self.renew_once_more().await;
         self.hand_over().await;
         self.stop.cancel();
         self.endpoint.close(Duration::from_millis(300)).await;
@@ -279,6 +285,16 @@ impl Host {
         self.tasks.close();
         if timeout(Duration::from_millis(300), self.tasks.wait()).await.is_err() {
             tracing::debug!("some tasks did not end in time");
+        }
+    }
+
+    /// A daemon that is only restarted should be back before anyone misses it: the silence counts from here.
+    async fn renew_once_more(&self) {
+        let mut held = self.held.clone();
+        if held.borrow_and_update().is_some() {
+            self.renew_now.notify_one();
+            // Without a leader there is nobody to renew with; then this is given up soon.
+            let _ = timeout(RENEWS, held.changed()).await;
         }
     }
 

@@ -139,7 +139,7 @@ fn sessions(state: &State) -> Vec<SessionNow> {
     let live = state.hosts.values().filter_map(|host| {
         let session = host.session.as_ref().filter(|session| session.status != SessionStatus::Expired)?;
         let suspect = session.status == SessionStatus::Suspect;
-        Some(SessionNow { host: host.id, epoch: session.epoch, suspect })
+        Some(SessionNow { host: host.id, epoch: session.epoch, incarnation: session.incarnation, suspect })
     });
     live.collect()
 }

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -57,6 +57,8 @@ pub struct Session {
     pub incarnation: u64,
     /// Times.
     pub times: SessionTimes,
+    /// Told to renew at once.
+    pub now: Arc<Notify>,
     /// Told at every renewal. Who extends guards follows it, and holds up no renewal.
     pub held: watch::Sender<Option<Held>>,
 }
@@ -87,7 +89,10 @@ impl Session {
             loop {
                 let held = Held { epoch, since };
                 self.held.send_replace(Some(held));
-                sleep(self.times.renew).await;
+                tokio::select! {
+                    () = sleep(self.times.renew) => {}
+                    () = self.now.notified() => {}
+                }
                 let renewed = loop {
                     let noted = BootTime::now();
                     match self.renew(epoch).await {

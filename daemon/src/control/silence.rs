@@ -17,6 +17,8 @@ pub struct SessionNow {
     pub host: HostId,
     /// Its epoch.
     pub epoch: Epoch,
+    /// The start of the daemon that holds it: another one was heard when it opened the session.
+    pub incarnation: u64,
     /// It is called suspect already.
     pub suspect: bool,
 }
@@ -30,18 +32,23 @@ pub enum Verdict {
     Expire(HostId, Epoch),
 }
 
+/// The session that was renewed last, and when.
+type Heard = (Epoch, Instant);
+
 /// What a leader has heard since it began to lead.
 #[derive(Debug)]
 pub struct Silence {
     times: SessionTimes,
     leads_since: Instant,
-    heard: BTreeMap<HostId, (Epoch, Instant)>,
+    heard: BTreeMap<HostId, Heard>,
+    /// The daemons that held the sessions when they were last looked at.
+    holders: BTreeMap<HostId, (Epoch, u64)>,
 }
 
 impl Silence {
     /// A leader begins.
     pub fn new(times: SessionTimes, now: Instant) -> Self {
-        Self { times, leads_since: now, heard: BTreeMap::new() }
+        Self { times, leads_since: now, heard: BTreeMap::new(), holders: BTreeMap::new() }
     }
 
     /// A renewal was applied.
@@ -58,12 +65,17 @@ impl Silence {
         let mut verdicts = Vec::new();
         let mut next: Option<Instant> = None;
         let mut seen = BTreeMap::new();
+        let mut holders = BTreeMap::new();
         // Hosts look for a new leader for a while; only a session whose start this leader saw is counted from there.
         let grace = self.leads_since + self.times.suspect;
         let may_expire = self.leads_since + self.times.expire + self.times.renew;
         let young = now < grace;
         for session in sessions {
+            let holder = (session.epoch, session.incarnation);
+            let restarted = self.holders.get(&session.host).is_some_and(|before| *before != holder);
+            holders.insert(session.host, holder);
             let last = match self.heard.get(&session.host) {
+                _ if restarted => now,
                 Some((epoch, at)) if *epoch == session.epoch => *at,
                 _ if young => grace,
                 _ => now,
@@ -86,6 +98,7 @@ impl Silence {
             next = Some(next.map_or(at, |next| next.min(at)));
         }
         self.heard = seen;
+        self.holders = holders;
         (verdicts, next)
     }
 }
@@ -122,7 +135,7 @@ mod tests {
 
         fn decide(&mut self, ms: u64, suspect: bool) -> Vec<Verdict> {
             let now = self.at(ms);
-            self.silence.decide([SessionNow { host: HOST, epoch: EPOCH, suspect }], now).0
+            self.silence.decide([SessionNow { host: HOST, epoch: EPOCH, incarnation: 1, suspect }], now).0
         }
     }
 
@@ -170,16 +183,28 @@ mod tests {
         let mut leader = Leader::new();
         leader.heard(20_000);
         let now = leader.at(32_000);
-        let later = SessionNow { host: HOST, epoch: Epoch(4), suspect: false };
+        let later = SessionNow { host: HOST, epoch: Epoch(4), incarnation: 1, suspect: false };
         assert_eq!(leader.silence.decide([later], now).0, []);
         assert_eq!(leader.silence.decide([later], now + Duration::from_secs(2)).0, [Verdict::Suspect(HOST, Epoch(4))]);
+    }
+
+    #[test]
+    fn a_daemon_that_came_back_was_heard() {
+        let mut leader = Leader::new();
+        leader.heard(20_000);
+        assert_eq!(leader.decide(21_500, false), []);
+        let now = leader.at(21_900);
+        let back = SessionNow { host: HOST, epoch: EPOCH, incarnation: 2, suspect: false };
+        assert_eq!(leader.silence.decide([back], now).0, []);
+        assert_eq!(leader.silence.decide([back], leader.start + Duration::from_millis(23_899)).0, []);
+        assert_eq!(leader.silence.decide([back], leader.start + Duration::from_millis(23_900)).0, [SUSPECT]);
     }
 
     #[test]
     fn the_next_look_is_when_something_can_change() {
         let mut leader = Leader::new();
         leader.heard(20_000);
-        let live = SessionNow { host: HOST, epoch: EPOCH, suspect: false };
+        let live = SessionNow { host: HOST, epoch: EPOCH, incarnation: 1, suspect: false };
         let now = leader.at(20_000);
         assert_eq!(leader.silence.decide([live], now).1, Some(leader.at(22_000)));
         let now = leader.at(22_000);
