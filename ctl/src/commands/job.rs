@@ -7,8 +7,8 @@ use tokio::time::{Instant, sleep};
 use vt_protocol::{
     admin::{AdminReply, AdminRequest, JobLogs, WatchItem},
     error::{ErrorCode, Exit, Report},
-    ids::JobId,
-    job::{JobState, JobView},
+    ids::{AttemptId, JobId},
+    job::{AttemptEvent, JobState, JobView},
     verdict::Verdict,
 };
 
@@ -28,7 +28,7 @@ use crate::{
     },
     results::{self, document},
     ui::{
-        report::unexpected,
+        report::{unexpected, usage},
         style::Style,
         table::Table,
         text::{age, date, now_ms, safe},
@@ -37,6 +37,8 @@ use crate::{
 
 /// How long a cancelled job may take to end where `--timeout` says nothing.
 const CANCEL: Duration = Duration::from_secs(180);
+/// Most events of a log that is shown in order.
+const EVENTS_MAX: usize = 1_000_000;
 /// How long daemons are looked for in the middle of a log.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -166,6 +168,11 @@ async fn follow(app: &mut App, id: JobId) -> Result<Code, Report> {
 }
 
 async fn logs(app: &mut App, id: JobId, follow: bool) -> Result<Code, Report> {
+    if follow && app.ui.output == Output::Json {
+        return Err(
+            usage("a log that goes on is no one document").help(format!("vtctl job logs {id} --follow -o jsonl"))
+        );
+    }
     let mut seen = Tracker::new(app.ui.out, true);
     let mut events = Vec::new();
     let mut lost: Option<Instant> = None;
@@ -181,10 +188,10 @@ async fn logs(app: &mut App, id: JobId, follow: bool) -> Result<Code, Report> {
                         if !seen.is_new(attempt, &event) {
                             continue;
                         }
-                        match app.ui.output {
-                            Output::Json => events.push(views::event_json(attempt, &event)),
-                            Output::Jsonl => app.ui.json(&views::event_json(attempt, &event)),
-                            _ => views::event_line(attempt, &event).iter().for_each(|line| app.ui.line(line)),
+                        if follow {
+                            show_event(app, attempt, &event);
+                        } else if events.len() < EVENTS_MAX {
+                            events.push((attempt, event));
                         }
                     }
                     Next::Reply(_) => {}
@@ -201,10 +208,22 @@ async fn logs(app: &mut App, id: JobId, follow: bool) -> Result<Code, Report> {
         app.mesh.forget();
         sleep(Duration::from_millis(300)).await;
     }
+    // What is over can be read in one order: that of the hosts' clocks. Lines of one host stay as they are.
+    events.sort_by_key(|(_, event)| event.unix_ms);
     if app.ui.output == Output::Json {
+        let events: Vec<_> = events.iter().map(|(attempt, event)| views::event_json(*attempt, event)).collect();
         app.ui.json(&json!({"schema": "vtmesh/v1/job_logs", "id": id.to_string(), "events": events}));
+    } else {
+        events.iter().for_each(|(attempt, event)| show_event(app, *attempt, event));
     }
     Ok(Exit::Ok.into())
+}
+
+fn show_event(app: &App, attempt: AttemptId, event: &AttemptEvent) {
+    match app.ui.output {
+        Output::Json | Output::Jsonl => app.ui.json(&views::event_json(attempt, event)),
+        _ => views::event_line(attempt, event).iter().for_each(|line| app.ui.line(line)),
+    }
 }
 
 async fn cancel(app: &mut App, id: JobId, no_wait: bool) -> Result<Code, Report> {

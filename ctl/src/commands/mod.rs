@@ -1,5 +1,6 @@
 //! One file a noun: the call and the rendering. What is typed stands in `args`.
 
+mod cfg;
 mod cluster;
 mod explain;
 mod host;
@@ -9,6 +10,7 @@ mod lab;
 mod run;
 mod scenario;
 mod token;
+mod variants;
 mod vm;
 
 use serde_json::{Value, json};
@@ -38,6 +40,8 @@ pub fn run(cli: Cli) -> u8 {
     let done = match &cli.command {
         // These need neither a daemon nor a runtime.
         Command::Explain(args) => explain::explain(&ui, args),
+        Command::Cfg(verb) => cfg::cfg(&ui, verb),
+        Command::Variants(verb) => variants::variants(&ui, verb),
         Command::Completion { shell } => explain::completion(&ui, *shell),
         _ => with_runtime(cli, ui.clone()),
     };
@@ -91,7 +95,8 @@ async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
         Command::Job(verb) => job::job(&mut app, verb).await,
         Command::Vm(verb) => vm::vm(&mut app, verb).await,
         Command::Version => explain::version(&mut app).await,
-        Command::Explain(_) | Command::Completion { .. } | Command::Lab(_) | Command::Image(_) => Ok(Exit::Ok.into()),
+        Command::Explain(_) | Command::Cfg(_) | Command::Variants(_) => Ok(Exit::Ok.into()),
+        Command::Completion { .. } | Command::Lab(_) | Command::Image(_) => Ok(Exit::Ok.into()),
     }
 }
 

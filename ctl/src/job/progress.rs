@@ -103,11 +103,18 @@ impl Progress {
         }
     }
 
-    /// Takes the bars away for as long as `ask` needs the terminal.
-    pub fn suspended<T>(&self, ask: impl FnOnce() -> T) -> T {
-        match &self.show {
-            Show::Bars(bars) => bars.multi.suspend(ask),
-            _ => ask(),
+    /// Takes the bars away while a question stands on the terminal: what is typed must not be drawn over.
+    pub fn hide(&self) {
+        if let Show::Bars(bars) = &self.show {
+            let _ = bars.multi.clear();
+            bars.multi.set_draw_target(ProgressDrawTarget::hidden());
+        }
+    }
+
+    /// Brings the bars back.
+    pub fn unhide(&self) {
+        if let Show::Bars(bars) = &self.show {
+            bars.multi.set_draw_target(ProgressDrawTarget::stderr());
         }
     }
 

@@ -25,7 +25,7 @@ pub fn table(cases: &[CaseView], style: Style) -> Table {
     if several_hosts {
         headers.push("HOSTS");
     }
-    headers.extend(["VERDICT", ">TIME", ">GUEST DOWNTIME", ">QEMU DOWNTIME", "NOTE"]);
+    headers.extend(["VERDICT", ">TIME", ">GUEST DOWN", ">QEMU DOWN", "NOTE"]);
     let mut table = Table::new(&headers);
     let unknown = || style.unknown().to_owned();
     let ms = |ms: Option<u64>| ms.map_or_else(unknown, |ms| format!("{ms} ms"));
@@ -141,10 +141,10 @@ mod tests {
         let cases = [case(1, passed()), case(2, failed()), waiting];
         assert_eq!(
             table(&cases, Style::default()).render(None),
-            "#  VARIANT              VERDICT   TIME  GUEST DOWNTIME  QEMU DOWNTIME  NOTE\n\
-             1  multihost_migration  PASS     8.1 s           41 ms          31 ms  2 migrations\n\
-             2  multihost_migration  FAIL     8.1 s           41 ms          31 ms  E0620: 3 of 262144 pages do not hold what was written\n\
-             3  multihost_migration  waits        —               —              —  host1 is busy\n"
+            "#  VARIANT              VERDICT   TIME  GUEST DOWN  QEMU DOWN  NOTE\n\
+             1  multihost_migration  PASS     8.1 s       41 ms      31 ms  2 migrations\n\
+             2  multihost_migration  FAIL     8.1 s       41 ms      31 ms  E0620: 3 of 262144 pages do not hold what was written\n\
+             3  multihost_migration  waits        —           —          —  host1 is busy\n"
         );
     }
 

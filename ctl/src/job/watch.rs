@@ -33,6 +33,8 @@ const SILENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(60);
 /// How long a job that certainly exists may be unknown to a daemon that lags behind.
 const LAG: Duration = Duration::from_secs(15);
+/// Most updates that wait for the answer to a question.
+const HELD: usize = 10_000;
 /// How long the next line of a log may take.
 const CATCH_UP: Duration = Duration::from_secs(10);
 
@@ -83,6 +85,8 @@ struct Watch<'a> {
     keys: Interrupts,
     /// Since when nobody answers.
     lost: Option<Instant>,
+    /// What came while a question stood on the terminal.
+    held: Vec<Update>,
     /// The watch began again: what ended in between is told by the log alone.
     resumed: bool,
     /// Until when the job may be unknown.
@@ -104,6 +108,7 @@ pub async fn watch(mesh: &mut Mesh, job: JobId, ui: &Ui, known: bool, pressed: &
         tracker: Tracker::new(ui.err, ui.verbose > 0),
         keys: Interrupts::new(ui.interactive),
         lost: None,
+        held: Vec::new(),
         resumed: false,
         unknown_until: if known { now + LAG } else { now },
         cancelling: None,
@@ -166,7 +171,7 @@ impl Watch<'_> {
             }
             let asking = self.keys.asking();
             let step = tokio::select! {
-                next = next(&mut stream), if !asking => Step::Stream(next),
+                next = next(&mut stream), if !asking || self.held.len() < HELD => Step::Stream(next),
                 Some(line) = answers.recv() => Step::Answer(line),
                 () = pressed.next() => Step::Pressed,
                 better = joined(&mut looking) => Step::Better(better.flatten()),
@@ -180,14 +185,22 @@ impl Watch<'_> {
                     last_item = Instant::now();
                     self.unknown_until = last_item + LAG;
                     self.progress.item(&item);
-                    for update in self.tracker.take(*item) {
-                        self.progress.update(update);
+                    let updates = self.tracker.take(*item);
+                    if asking {
+                        self.held.extend(updates);
+                    } else {
+                        updates.into_iter().for_each(|update| self.progress.update(update));
                     }
                 }
                 // Something that a newer daemon says besides.
                 Step::Stream(Next::Reply(_)) => {}
                 Step::Stream(Next::End) => match self.done().await {
                     Some(job) => {
+                        if asking {
+                            // The question has answered itself.
+                            eprintln!();
+                            self.answered();
+                        }
                         if self.resumed {
                             self.catch_up().await;
                         }
@@ -232,6 +245,7 @@ impl Watch<'_> {
                 }
                 Step::Answer(line) => {
                     let action = self.keys.answered(line.as_deref());
+                    self.answered();
                     if let Some(end) = self.follow(action, &answer) {
                         return Ok(end);
                     }
@@ -241,9 +255,21 @@ impl Watch<'_> {
         }
     }
 
+    /// The question is over: what was held back is shown.
+    fn answered(&mut self) {
+        self.progress.unhide();
+        for update in std::mem::take(&mut self.held) {
+            self.progress.update(update);
+        }
+    }
+
     /// A key was pressed.
     fn act(&mut self, answer: &mpsc::Sender<Option<String>>) -> Option<End> {
+        let open = self.keys.asking();
         let action = self.keys.pressed(std::time::Instant::now());
+        if open {
+            eprintln!();
+        }
         self.follow(action, answer)
     }
 
@@ -253,7 +279,8 @@ impl Watch<'_> {
             Action::GoOn => {}
             Action::Ask => {
                 let answer = answer.clone();
-                self.progress.suspended(|| eprint!("\n[d]etach, [c]ancel the job, or [g]o on? "));
+                self.progress.hide();
+                eprint!("\n[d]etach, [c]ancel the job, or [g]o on? ");
                 // Reading a line cannot be given up, so a thread of its own does it; it dies with the process.
                 std::thread::spawn(move || {
                     let mut line = String::new();

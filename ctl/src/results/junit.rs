@@ -79,7 +79,7 @@ fn testcase(text: &mut String, material: &Material<'_>, case: &CaseView) {
     let is_of_case = |path: &&String| prefixes.iter().any(|prefix| path.starts_with(prefix));
     let of_case: Vec<&String> = material.files.iter().filter(is_of_case).collect();
     if !log.is_empty() || !of_case.is_empty() {
-        let mut out = log.to_owned();
+        let mut out = log;
         if let Some(evidence) = material.evidence {
             for path in of_case.iter().take(PATHS_MAX) {
                 let _ = writeln!(out, "{}", evidence.join(path).display());

@@ -1,0 +1,305 @@
+//! `variants …`: the test matrix of a configuration.
+
+use std::io::Write;
+
+use serde_json::{Value, json};
+use vt_cfg::{Condition, Config, Diagnostic, Explanation, KeyHistory, LintOptions, Removal, Severity, Variant};
+use vt_protocol::{
+    error::{ErrorCode, Exit, Report},
+    params::{Origin, Params},
+};
+
+use super::{
+    Code,
+    cfg::{parse, refused, shown},
+};
+use crate::{
+    args::{Output, Selection, VariantsVerb},
+    ui::{Ui, report::usage, table::Table, text::safe},
+};
+
+pub(super) fn variants(ui: &Ui, verb: &VariantsVerb) -> Result<Code, Report> {
+    match verb {
+        VariantsVerb::List(from) => list(ui, from),
+        VariantsVerb::Count(from) => count(ui, from),
+        VariantsVerb::Show { name, host, from } => show(ui, from, name, host.as_deref()),
+        VariantsVerb::Explain { name, key, from } => explain(ui, from, name, key.as_deref()),
+        VariantsVerb::Lint { keys, warnings, from } => lint(ui, from, *keys, *warnings),
+    }
+}
+
+/// What the flags say, as statements of the language behind the first file's end.
+pub(super) fn statements(from: &Selection) -> Result<Vec<String>, Report> {
+    let mut out: Vec<String> = from.config.iter().skip(1).map(|file| format!("include {file}")).collect();
+    out.extend(from.only.iter().map(|filter| format!("only {filter}")));
+    out.extend(from.no.iter().map(|filter| format!("no {filter}")));
+    out.extend(from.params.iter().map(|(key, value)| format!("{key} = {value}")));
+    match out.iter().find(|text| text.contains(['\n', '\r'])) {
+        Some(text) => Err(usage(format!("{text:?} has more than one line"))),
+        None => Ok(out),
+    }
+}
+
+fn main_file(from: &Selection) -> &str {
+    from.config.first().map_or("", String::as_str)
+}
+
+fn read(ui: &Ui, from: &Selection) -> Result<Config, Report> {
+    parse(ui, main_file(from), &statements(from)?, &vt_cfg::Options::default())
+}
+
+fn list(ui: &Ui, from: &Selection) -> Result<Code, Report> {
+    let config = read(ui, from)?;
+    let mut out = std::io::BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
+    let json = matches!(ui.output, Output::Json | Output::Jsonl);
+    let whole = ui.output == Output::Json;
+    let mut found = 0u64;
+    let mut head = if whole { "{\"schema\":\"vtmesh/v1/variants\",\"variants\":[\n" } else { "" };
+    for name in config.names() {
+        let name = name.map_err(|mistake| refused(ui, main_file(from), &[mistake]))?;
+        let line = match (json, whole) {
+            (false, _) => safe(&name),
+            (true, true) => json!(name).to_string(),
+            (true, false) => json!({"name": name}).to_string(),
+        };
+        let end = if whole { "" } else { "\n" };
+        // A reader that went away has what it wanted.
+        // The first one shows at once.
+        if write!(out, "{head}{line}{end}").is_err() || found == 0 && out.flush().is_err() {
+            return Ok(Exit::Ok.into());
+        }
+        head = if whole { ",\n" } else { "" };
+        found += 1;
+    }
+    if whole {
+        let opened = if found == 0 { head } else { "" };
+        let _ = writeln!(out, "{opened}]}}");
+    }
+    let _ = out.flush();
+    if found == 0 {
+        ui.note("note: no variant is left");
+        if let Ok(Some(line)) = config.emptied_by() {
+            ui.note(format_args!("the line that removed the last ones: {}", removed(&line)));
+        }
+    }
+    Ok(Exit::Ok.into())
+}
+
+fn count(ui: &Ui, from: &Selection) -> Result<Code, Report> {
+    let config = read(ui, from)?;
+    let count = config.count().map_err(|mistake| refused(ui, main_file(from), &[mistake]))?;
+    match ui.output {
+        Output::Json | Output::Jsonl => {
+            // Counts beyond 2^64 are possible and exact; JSON numbers are not.
+            let count = u64::try_from(count).map_or_else(|_| json!(count.to_string()), |n| json!(n));
+            ui.json(&json!({"schema": "vtmesh/v1/variant_count", "count": count}));
+        }
+        _ => ui.line(count),
+    }
+    Ok(Exit::Ok.into())
+}
+
+/// The full name that is meant: itself, or the one name a filter leaves.
+fn resolve(ui: &Ui, from: &Selection, config: &Config, typed: &str) -> Result<String, Report> {
+    let exact = config.explain(typed).map_err(|mistake| refused(ui, main_file(from), &[mistake]))?;
+    if !matches!(exact, Explanation::Unknown { .. }) {
+        return Ok(typed.to_owned());
+    }
+    let mut narrowed = from.clone();
+    narrowed.only.push(typed.to_owned());
+    // What is no filter either is answered as a name.
+    let Ok(texts) = statements(&narrowed) else { return Ok(typed.to_owned()) };
+    let Ok(left) = vt_cfg::parse(&vt_cfg::FsSource, main_file(from), &texts, &vt_cfg::Options::default()) else {
+        return Ok(typed.to_owned());
+    };
+    let names: Vec<String> = left.names().take(6).filter_map(Result::ok).collect();
+    match names.as_slice() {
+        [] => Ok(typed.to_owned()),
+        [one] => Ok(one.clone()),
+        many => {
+            let report = usage(format!("{typed} matches more than one variant"));
+            let report = many.iter().take(5).fold(report, |report, name| report.with("variant", name.as_str()));
+            Err(report.help(format!("vtctl variants list -c {} --only '{typed}'", main_file(from))))
+        }
+    }
+}
+
+fn show(ui: &Ui, from: &Selection, typed: &str, host: Option<&str>) -> Result<Code, Report> {
+    let config = read(ui, from)?;
+    let name = resolve(ui, from, &config, typed)?;
+    let failed = |mistake: Diagnostic| refused(ui, main_file(from), &[mistake]);
+    let Some(variant) = config.find(&name).map_err(failed)? else {
+        return Err(absent(&config, from, &name));
+    };
+    let mut params = params(&variant);
+    if let Some(host) = host {
+        params = params.object(host);
+    }
+    match ui.output {
+        Output::Json | Output::Jsonl => {
+            let values: serde_json::Map<String, Value> =
+                params.iter().map(|(key, p)| (key.to_owned(), json!(p.value))).collect();
+            let origins: serde_json::Map<String, Value> =
+                params.iter().map(|(key, p)| (key.to_owned(), json!(p.origin.to_string()))).collect();
+            ui.json(&json!({
+                "schema": "vtmesh/v1/variant",
+                "name": variant.name(),
+                "shortname": variant.short_name(),
+                "dep": variant.dep(),
+                "host": host,
+                "params": values,
+                "origins": origins,
+            }));
+        }
+        Output::Name => params.iter().for_each(|(key, _)| ui.line(safe(key))),
+        Output::Table => params.iter().for_each(|(key, p)| ui.line(format_args!("{} = {}", safe(key), safe(&p.value)))),
+        Output::Wide => {
+            let mut table = Table::new(&["KEY", "VALUE", "SET AT"]);
+            for (key, p) in params.iter() {
+                table.row([safe(key), safe(&p.value), p.origin.to_string()]);
+            }
+            ui.raw(&table.render(ui.width));
+        }
+    }
+    Ok(Exit::Ok.into())
+}
+
+/// A variant's parameters with their places.
+pub(crate) fn params(variant: &Variant<'_>) -> Params {
+    let mut out = Params::new();
+    for (key, value, origin) in variant.params() {
+        out.set(key, value, Origin { file: origin.file.to_owned(), line: origin.line });
+    }
+    out
+}
+
+fn absent(config: &Config, from: &Selection, name: &str) -> Report {
+    let mut report = Report::new(ErrorCode::NoVariants, format!("there is no variant {name}"));
+    match config.explain(name) {
+        Ok(Explanation::Removed(lines)) => {
+            report = lines.iter().take(10).fold(report, |report, line| report.with("removed by", removed(line)));
+        }
+        Ok(Explanation::Unknown { part, suggestion }) => {
+            if let Some(part) = part {
+                report = report.with("unknown part", part);
+            }
+            if let Some(suggestion) = suggestion {
+                report = report.with("perhaps", suggestion);
+            }
+        }
+        _ => {}
+    }
+    report.help(format!("vtctl variants list -c {}", main_file(from)))
+}
+
+/// `only x (file:line), under y (file:line)`.
+fn removed(line: &Removal) -> String {
+    format!("{} ({}:{}){}", line.text, line.file, line.line, under(&line.conditions))
+}
+
+fn under(conditions: &[Condition]) -> String {
+    let shown: Vec<String> = conditions.iter().map(|c| format!("{} ({}:{})", c.text, c.file, c.line)).collect();
+    if shown.is_empty() { String::new() } else { format!(", under {}", shown.join(" and ")) }
+}
+
+fn explain(ui: &Ui, from: &Selection, typed: &str, key: Option<&str>) -> Result<Code, Report> {
+    let config = read(ui, from)?;
+    let name = resolve(ui, from, &config, typed)?;
+    let explained = config.explain(&name).map_err(|mistake| refused(ui, main_file(from), &[mistake]))?;
+    match explained {
+        Explanation::Present(keys) => {
+            let wanted: Vec<&KeyHistory> = keys.iter().filter(|k| key.is_none_or(|key| k.key == key)).collect();
+            if let (Some(key), true) = (key, wanted.is_empty()) {
+                return Err(usage(format!("{name} has no key {key}")).help("leave the key out to see all"));
+            }
+            if ui.human() {
+                ui.line(format_args!("{}", safe(&name)));
+                wanted.iter().for_each(|k| ui.raw(&history(k)));
+            } else {
+                let keys: Vec<Value> = wanted.iter().map(|k| history_json(k)).collect();
+                match ui.output {
+                    Output::Name => wanted.iter().for_each(|k| ui.line(safe(&k.key))),
+                    _ => ui.json(&json!({"schema": "vtmesh/v1/explain", "name": name, "exists": true, "keys": keys})),
+                }
+            }
+        }
+        Explanation::Removed(lines) => {
+            if ui.human() || ui.output == Output::Name {
+                ui.line(format_args!("{} is not there: it was removed by", safe(&name)));
+                lines.iter().for_each(|line| ui.line(format_args!("  {}", safe(&removed(line)))));
+            } else {
+                let lines: Vec<Value> = lines
+                    .iter()
+                    .map(|l| {
+                        json!({"text": l.text, "file": l.file, "line": l.line, "conditions": conditions_json(&l.conditions)})
+                    })
+                    .collect();
+                ui.json(&json!({"schema": "vtmesh/v1/explain", "name": name, "exists": false, "removed_by": lines}));
+            }
+        }
+        Explanation::Unknown { .. } => return Err(absent(&config, from, &name)),
+    }
+    Ok(Exit::Ok.into())
+}
+
+fn history(k: &KeyHistory) -> String {
+    let value = k.value.as_deref().map_or_else(|| "(deleted)".to_owned(), |v| format!("= {}", safe(v)));
+    let mut text = format!("{} {value}\n", safe(&k.key));
+    let last = k.steps.len().saturating_sub(1);
+    for (i, s) in k.steps.iter().enumerate() {
+        let won = if i == last && last > 0 { "  <- won" } else { "" };
+        let to = s.value.as_deref().map_or(String::new(), |v| format!(" {}", safe(v)));
+        let line = format!("{}:{}{}", s.file, s.line, under(&s.conditions));
+        text.push_str(&format!("    {:<5}{to}  ({}){won}\n", s.operator, safe(&line)));
+    }
+    text
+}
+
+fn conditions_json(conditions: &[Condition]) -> Vec<Value> {
+    conditions.iter().map(|c| json!({"text": c.text, "file": c.file, "line": c.line})).collect()
+}
+
+fn history_json(k: &KeyHistory) -> Value {
+    let steps: Vec<Value> = k
+        .steps
+        .iter()
+        .map(|s| {
+            json!({
+                "operator": s.operator,
+                "value": s.value,
+                "file": s.file,
+                "line": s.line,
+                "conditions": conditions_json(&s.conditions),
+            })
+        })
+        .collect();
+    json!({"key": k.key, "value": k.value, "steps": steps})
+}
+
+fn lint(ui: &Ui, from: &Selection, keys: bool, warnings: bool) -> Result<Code, Report> {
+    let config = read(ui, from)?;
+    let options = LintOptions { known_keys: keys.then(Vec::new) };
+    let mut found = config.lint(&options);
+    found.retain(|d| !warnings || d.severity > Severity::Note);
+    match ui.output {
+        Output::Json | Output::Jsonl => {
+            let items: Vec<Value> = found.iter().map(finding).collect();
+            if ui.output == Output::Json {
+                ui.json(&json!({"schema": "vtmesh/v1/lint", "findings": items}));
+            } else {
+                items.iter().for_each(|item| ui.json(item));
+            }
+        }
+        Output::Name => found.iter().for_each(|d| ui.line(format_args!("{}:{}", safe(&d.file), d.line))),
+        Output::Table | Output::Wide => {
+            found.iter().for_each(|d| ui.raw(&format!("{}\n\n", shown(ui.out.color, ui.out.ascii, d))));
+            let serious = found.iter().filter(|d| d.severity > Severity::Note).count();
+            ui.note(format_args!("{serious} warnings, {} notes", found.len() - serious));
+        }
+    }
+    Ok(Exit::Ok.into())
+}
+
+fn finding(d: &Diagnostic) -> Value {
+    json!({"severity": d.severity.to_string(), "file": d.file, "line": d.line, "message": d.message, "hint": d.hint})
+}
