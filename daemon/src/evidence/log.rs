@@ -212,7 +212,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events.jsonl");
         open(&path).say("one");
-        std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"seq\":2,\"unix").unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"seq\":2,\"unix").unwrap();
         let log = open(&path);
         log.say("two");
         let events = log.events_after(0, Duration::ZERO).await;

@@ -18,10 +18,13 @@ use vt_protocol::{
 
 use super::{
     Scenario,
-    checks::{Allowed, Checked, Reading, judge},
+    checks::{Allowed, Checked, judge, read},
     settings::{ALIASES, PARAMS, Settings},
 };
-use crate::party::{Party, our_fault};
+use crate::{
+    guest::checks::Snapshot,
+    party::{Party, our_fault},
+};
 
 /// Port of the echo in the guest.
 const ECHO_PORT: u16 = 7007;
@@ -145,7 +148,7 @@ impl Leg<'_> {
         let mut before = None;
         if source {
             let _: ClockReport = party.guest(vm).probe(Request::ClockReset, ASK).await?;
-            before = Some(Reading::take(party, vm).await?);
+            before = Some(read(party, vm).await?);
         }
         let told = party.exchange("before", &before, ASK + SLACK).await?;
         let begun = Instant::now();
@@ -175,17 +178,18 @@ impl Leg<'_> {
         party.barrier("checked", ASK + SLACK).await
     }
 
-    async fn check(&self, before: &Reading, begun: Instant) -> Result<Checked, Failure> {
+    async fn check(&self, before: &Snapshot, begun: Instant) -> Result<Checked, Failure> {
         let Self { party, vm, settings, .. } = self;
         let guest = party.guest(vm);
-        let after = Reading::take(party, vm).await?;
+        let after = read(party, vm).await?;
         let elapsed = begun.elapsed();
         let allowed = Allowed {
             clock: settings.clock_tolerance,
             standstill: settings.standstill,
             rewriting: settings.rewrite_bytes_s > 0,
+            address: self.address,
         };
-        let checked = judge(before, &after, elapsed, allowed)
+        let checked = judge(before, &after, elapsed, &allowed)
             .map_err(|report| Failure::Caused(Cause { blame: Blame::Product, report }))?;
         // The same question over another way into the guest.
         let (status, output) = guest.run("cat /proc/sys/kernel/random/boot_id", ASK).await?;
