@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use vt_protocol::{
     ids::AttemptId,
     job::{CaseStateView, CaseView, JobView, Plan},
+    verdict::Verdict,
 };
 
 /// A file of evidence that is looked into.
@@ -31,7 +32,7 @@ pub fn job(view: &JobView, plan: &Plan, documents: &[Document], missing: &[(Atte
     let counts: BTreeMap<String, u32> = view
         .counts
         .iter()
-        .map(|(verdict, count)| (verdict.map_or_else(|| "NONE".to_owned(), |verdict| verdict.to_string()), *count))
+        .map(|(verdict, count)| (verdict.map_or_else(|| "none".to_owned(), lower), *count))
         .collect();
     let missing: Vec<Value> = missing
         .iter()
@@ -51,9 +52,14 @@ pub fn job(view: &JobView, plan: &Plan, documents: &[Document], missing: &[(Atte
     })
 }
 
+/// Words of JSON are in lower case, as in the other documents.
+fn lower(verdict: Verdict) -> String {
+    verdict.to_string().to_ascii_lowercase()
+}
+
 fn of_case(case: &CaseView, plan: &Plan, documents: &[Document]) -> Value {
     let (verdict, cause) = match &case.state {
-        CaseStateView::Done { verdict, cause } => (Some(verdict.to_string()), cause.as_ref()),
+        CaseStateView::Done { verdict, cause } => (Some(lower(*verdict)), cause.as_ref()),
         CaseStateView::Pending { .. } | CaseStateView::Running { .. } => (None, None),
     };
     let index = usize::try_from(case.id.index).unwrap_or(usize::MAX);
@@ -208,6 +214,6 @@ mod tests {
         assert_eq!(case["steps"][0]["note"], "86 records");
         assert_eq!(case["params"]["mem"], "512");
         assert_eq!(case["outcomes"]["host2"]["outcome"], "passed");
-        assert_eq!((&value["counts"]["PASS"], &case["verdict"]), (&json!(1), &json!("PASS")));
+        assert_eq!((&value["counts"]["pass"], &case["verdict"]), (&json!(1), &json!("pass")));
     }
 }

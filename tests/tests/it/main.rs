@@ -2,4 +2,5 @@
 
 mod cluster;
 mod guests;
+mod sim;
 mod tidy;

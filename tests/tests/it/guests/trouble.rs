@@ -92,10 +92,10 @@ const WITH_A_VERDICT: &[Trouble] = &[
         says: &["nosuch"],
     },
     Trouble {
-        what: "QEMU dies at start",
+        what: "machine type that QEMU does not have",
         run: &["uptime", "-m", "host1", "-p", "machine=nosuch"],
         exit: 101,
-        code: "E0502",
+        code: "E0002",
         says: &["nosuch"],
     },
     Trouble {
@@ -133,6 +133,49 @@ fn what_goes_wrong_in_a_case_has_the_right_verdict_and_leaves_nothing() {
         check(trouble, &lab.vtctl(&words));
         assert_eq!(lab.inventory(2), before, "{}: something was left behind", trouble.what);
     }
+}
+
+/// Gives host1's daemon another QEMU, as an admin would: settings and a restart.
+fn set_qemu(lab: &Lab, binary: &str) {
+    let settings = format!("{}/{}/host1/vtd.toml", lab_root(), lab.name());
+    let text = std::fs::read_to_string(&settings).unwrap();
+    let text = text.split("\n[qemu]").next().unwrap().to_owned();
+    std::fs::write(&settings, format!("{text}\n[qemu]\nbinary = \"{binary}\"\n")).unwrap();
+    lab.vtctl(&["lab", "kill", "host1"]).expect(0);
+    lab.vtctl(&["lab", "start", "host1"]).expect(0);
+    lab.wait_for_live(1);
+}
+
+#[test]
+fn a_qemu_that_is_missing_or_dies_at_start_is_quoted_and_nothing_is_left() {
+    let lab = Lab::up(1);
+    let before = lab.inventory(1);
+    let directory = tempfile::tempdir().unwrap();
+    let run = |bundle: &str| {
+        lab.vtctl(&["run", "uptime", "-m", "host1", "-r", directory.path().join(bundle).to_str().unwrap()])
+    };
+
+    set_qemu(&lab, "/nonexistent/qemu-system-x86_64");
+    let missing = Trouble {
+        what: "QEMU missing",
+        run: &[],
+        exit: 101,
+        code: "E0501",
+        says: &["/nonexistent/qemu-system-x86_64"],
+    };
+    check(&missing, &run("missing"));
+    assert_eq!(lab.inventory(1), before);
+
+    // It answers every question about itself, and dies as soon as it is to run a VM.
+    let script = directory.path().join("qemu");
+    let text = "#!/bin/sh\nfor word in \"$@\"; do\n  case $word in *vtmesh-*) echo 'the fuse is blown' >&2; exit 3;; esac\n\
+                done\nexec qemu-system-x86_64 \"$@\"\n";
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    set_qemu(&lab, script.to_str().unwrap());
+    let dies = Trouble { what: "QEMU dies", run: &[], exit: 101, code: "E0502", says: &["the fuse is blown"] };
+    check(&dies, &run("dies"));
+    assert_eq!(lab.inventory(1), before);
 }
 
 #[test]
