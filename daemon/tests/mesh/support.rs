@@ -71,6 +71,7 @@ pub(crate) struct Log {
     state: Mutex<State>,
     seen: watch::Sender<Arc<State>>,
     fate: Mutex<Fate>,
+    /// Hosts that joined. An admission that is repeated counts once.
     pub(crate) admissions: AtomicUsize,
 }
 
@@ -85,15 +86,16 @@ impl Log {
     }
 
     pub(crate) fn apply(&self, command: impl Into<Command>) -> Result<Applied, vt_sync::Rejected> {
-        self.apply_request(&Request::new(command))
+        self.apply_request(&Request::new(command)).0
     }
 
-    fn apply_request(&self, request: &Request) -> Result<Applied, vt_sync::Rejected> {
+    /// The outcome, and by how many hosts the cluster grew.
+    fn apply_request(&self, request: &Request) -> (Result<Applied, vt_sync::Rejected>, usize) {
         let mut state = self.state.lock().unwrap();
-        let index = state.index + 1;
+        let (index, before) = (state.index + 1, state.hosts.len());
         let applied = state.apply(index, request);
         self.seen.send_replace(Arc::new(state.clone()));
-        applied
+        (applied, state.hosts.len().saturating_sub(before))
     }
 
     pub(crate) fn state(&self) -> Arc<State> {
@@ -135,10 +137,8 @@ impl Cluster for Seat {
         if fate == Fate::LostBefore {
             return Err(ProposeError::TimedOut(deadline));
         }
-        let applied = self.log.apply_request(&Request::with_id(id, command));
-        if admits && applied.is_ok() {
-            self.log.admissions.fetch_add(1, Ordering::SeqCst);
-        }
+        let (applied, grown) = self.log.apply_request(&Request::with_id(id, command));
+        self.log.admissions.fetch_add(grown, Ordering::SeqCst);
         if fate == Fate::LostAfter {
             return Err(ProposeError::TimedOut(deadline));
         }
@@ -289,14 +289,17 @@ impl Host {
         self.peers.call(to.id, vt_protocol::service::Service::Raft, bytes.to_vec(), by()).await
     }
 
-    /// Ends like a process that is killed: no goodbye, the port is free afterwards.
+    /// Ends like a process that is killed: from now on nothing of it is heard or said at its address, and the port is
+    /// free.
     pub(crate) async fn die(self) {
-        let at = self.at;
         self.stop.cancel();
-        let (endpoint, services, peers) = (self.endpoint.clone(), Arc::clone(&self.services), Arc::clone(&self.peers));
-        drop(self);
-        endpoint.close(Duration::from_secs(5)).await;
-        drop((endpoint, services, peers));
+        // Moved away first: what it still says comes from a port that nobody listens to. Twice, because an endpoint
+        // holds on to the socket before its last.
+        for _ in 0..2 {
+            self.endpoint.quic().rebind(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()).unwrap();
+        }
+        self.endpoint.close(Duration::ZERO).await;
+        let at = self.at;
         until("the port of a dead host is free", || std::net::UdpSocket::bind(at).is_ok()).await;
     }
 }
