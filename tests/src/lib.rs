@@ -4,6 +4,7 @@
 //! has a condition, a deadline and a message.
 
 pub mod lab;
+pub mod sim;
 pub mod wait;
 
 use std::path::PathBuf;

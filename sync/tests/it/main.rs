@@ -1,9 +1,11 @@
 //! Replicas in one process over a transport that can be cut, and the rules of the replicated state.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cluster;
 mod damage;
 mod harness;
 mod invariants;
+mod leader_dies;
 mod rules_barriers;
 mod rules_hosts;
 mod rules_jobs;
