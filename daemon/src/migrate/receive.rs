@@ -173,8 +173,8 @@ impl LocalAttempt {
         let vm = LocalVm::new(qemu, disk, Epoch::default());
         incoming.set_vm(Some(vm.clone()));
         let qmp = vm.qemu.qmp();
-        let set = qmp.migrate_set_capabilities(&capabilities(&asked.spec)).await.map_err(|error| error.report())?;
-        qmp.migrate_set_parameters(&asked.spec.parameters).await.map_err(|error| error.report())?;
+        let set = vm.set_migration(&capabilities(&asked.spec), &asked.spec.parameters).await;
+        let set = set.map_err(|error| error.report())?;
         // Started here, where nobody waits for it, and not when the guest stands still.
         self.guard(&vm).await?;
         let events = qmp.events();

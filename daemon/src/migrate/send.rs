@@ -125,12 +125,7 @@ impl LocalAttempt {
                 return Err(caused(report));
             }
         };
-        let qmp = vm.qemu.qmp();
-        let set = async {
-            qmp.migrate_set_capabilities(&capabilities(&call.spec)).await?;
-            qmp.migrate_set_parameters(&call.spec.parameters).await
-        };
-        if let Err(error) = set.await {
+        if let Err(error) = vm.set_migration(&capabilities(&call.spec), &call.spec.parameters).await {
             let report = error.report();
             self.abort_move(&id, report.clone()).await;
             return Err(caused(report));

@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 use vt_protocol::{
     error::{ErrorCode, Report},
     party::{Answer, Ask, Failure, Guest, GuestAnswer},
@@ -24,6 +27,8 @@ use crate::{
 
 /// Port of the guest's ssh server.
 const SSH_PORT: u16 = 22;
+/// How long the end of a QEMU may take to be noticed after its channels broke off.
+const ENDING: Duration = Duration::from_secs(2);
 /// Longest time a question may take.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -148,9 +153,17 @@ impl LocalAttempt {
         tokio::select! {
             answer = asking => match answer {
                 Ok(answer) => Ok(Answer::Guest(answer)),
-                // The guest's silence may be the end of QEMU.
-                Err(_) if vm.qemu.process().exit().is_some() => Err(vm.lost(&vm.qemu.died().await)),
-                Err(error) => Err(Failure::Caused(Cause { blame: guest_blame(&error), report: error.report() })),
+                Err(error) => {
+                    // A channel that breaks off may be the end of QEMU, which is noticed a moment later.
+                    let patience = match error {
+                        GuestError::Closed(_) | GuestError::Io { .. } => ENDING,
+                        _ => Duration::ZERO,
+                    };
+                    match timeout(patience, vm.qemu.died()).await {
+                        Ok(died) => Err(vm.lost(&died)),
+                        Err(_) => Err(Failure::Caused(Cause { blame: guest_blame(&error), report: error.report() })),
+                    }
+                }
             },
             error = vm.qemu.died() => Err(vm.lost(&error)),
         }

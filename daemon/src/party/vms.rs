@@ -5,6 +5,7 @@
 //! fails gives back what it made. What may not happen here: `cont` before the claim is in the log.
 
 use std::{
+    collections::BTreeMap,
     io,
     net::Ipv4Addr,
     path::PathBuf,
@@ -40,7 +41,10 @@ use super::{
 use crate::{
     evidence::files::tail,
     guard::{GuardHandle, GuardSetup, GuardState, clock::BootTime},
-    qemu::{Boot, Disk, Resolved, Vm, VmError, VmPlaces, VmSetup, command_line::default_cpu_model, vm::SERIAL_FILE},
+    qemu::{
+        Boot, Disk, Resolved, Vm, VmError, VmPlaces, VmSetup, command_line::default_cpu_model, qmp::QmpError,
+        vm::SERIAL_FILE,
+    },
 };
 
 /// How long another host may take to say what it can do.
@@ -60,6 +64,8 @@ pub struct LocalVm {
     /// Ways into its guest.
     pub lines: Lines,
     guard: Mutex<Option<GuardHandle>>,
+    /// What QEMU's migration settings were before the first move changed them.
+    before_moves: Mutex<MigrationSettings>,
     epoch: Mutex<Epoch>,
 }
 
@@ -68,7 +74,15 @@ impl LocalVm {
     pub fn new(qemu: Vm, disk: PathBuf, epoch: Epoch) -> Arc<Self> {
         let id = qemu.id().clone();
         let lines = Lines::new(&qemu);
-        Arc::new(Self { id, qemu, disk, lines, guard: Mutex::default(), epoch: Mutex::new(epoch) })
+        Arc::new(Self {
+            id,
+            qemu,
+            disk,
+            lines,
+            guard: Mutex::default(),
+            before_moves: Mutex::default(),
+            epoch: Mutex::new(epoch),
+        })
     }
 
     /// The epoch of the owner record as this host knows it.
@@ -89,6 +103,38 @@ impl LocalVm {
         *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
     }
 
+    /// Sets what a move wants, and sets back what an earlier one had set and this one does not name. Returns all
+    /// capabilities that QEMU has.
+    pub(crate) async fn set_migration(
+        &self,
+        capabilities: &BTreeMap<String, bool>,
+        parameters: &BTreeMap<String, u64>,
+    ) -> Result<BTreeMap<String, bool>, QmpError> {
+        let qmp = self.qemu.qmp();
+        let now = qmp.query_migrate_capabilities().await?;
+        let all = qmp.migrate_set_parameters(&BTreeMap::new()).await?;
+        let (capabilities, parameters) = {
+            let mut before = self.before_moves.lock().unwrap_or_else(PoisonError::into_inner);
+            for name in capabilities.keys() {
+                if let Some(on) = now.get(name) {
+                    before.capabilities.entry(name.clone()).or_insert(*on);
+                }
+            }
+            for name in parameters.keys() {
+                if let Some(value) = all.get(name).and_then(serde_json::Value::as_u64) {
+                    before.parameters.entry(name.clone()).or_insert(value);
+                }
+            }
+            let mut wanted = before.clone();
+            wanted.capabilities.extend(capabilities.clone());
+            wanted.parameters.extend(parameters.clone());
+            (wanted.capabilities, wanted.parameters)
+        };
+        let set = qmp.migrate_set_capabilities(&capabilities).await?;
+        qmp.migrate_set_parameters(&parameters).await?;
+        Ok(set)
+    }
+
     /// Why its QEMU is gone, where it should have run: fenced by its guard, or by itself.
     pub(crate) fn lost(&self, died: &VmError) -> Failure {
         let fenced = self.guard().is_some_and(|guard| guard.state() == GuardState::Killed);
@@ -107,6 +153,12 @@ impl LocalVm {
     pub fn address(&self) -> Option<Ipv4Addr> {
         self.qemu.record().spec.nics.first().and_then(|nic| nic.address)
     }
+}
+
+#[derive(Debug, Default, Clone)]
+struct MigrationSettings {
+    capabilities: BTreeMap<String, bool>,
+    parameters: BTreeMap<String, u64>,
 }
 
 /// An image of this host, checked as far as it can be without reading it whole.

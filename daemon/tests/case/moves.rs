@@ -1,15 +1,18 @@
-//! Cases with real guests: the built-in scenarios from end to end, and migrations that break on the way.
+//! Cases with real guests: the built-in scenarios from end to end.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
+use serde_json::Value;
 use vt_protocol::verdict::Verdict;
 
 use crate::in_process::{World, real};
 
+const HALF_AN_HOUR: Duration = Duration::from_secs(1800);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn uptime_runs_on_one_host() {
     let world = World::new(1, real()).await;
-    let attempt = world.begin("uptime", 1, &[("mem", "128M")], Duration::from_secs(300));
+    let attempt = world.begin("uptime", 1, &[("mem", "128M")], HALF_AN_HOUR);
     let (verdict, cause) = world.verdict().await;
     assert_eq!(verdict, Verdict::Pass, "{cause:#?}\n{}", world.events(0, attempt));
     assert!(world.events(0, attempt).contains("load average"));
@@ -19,10 +22,56 @@ async fn uptime_runs_on_one_host() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_guest_goes_there_and_back_unhurt() {
     let world = World::new(2, real()).await;
-    let attempt = world.begin("multihost_migration", 2, &[], Duration::from_secs(600));
+    let attempt = world.begin("multihost_migration", 2, &[("mig_speed", "40M")], HALF_AN_HOUR);
     let (verdict, cause) = world.verdict().await;
     let events = || format!("{}\n{}", world.events(0, attempt), world.events(1, attempt));
     // No bridge here, so no address to check: that is said.
     assert_eq!(verdict, Verdict::Warn, "{cause:#?}\n{}", events());
+    world.assert_clean().await;
+
+    let result = |place: usize, number: u32| -> Value {
+        serde_json::from_str(&world.evidence(place, attempt, &format!("migrations/vm1-{number}.json"))).unwrap()
+    };
+    let (there, back) = (result(0, 1), result(1, 2));
+    let pids: BTreeSet<u64> = [&there, &back]
+        .iter()
+        .flat_map(|result| [result["source_pid"].as_u64().unwrap(), result["destination_pid"].as_u64().unwrap()])
+        .collect();
+    assert_eq!(pids.len(), 3, "three QEMUs: {pids:?}");
+    assert_eq!(there["destination_pid"], back["source_pid"]);
+    for (place, other, result) in [(0, 1, &there), (1, 0, &back)] {
+        assert!(result["normal_pages"].as_u64().unwrap() > 1000, "{result}");
+        let sum: f64 = result["parts_ms"].as_array().unwrap().iter().map(|part| part[1].as_f64().unwrap()).sum();
+        let wall = result["wall_ms"].as_f64().unwrap();
+        assert!((sum - wall).abs() < 1.0, "parts make the whole: {sum} {wall}");
+        let samples = result["samples"].as_array().unwrap().len() as f64;
+        let seconds = result["total_ms"].as_f64().unwrap() / 1000.0;
+        assert!(seconds > 1.5 && samples / seconds >= 5.0, "{samples} readings in {seconds} s");
+        // QEMU itself says so, on both sides.
+        let transcript = |place, side: &str| world.evidence(place, attempt, result[side].as_str().unwrap());
+        let source = transcript(place, "source_transcript");
+        assert!(source.contains("\"completed\"") && source.contains("\"execute\":\"migrate\""), "{source}");
+        let destination = transcript(other, "destination_transcript");
+        assert!(destination.contains("migrate-incoming") && destination.contains("\"RESUME\""), "{destination}");
+        let number = result["id"]["number"].as_u64().unwrap();
+        let csv = world.evidence(place, attempt, &format!("migrations/vm1-{number}.csv"));
+        assert!(csv.lines().count() as f64 > samples, "{csv}");
+    }
+    let checks: Value = serde_json::from_str(&world.evidence(1, attempt, "checks/vm1-1.json")).unwrap();
+    assert!(checks["found"]["rewritten_bytes_s"].as_u64().unwrap() > 0, "{checks}");
+    let ended = world.ended(attempt);
+    assert_eq!(ended.history.len(), 2);
+    assert!(ended.metrics.contains_key("guest_downtime_ms"), "{:?}", ended.metrics);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_wanders_over_three_hosts_and_home() {
+    let world = World::new(3, real()).await;
+    let params = [("mem", "128M"), ("mem_probe", "4M"), ("downtime_limit", "500")];
+    let attempt = world.begin("multihost_migration", 3, &params, HALF_AN_HOUR);
+    let (verdict, cause) = world.verdict().await;
+    assert_eq!(verdict, Verdict::Warn, "{cause:#?}\n{}", world.events(0, attempt));
+    let way: Vec<(u64, u64)> = world.ended(attempt).history.iter().map(|m| (m.from.0, m.to.0)).collect();
+    assert_eq!(way, [(1, 2), (2, 3), (3, 1)]);
     world.assert_clean().await;
 }
