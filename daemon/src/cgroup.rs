@@ -92,6 +92,14 @@ impl Cgroup {
         Self { path }
     }
 
+    /// The group a process is in, by the first mounted v2 hierarchy.
+    pub fn of_process(pid: u32) -> Option<Self> {
+        let mount = mount_point(&fs::read_to_string("/proc/self/mountinfo").ok()?)?;
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let group = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        Some(Self { path: mount.join(group) })
+    }
+
     /// Its folder.
     pub fn path(&self) -> &Path {
         &self.path

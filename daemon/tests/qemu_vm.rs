@@ -160,11 +160,13 @@ async fn what_a_killed_daemon_left_is_cleared_without_its_memory() {
     let vm = Vm::start(setup("vm1"), places.vm("vm1")).await.unwrap();
     let run_dir = vm.run_dir().to_owned();
     let process = vm.process().clone();
+    let group = vm.record().cgroup.clone();
     fs::write(run_dir.join("vm.json"), b"{ torn").unwrap();
     drop(vm);
     assert!(matches!(Vm::find(&run_dir).await, Err(VmError::Io { .. })));
     assert_eq!(remains::clear(&run_dir), Vec::<String>::new());
     timeout(LONG, process.ended()).await.unwrap();
+    assert!(group.is_none_or(|group| !group.exists()));
     assert_eq!(places.inventory(), before);
 }
 
@@ -313,7 +315,8 @@ async fn network_cards_are_on_taps_that_come_and_go_with_the_vm() {
     assert!(seen.contains("52:54:00:00:00:01") && seen.contains("52:54:00:00:00:02"), "{seen}");
     assert!(places.inventory().iter().any(|line| line.starts_with("tap ")));
     let run_dir = vm.run_dir().to_owned();
-    // Cleared from this thread: others are in another namespace.
+    // Cleared from this thread, as others are in another namespace; and without a record, by name.
+    fs::write(run_dir.join("vm.json"), b"{ torn").unwrap();
     drop(vm);
     assert_eq!(remains::clear(&run_dir), Vec::<String>::new());
     assert_eq!(Tap::all().unwrap(), Vec::<String>::new());

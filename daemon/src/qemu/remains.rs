@@ -16,9 +16,11 @@ use super::{
     record::VmRecord,
     tap::Tap,
 };
-use crate::cgroup::Cgroups;
+use crate::cgroup::{Cgroup, Cgroups};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Cards whose taps are looked for by name where no record lists them.
+const NICS_LOOKED_FOR: usize = 8;
 
 /// The name of the control group of the VM in `run_dir`.
 pub fn cgroup_name(run_dir: &Path) -> String {
@@ -90,20 +92,31 @@ pub fn clear(run_dir: &Path) -> Vec<String> {
     let mut pids: Vec<u32> =
         processes_with(&format!("{}/", run_dir.display())).into_iter().map(|(pid, _)| pid).collect();
     pids.extend(guards_of(run_dir));
+    let (name, guard_name) = (cgroup_name(run_dir), guard_cgroup_name(run_dir));
+    // The guard's group stands beside the VM's, in the folder of the daemon that made both. Where the record cannot be
+    // read, the processes still say where that is.
+    let mut folder = record.as_ref().and_then(|record| record.cgroup.as_ref()?.parent().map(Path::to_owned));
     for pid in pids {
+        if folder.is_none()
+            && let Some(group) = Cgroup::of_process(pid)
+            && [&name, &guard_name].into_iter().any(|name| group.path().ends_with(name))
+        {
+            folder = group.path().parent().map(Path::to_owned);
+        }
         if let Err(error) = kill(pid, deadline) {
             left.push(format!("process {pid}: {error}"));
         }
     }
-    // The guard's group stands beside the VM's, in the folder of the daemon that made both.
-    let folder = record.as_ref().and_then(|record| record.cgroup.as_ref()?.parent().map(Path::to_owned));
     let groups = folder.map(Cgroups::at);
-    for group in groups.iter().flat_map(|g| [g.get(&cgroup_name(run_dir)), g.get(&guard_cgroup_name(run_dir))]) {
+    for group in groups.iter().flat_map(|groups| [groups.get(&name), groups.get(&guard_name)]) {
         if let Err(error) = group.remove(deadline.saturating_duration_since(Instant::now())) {
             left.push(format!("cgroup {}: {error}", group.path().display()));
         }
     }
-    for tap in record.iter().flat_map(|record| &record.taps) {
+    let recorded = record.iter().flat_map(|record| record.taps.iter().cloned());
+    let named = (0..NICS_LOOKED_FOR).map(|number| Tap::name_for(run_dir, number));
+    let taps: BTreeSet<String> = recorded.chain(named).collect();
+    for tap in &taps {
         if Tap::exists(tap)
             && let Err(error) = Tap::delete(tap)
         {

@@ -230,7 +230,6 @@ impl Vm {
         fs::create_dir_all(&evidence).map_err(VmError::io("make", &evidence))?;
         let undo = Undo { run_dir: Some(&run_dir) };
         create_private_dir(&run_dir).map_err(VmError::io("make", &run_dir))?;
-        let cgroup = make_cgroup(cgroups.as_ref(), &run_dir);
         let taps: Vec<String> = (0..setup.spec.nics.len()).map(|number| Tap::name_for(&run_dir, number)).collect();
         let mut record = VmRecord {
             version: VmRecord::VERSION,
@@ -240,13 +239,14 @@ impl Vm {
             cpu_model: setup.resolved.cpu_model.clone(),
             incoming: setup.incoming,
             process: None,
-            cgroup: cgroup.as_ref().map(|group| group.path().to_owned()),
+            cgroup: cgroups.as_ref().map(|all| all.get(&remains::cgroup_name(&run_dir)).path().to_owned()),
             taps: taps.clone(),
             evidence: evidence.clone(),
         };
         record.write(&run_dir).map_err(VmError::io("write record in", &run_dir))?;
+        // The record names them: whatever is made from here on is removed with the run folder.
+        let cgroup = make_cgroup(cgroups.as_ref(), &run_dir);
         for tap in &taps {
-            // The record has its name: from here on it is removed with the run folder.
             Tap::create(tap, setup.bridge.as_deref().ok_or(TapError::NoBridge)?)?.keep();
         }
         let memory_file = setup.memory_in_file.then(|| run_dir.join(MEMORY_FILE));
