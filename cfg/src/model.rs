@@ -132,7 +132,6 @@ pub(crate) struct Op {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Folded {
     pub(crate) kind: OpKind,
-    pub(crate) value: Span,
     /// Value after it.
     pub(crate) result: Span,
     pub(crate) loc: Loc,

@@ -1,5 +1,8 @@
 //! The project's own cases (`testdata`), the random ones kept with the reference's results, and the shared corpus where present.
 
+// Helpers of tests fail by panicking, as the tests do.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,5 +1,8 @@
 //! Texts made to exhaust stack, memory or time: each is answered or refused quickly.
 
+// Helpers of tests fail by panicking, as the tests do.
+#![allow(clippy::unwrap_used)]
+
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;

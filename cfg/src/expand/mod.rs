@@ -15,8 +15,9 @@ pub(crate) mod walk;
 
 use crate::config::Config;
 use crate::diag::Diagnostic;
-use crate::expand::assign::{MapEntry, Silent, maps};
+use crate::expand::assign::{MapEntry, Silent, Subject, maps};
 use crate::expand::draft::{Entry, KeyBook};
+use crate::expand::filter::View;
 use crate::expand::prepare::Prepared;
 use crate::expand::variant::{KeyText, Slot, Variant};
 use crate::expand::walk::{Shared, Walk, Yield};
@@ -49,36 +50,30 @@ impl<'c> Variants<'c> {
     fn build(&mut self, found: Yield) -> Result<Variant<'c>, Diagnostic> {
         let m = self.sh.m;
         match found {
-            Yield::Joined(p) => Ok(self.variant(p.name, p.short, p.dep, p.maps, p.entries, p.own)),
+            Yield::Joined(p) => {
+                Ok(self.variant(Head { name: p.name, short: p.short, dep: p.dep, maps: p.maps }, p.entries, p.own))
+            }
             Yield::Leaf => {
                 let Some(w) = &self.walk else { unreachable!("a leaf is found by a walk") };
                 let (mut name, mut short) = (w.name().to_owned(), w.short_name().to_owned());
                 self.sh.machine.run(m, &w.subject(m), &mut Silent)?;
                 self.sh.machine.finish(m, self.sh.p, &mut name, &mut short)?;
-                let (dep, maps) = (w.deps.clone(), maps(m, &w.nodes));
+                let head = Head { name, short, dep: w.deps.clone(), maps: maps(m, &w.nodes) };
                 let draft = &mut self.sh.machine.draft;
                 let own = draft.own.clone();
                 if draft.compounds == 0 {
                     let slots =
                         draft.live().map(|e| Slot { key: KeyText::Known(e.key), val: e.val, loc: e.loc }).collect();
-                    return Ok(finished(self.sh.p, m, name, short, dep, maps, slots, own));
+                    return Ok(head.finish(self.sh.p, m, slots, own));
                 }
                 let entries = draft.live().copied().collect();
-                Ok(self.variant(name, short, dep, maps, entries, own))
+                Ok(self.variant(head, entries, own))
             }
         }
     }
 
     /// Flattens suffixed keys.
-    fn variant(
-        &mut self,
-        name: String,
-        short: String,
-        dep: Vec<String>,
-        maps: Vec<MapEntry>,
-        entries: Vec<Entry>,
-        mut own: String,
-    ) -> Variant<'c> {
+    fn variant(&mut self, head: Head, entries: Vec<Entry>, mut own: String) -> Variant<'c> {
         let m = self.sh.m;
         let book = &mut self.sh.machine.book;
         let flat = suffix::flatten(m, book, &entries, &own);
@@ -98,22 +93,23 @@ impl<'c> Variants<'c> {
             };
             slots.push(Slot { key, val: e.val, loc: e.loc });
         }
-        finished(self.sh.p, m, name, short, dep, maps, slots, own)
+        head.finish(self.sh.p, m, slots, own)
     }
 }
 
-fn finished<'c>(
-    p: &'c Prepared,
-    m: &'c Model,
+/// What a variant has besides parameters.
+struct Head {
     name: String,
     short: String,
     dep: Vec<String>,
     maps: Vec<MapEntry>,
-    slots: Vec<Slot>,
-    own: String,
-) -> Variant<'c> {
-    let maps = maps.into_iter().map(|e| (m.base_names.get(e.file), e.full, e.short)).collect();
-    Variant { m, p, name, short, dep, maps, slots, own }
+}
+
+impl Head {
+    fn finish<'c>(self, p: &'c Prepared, m: &'c Model, slots: Vec<Slot>, own: String) -> Variant<'c> {
+        let maps = self.maps.into_iter().map(|e| (m.base_names.get(e.file), e.full, e.short)).collect();
+        Variant { m, p, name: self.name, short: self.short, dep: self.dep, maps, slots, own }
+    }
 }
 
 impl<'c> Iterator for Variants<'c> {
@@ -157,6 +153,26 @@ impl Iterator for Names<'_> {
         }
         found
     }
+}
+
+/// The variant of a complete path.
+pub(crate) fn build_at<'c>(
+    c: &'c Config,
+    nodes: &[u32],
+    view: View<'_>,
+    name: &str,
+    short: &str,
+    dep: &[String],
+) -> Result<Variant<'c>, Diagnostic> {
+    let m = &c.m;
+    let mut v = Variants::new(c);
+    let (mut full, mut quiet) = (name.to_owned(), short.to_owned());
+    v.sh.machine.run(m, &Subject { nodes, view, name, short, dep }, &mut Silent)?;
+    v.sh.machine.finish(m, &c.p, &mut full, &mut quiet)?;
+    let draft = &v.sh.machine.draft;
+    let (entries, own) = (draft.live().copied().collect(), draft.own.clone());
+    let head = Head { name: full, short: quiet, dep: dep.to_vec(), maps: maps(m, nodes) };
+    Ok(v.variant(head, entries, own))
 }
 
 /// Number of variants, without building any.

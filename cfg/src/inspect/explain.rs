@@ -161,9 +161,9 @@ impl Config {
 }
 
 /// Variants walked to find a joined name.
-const MAX_WALK: usize = 1_000_000;
+pub(crate) const MAX_WALK: usize = 1_000_000;
 
-fn joined(m: &Model, c: &Complete) -> bool {
+pub(crate) fn joined(m: &Model, c: &Complete) -> bool {
     c.nodes.iter().any(|n| m.nodes[*n as usize].joins.len() > 0)
 }
 

@@ -5,6 +5,7 @@
 mod adjacent;
 mod empty;
 mod explain;
+mod find;
 mod lint;
 mod locate;
 mod similar;

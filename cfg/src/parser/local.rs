@@ -48,9 +48,9 @@ impl Entry {
             _ => operand,
         };
         if self.history.is_empty() {
-            self.history.push(Folded { kind: OpKind::Set, value: self.value, result: self.value, loc: self.loc });
+            self.history.push(Folded { kind: OpKind::Set, result: self.value, loc: self.loc });
         }
-        self.history.push(Folded { kind, value: operand, result, loc });
+        self.history.push(Folded { kind, result, loc });
         self.value = result;
         self.loc = loc;
     }

@@ -69,7 +69,7 @@ impl Parser<'_> {
                 while reader.next_deeper(i64::from(l.indent)).is_some() {}
                 bound_now = i64::from(line.indent).max(bound);
             } else {
-                let content = *content_bound.get_or_insert(i64::from(l.indent));
+                let content = *content_bound.get_or_insert_with(|| i64::from(l.indent));
                 bound_now = i64::from(line.indent);
                 if let Some((node, default)) = self.variant(reader, &l, content, below, set, &mut header) {
                     if default && chosen.is_none() && !expanded && self.options.defaults {

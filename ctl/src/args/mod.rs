@@ -5,6 +5,7 @@ mod globals;
 mod job;
 mod lab;
 mod run;
+mod variants;
 
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -14,6 +15,7 @@ pub use self::{
     job::{ExplainArgs, FetchArgs, JobVerb, ScenarioVerb, VmVerb},
     lab::{ImageBuildArgs, ImageVerb, LabUpArgs, LabVerb},
     run::{GroupHosts, ReportFile, RunArgs},
+    variants::{CfgVerb, ExpandArgs, Selection, VariantsVerb},
 };
 
 /// Everything that was typed.
@@ -64,6 +66,12 @@ pub enum Command {
     /// Jobs: what was run, what runs
     #[command(subcommand, after_help = "Example:\n  vtctl job list")]
     Job(JobVerb),
+    /// The test matrix of a Cartesian configuration
+    #[command(subcommand, after_help = "Example:\n  vtctl variants list -c tests.cfg")]
+    Variants(VariantsVerb),
+    /// The configuration language itself, for scripts
+    #[command(subcommand, after_help = "Example:\n  vtctl cfg expand --json tests.cfg")]
+    Cfg(CfgVerb),
     /// Virtual machines and who owns them
     #[command(subcommand, after_help = "Example:\n  vtctl vm list")]
     Vm(VmVerb),
