@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use vt_ctl::{args, commands};
+use vt_ctl::{args, commands, ui};
 
 fn main() -> ExitCode {
     match args::parse(std::env::args_os()) {
@@ -12,7 +12,7 @@ fn main() -> ExitCode {
             let failed = error.use_stderr();
             let text = if failed { error.render().to_string() } else { String::new() };
             match text.strip_prefix("error: ") {
-                Some(rest) => eprint!("error[E0001]: {rest}"),
+                Some(rest) => ui::stderr(&format!("error[E0001]: {rest}")),
                 None => _ = error.print(),
             }
             ExitCode::from(if failed { 2 } else { 0 })

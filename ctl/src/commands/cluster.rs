@@ -157,6 +157,14 @@ fn voters_up(status: &ClusterStatus) -> (usize, usize) {
     (up, usize::try_from(status.voters).unwrap_or(usize::MAX))
 }
 
+/// How many more voters may fail now: those that do not answer have failed already.
+fn survives(status: &ClusterStatus) -> usize {
+    let (up, voters) = voters_up(status);
+    let majority = voters / 2 + 1;
+    let nominal = usize::try_from(status.survives).unwrap_or(usize::MAX);
+    if status.quorum { up.saturating_sub(majority).min(nominal) } else { 0 }
+}
+
 /// The first lines: how it is, and how many failures it survives.
 fn text(status: &ClusterStatus, style: Style) -> String {
     let (up, voters) = voters_up(status);
@@ -181,10 +189,10 @@ fn text(status: &ClusterStatus, style: Style) -> String {
         Some(leader) => format!("leader {leader} term {}", status.term),
         None => format!("no leader in term {}", status.term),
     };
+    let failures = count(survives(status), if well { "failure" } else { "more failure" });
     format!(
-        "{}  {word}  survives {}{dot} {votes}{dot} {leader}{dot} {}\n",
+        "{}  {word}  survives {failures}{dot} {votes}{dot} {leader}{dot} {}\n",
         status.name,
-        count(usize::try_from(status.survives).unwrap_or(usize::MAX), "failure"),
         count(usize::try_from(status.jobs).unwrap_or(usize::MAX), "job"),
     )
 }
@@ -201,7 +209,7 @@ fn json(status: &ClusterStatus, exit: Exit) -> Value {
         "term": status.term,
         "voters": voters,
         "voters_live": up,
-        "survives": status.survives,
+        "survives": survives(status),
         "applied": status.applied,
         "answered_by": status.answered_by,
         "jobs": status.jobs,
@@ -240,7 +248,7 @@ pub(super) mod tests {
             leader: Some("host1".parse().unwrap()),
             term: 3,
             voters: 3,
-            survives: u32::from(third == "live"),
+            survives: 1,
             applied: 214,
             answered_by: "host2".parse().unwrap(),
             hosts: vec![
@@ -262,7 +270,7 @@ pub(super) mod tests {
         );
         assert_eq!(
             text(&sample(true, "expired"), style),
-            "lab-a  DEGRADED  survives 0 failures · 2 of 3 voters up · leader host1 term 3 · 0 jobs\n"
+            "lab-a  DEGRADED  survives 0 more failures · 2 of 3 voters up · leader host1 term 3 · 0 jobs\n"
         );
         let lost = text(&sample(false, "expired"), style);
         assert!(lost.starts_with("lab-a  NO QUORUM  survives 0 more failures"), "{lost}");

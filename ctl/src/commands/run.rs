@@ -26,6 +26,7 @@ use crate::{
     results::{self, bundle::check_goal, document},
     ui::{
         report::{self, unexpected},
+        stderr,
         style::Symbol,
         text::count,
     },
@@ -218,7 +219,7 @@ pub(super) async fn collect(
         }
         Err(report) => {
             // On stderr in any form of output: stdout holds one document, and that tells the verdicts.
-            eprint!("{}", report::text(&report, app.ui.err, app.ui.verbose > 0));
+            stderr(&report::text(&report, app.ui.err, app.ui.verbose > 0));
             Collected::Missing(report.code.exit())
         }
     }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     client::{Mesh, Need, Next, Reached, Stream},
-    ui::Ui,
+    ui::{Ui, stderr},
 };
 
 /// After so long without an item the daemon is asked whether it is still part of the cluster.
@@ -198,7 +198,7 @@ impl Watch<'_> {
                     Some(job) => {
                         if asking {
                             // The question has answered itself.
-                            eprintln!();
+                            stderr("\n");
                             self.answered();
                         }
                         if self.resumed {
@@ -268,7 +268,7 @@ impl Watch<'_> {
         let open = self.keys.asking();
         let action = self.keys.pressed(std::time::Instant::now());
         if open {
-            eprintln!();
+            stderr("\n");
         }
         self.follow(action, answer)
     }
@@ -280,7 +280,7 @@ impl Watch<'_> {
             Action::Ask => {
                 let answer = answer.clone();
                 self.progress.hide();
-                eprint!("\n[d]etach, [c]ancel the job, or [g]o on? ");
+                stderr("\n[d]etach, [c]ancel the job, or [g]o on? ");
                 // Reading a line cannot be given up, so a thread of its own does it; it dies with the process.
                 std::thread::spawn(move || {
                     let mut line = String::new();

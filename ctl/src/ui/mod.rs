@@ -96,10 +96,16 @@ impl Ui {
         match self.output {
             Output::Json | Output::Jsonl => self.json(&report::json(report)),
             _ => {
-                let _ = write!(std::io::stderr().lock(), "{}", report::text(report, self.err, self.verbose > 0));
+                stderr(&report::text(report, self.err, self.verbose > 0));
             }
         }
     }
+}
+
+/// Writes to stderr as it is. A reader that went away is not an error, and no reason to panic.
+pub fn stderr(text: &str) {
+    let mut err = std::io::stderr().lock();
+    let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
 }
 
 fn width() -> usize {

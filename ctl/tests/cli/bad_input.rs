@@ -9,7 +9,7 @@ use vt_protocol::{
 use crate::{
     at, entries,
     fake::{self, Act, Fake},
-    ran,
+    ran, vtctl,
 };
 
 struct Bad {
@@ -173,6 +173,27 @@ fn nobody_answers() {
     }
     let ran = ran(dir.path(), &["status", "--lab", "nosuch"]).expect(23);
     assert!(ran.err.starts_with("error[E0323]"), "{}", ran.err);
+}
+
+#[test]
+fn a_daemon_elsewhere_wants_a_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let ran = at(dir.path(), "127.0.0.1:9", &["status"]).expect(22);
+    assert!(ran.err.starts_with("error[E0205]") && ran.err.contains("VTCTL_IDENTITY"), "{}", ran.err);
+    assert!(ran.err.contains("asked"), "{}", ran.err);
+}
+
+#[test]
+fn a_reader_that_went_away_is_no_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    for words in [&["explain"][..], &["--help"], &["nosuch"], &["status", "--endpoint", "./none.sock"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = vtctl(dir.path(), words);
+        let status = command.stdout(writer.try_clone().unwrap()).stderr(writer).status().unwrap();
+        // 101 is what a panic exits with.
+        assert!(matches!(status.code(), Some(0 | 2 | 20)), "{words:?}: {status}");
+    }
 }
 
 #[test]
