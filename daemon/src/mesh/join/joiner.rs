@@ -311,7 +311,7 @@ impl Attempt<'_> {
         };
         let Some(ca) = pin.ca() else { return Err(Asked::Unreachable("no CA was shown".to_owned())) };
         if self.echo.is_none() {
-            (self.tell)(format!("CA SHA-256 {} at {address} matches the token", token.ca));
+            (self.tell)(format!("CA BLAKE3 {} at {address} matches the token", token.ca));
             let config = tls::server_of_joiner(self.key, token.cluster, &ca).map_err(|error| internal(&error))?;
             let serve = endpoint::server_config(config).map_err(|error| Asked::Fatal(JoinError::Listen(error)))?;
             let listening = endpoint::bind(self.plan.listen, Some(serve), rand::random())
