@@ -16,6 +16,9 @@ use crate::ui::{
     text::{bit_rate, bytes, elapsed, safe},
 };
 
+/// Most characters of a note behind a step.
+const NOTE_MAX: usize = 130;
+
 /// Something to show.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Update {
@@ -162,7 +165,11 @@ impl Tracker {
         match event.what {
             Happening::StepBegan(step) => vec![Update::Step { case, host, step: Some(one_line(&step)) }],
             Happening::StepEnded { step, ms, note } => {
-                let (step, note) = (one_line(&step), one_line(&note));
+                let (step, mut note) = (one_line(&step), one_line(&note));
+                if !self.verbose && note.chars().count() > NOTE_MAX {
+                    // The whole of it stands in the log and in the reports.
+                    note = note.chars().take(NOTE_MAX - 1).chain(['…']).collect();
+                }
                 let text = format!("{host}  {step:<34} {:>8}  {note}", elapsed(ms));
                 let over = Update::Step { case, host, step: None };
                 vec![over, line(Symbol::Done, text.trim_end().to_owned())]
