@@ -130,6 +130,7 @@ impl LocalAttempt {
             self.abort_move(&id, report.clone()).await;
             return Err(caused(report));
         }
+        vm.set_prepared(id.clone());
         Ok(Ready { id, uri: prepared.uri, pid: prepared.pid })
     }
 
@@ -221,12 +222,15 @@ impl LocalAttempt {
 
     /// Begins the transfer, or finds out where one that this daemon did not begin is.
     async fn begin_or_resume(&self, vm: &LocalVm, ready: &Ready) -> Result<Phase, Failure> {
-        let state = self.cluster.state();
-        let voted = state.migration(&ready.id).is_some_and(|record| record.source_completed);
-        if voted {
-            return Ok(Phase::Voted);
-        }
         let qmp = vm.qemu.qmp();
+        if vm.take_prepared(&ready.id) {
+            return self.begin_transfer(vm, ready).await;
+        }
+        let state = self.cluster.state();
+        match state.migration(&ready.id) {
+            Some(record) if !record.is_under_way() || record.source_completed => return Ok(Phase::Voted),
+            _ => {}
+        }
         match qmp.query_migrate().await.map_err(|error| caused(error.report()))?.status {
             MigrationStatus::Setup
             | MigrationStatus::Active
@@ -241,7 +245,11 @@ impl LocalAttempt {
             }
             _ => {}
         }
-        if let Err(error) = qmp.migrate(&ready.uri).await {
+        self.begin_transfer(vm, ready).await
+    }
+
+    async fn begin_transfer(&self, vm: &LocalVm, ready: &Ready) -> Result<Phase, Failure> {
+        if let Err(error) = vm.qemu.qmp().migrate(&ready.uri).await {
             let report = Report::new(ErrorCode::MigrationFailed, "QEMU refused to begin the migration")
                 .with("QEMU", error.to_string());
             self.abort_move(&ready.id, report.clone()).await;

@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Answers that are kept so that a repetition gets the same.
-const KEPT: usize = 256;
+const KEPT: usize = 2 * CALLS_MAX;
 /// Steps that may be open at the same time.
 const STEPS_MAX: usize = 64;
 

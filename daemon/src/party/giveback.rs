@@ -8,7 +8,7 @@ use vt_protocol::ids::AttemptId;
 use super::{attempt::LocalAttempt, places::Places};
 use crate::qemu::{
     Found, Vm,
-    process::{ProcessId, open_pidfd, stat},
+    process::{Process, ProcessId, boot_id, open_pidfd, processes_with, stat},
     record::VmRecord,
     remains,
 };
@@ -31,6 +31,23 @@ pub(super) fn terminate(id: &ProcessId) {
     {
         tracing::debug!(pid = id.pid, %error, "SIGTERM was not sent");
     }
+}
+
+/// Kills processes of this very party that are on no record.
+pub(super) async fn end_strays(attempt: &LocalAttempt) {
+    let socket = attempt.places.socket().display().to_string();
+    let id = attempt.id.to_string();
+    for (pid, words) in processes_with(&socket) {
+        let is_party = words.windows(2).any(|pair| pair[0] == "--attempt" && pair[1] == id);
+        if let (true, Some(stat)) = (is_party, stat(pid)) {
+            let stray = ProcessId { pid, start_ticks: stat.start_ticks, boot_id: boot_id() };
+            if let Ok(Some(process)) = Process::attach(&stray) {
+                attempt.evidence.events.warn(format!("a party that was on no record is ended (process {pid})"));
+                let _ = process.kill_and_wait(PATIENCE).await;
+            }
+        }
+    }
+    remove_cgroup(attempt).await;
 }
 
 /// Kills what is left in the party's control group and removes it.

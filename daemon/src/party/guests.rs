@@ -54,12 +54,12 @@ impl Lines {
         }
     }
 
-    /// Waits until the guest is up: its probe answers.
+    /// Waits until the guest is up: its probe answers, or, where it has none, its console lets in.
     ///
     /// # Errors
     /// It does not until the deadline.
-    pub async fn up(&self, deadline: Instant) -> Result<(), GuestError> {
-        self.probe.lock().await.hello(deadline).await.map(drop)
+    pub async fn up(&self, probe: bool, deadline: Instant) -> Result<(), GuestError> {
+        if probe { self.probe.lock().await.hello(deadline).await.map(drop) } else { self.login(deadline).await }
     }
 
     async fn login(&self, deadline: Instant) -> Result<(), GuestError> {

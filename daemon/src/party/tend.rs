@@ -127,6 +127,8 @@ async fn live(
         Some(process) => Some(process),
         None if begun || attempt.record().finish.is_some() => None,
         None => {
+            // A daemon that ended between start and record has left a party that nobody knows of.
+            giveback::end_strays(attempt).await;
             describe(attempt);
             match start(attempt) {
                 Ok(process) => Some(process),

@@ -21,7 +21,7 @@ use tokio::{
 use vt_protocol::{
     error::{ErrorCode, Report},
     facts::QemuFacts,
-    ids::{Digest, Epoch, Name, VmId},
+    ids::{Digest, Epoch, MigrationId, Name, VmId},
     image::{ImageRecord, RECORD_FILE},
     party::{Answer, Failure, StartVm, VmStarted},
     peer::{PeerReply, PeerRequest},
@@ -66,6 +66,8 @@ pub struct LocalVm {
     guard: Mutex<Option<GuardHandle>>,
     /// What QEMU's migration settings were before the first move changed them.
     before_moves: Mutex<MigrationSettings>,
+    /// The move that was prepared by this daemon and not begun.
+    prepared: Mutex<Option<MigrationId>>,
     epoch: Mutex<Epoch>,
 }
 
@@ -81,6 +83,7 @@ impl LocalVm {
             lines,
             guard: Mutex::default(),
             before_moves: Mutex::default(),
+            prepared: Mutex::default(),
             epoch: Mutex::new(epoch),
         })
     }
@@ -135,6 +138,16 @@ impl LocalVm {
         Ok(set)
     }
 
+    /// Notes that a move is ready to begin.
+    pub(crate) fn set_prepared(&self, id: MigrationId) {
+        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+    }
+
+    /// Whether this daemon made that move ready, and it was not begun yet. Says so once.
+    pub(crate) fn take_prepared(&self, id: &MigrationId) -> bool {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take().is_some_and(|ready| ready == *id)
+    }
+
     /// Why its QEMU is gone, where it should have run: fenced by its guard, or by itself.
     pub(crate) fn lost(&self, died: &VmError) -> Failure {
         let fenced = self.guard().is_some_and(|guard| guard.state() == GuardState::Killed);
@@ -169,6 +182,11 @@ pub(crate) struct Image {
 }
 
 impl Image {
+    /// Whether a program of ours answers in its guest: every image that we built has one.
+    pub(crate) fn has_probe(&self) -> bool {
+        !self.record.recipe_blake3.is_empty()
+    }
+
     /// What is to be booted from it.
     pub(crate) fn boot(&self, nics: &[Nic]) -> Boot {
         let nic = nics.first();
@@ -234,7 +252,8 @@ impl LocalAttempt {
     pub async fn start_vm(self: &Arc<Self>, call: StartVm) -> Result<Answer, Failure> {
         let begun = Instant::now();
         if let Some(vm) = self.vm(&call.vm) {
-            self.await_guest(&vm, &call, begun).await?;
+            let probe = self.image(&call.image).map_err(caused)?.has_probe();
+            self.await_guest(&vm, &call, probe, begun).await?;
             return self.started(&vm, "as before".to_owned(), begun).await;
         }
         let image = self.image(&call.image).map_err(caused)?;
@@ -277,7 +296,7 @@ impl LocalAttempt {
         };
         // From here on the end of the attempt gives it back.
         self.put_vm(vm.clone());
-        self.await_guest(&vm, &call, begun).await?;
+        self.await_guest(&vm, &call, image.has_probe(), begun).await?;
         self.started(&vm, reason, begun).await
     }
 
@@ -414,9 +433,9 @@ impl LocalAttempt {
         vm.qemu.qmp().cont().await.map_err(|error| error.report())
     }
 
-    async fn await_guest(&self, vm: &LocalVm, call: &StartVm, begun: Instant) -> Result<(), Failure> {
+    async fn await_guest(&self, vm: &LocalVm, call: &StartVm, probe: bool, begun: Instant) -> Result<(), Failure> {
         let deadline = begun + Duration::from_millis(call.boot_timeout_ms);
-        let up = timeout_at(deadline + Duration::from_secs(1), vm.lines.up(deadline));
+        let up = timeout_at(deadline + Duration::from_secs(1), vm.lines.up(probe, deadline));
         let why = tokio::select! {
             biased;
             () = self.closing.cancelled() => {

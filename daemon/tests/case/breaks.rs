@@ -6,6 +6,7 @@ use std::{os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use vt_daemon::{
+    guard::{GuardState, Times, clock::BootTime},
     party::{Party, attempt::LocalAttempt},
     qemu::qmp::RunState,
 };
@@ -309,6 +310,73 @@ async fn an_image_that_is_missing_is_named() {
     let (verdict, report) = cannot_start(|_| {}, "no-such-image").await;
     assert_eq!((verdict, report.code), (Verdict::Error, ErrorCode::ImageMissing), "{report:?}");
     assert!(report.title.contains("no-such-image"));
+}
+
+/// A file system that is gone at the end of the test.
+struct Tiny(tempfile::TempDir);
+
+impl Tiny {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = ["-t", "tmpfs", "-o", "size=64k", "vtmesh-test"];
+        let mounted = std::process::Command::new("mount").args(options).arg(dir.path()).status().unwrap();
+        assert!(mounted.success(), "mount needs root");
+        Self(dir)
+    }
+}
+
+impl Drop for Tiny {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_named_and_nothing_is_left_on_it() {
+    let tiny = Tiny::new();
+    let (verdict, report) = cannot_start(|places| places.disks = tiny.0.path().to_owned(), "tiny").await;
+    assert_eq!((verdict, report.code), (Verdict::Error, ErrorCode::DiskFull), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_is_paused_without_renewals_goes_on_with_them_and_is_fenced_in_the_end() {
+    let mut world = World::new(1, shell("exec sleep 10000")).await;
+    world.stop_daemon(0).await;
+    world.hosts[0].places.guard =
+        Times { pause: Duration::from_secs(4), kill: Duration::from_secs(8), abandon: Duration::from_secs(12) };
+    world.start_daemon(0);
+    let (renew, mut wanted) = tokio::sync::watch::channel(true);
+    let supervisor = world.hosts[0].supervisor.clone();
+    let renewing = tokio::spawn(async move {
+        loop {
+            if *wanted.borrow_and_update() {
+                supervisor.renewed(BootTime::now()).await;
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(300), wanted.changed()).await;
+        }
+    });
+    let attempt = world.begin("idle", 1, &[], Duration::from_secs(1800));
+    let one = world.act(0, attempt).await;
+    one.vm(name("vm1")).start(small(Duration::from_secs(300))).await.unwrap();
+    let vm = world.hosts[0].supervisor.attempt(attempt).unwrap().vm(&name("vm1")).unwrap();
+    let mut states = vm.guard().unwrap().states();
+
+    renew.send_replace(false);
+    tokio::time::timeout(LONG, states.wait_for(|state| *state == GuardState::Paused)).await.unwrap().unwrap();
+    assert!(!vm.qemu.qmp().query_status().await.unwrap().running);
+    renew.send_replace(true);
+    let (status, output) = one.guest(&name("vm1")).run("echo alive", LONG).await.unwrap();
+    assert!(status == 0 && output.contains("alive"), "{output}");
+    assert!(vm.qemu.qmp().query_status().await.unwrap().running);
+
+    renew.send_replace(false);
+    let failure = one.guest(&name("vm1")).run("sleep 1000", 10 * LONG).await.unwrap_err();
+    let (blame, report) = cause(&failure);
+    assert_eq!((blame, report.code), (Blame::Infrastructure, ErrorCode::VmFenced), "{report:?}");
+    renewing.abort();
+    one.finish(failure.into()).await.unwrap();
+    assert_eq!(world.verdict().await.0, Verdict::Error);
+    world.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
