@@ -1,0 +1,105 @@
+//! The figures that README.md names, measured on this machine by the real programs. Exit code 1: a floor was missed.
+//!
+//! ```text
+//! bench [--quick]      fewer rounds and a shorter look at idle daemons: for a glance, not for the record
+//! ```
+//!
+//! Needs root, QEMU and the built programs beside it. Makes a lab of its own and removes it.
+
+mod bare;
+mod figures;
+mod idle;
+mod overhead;
+mod start;
+
+use std::{fs, process::ExitCode};
+
+use vt_tests::lab::{Lab, vtctl};
+
+use crate::figures::Figure;
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Extent {
+    starts: usize,
+    idle_seconds: u64,
+    rounds: usize,
+}
+
+const FULL: Extent = Extent { starts: 100, idle_seconds: 60, rounds: 5 };
+const QUICK: Extent = Extent { starts: 20, idle_seconds: 15, rounds: 1 };
+
+fn extent(arguments: &[String]) -> Option<Extent> {
+    match arguments {
+        [] => Some(FULL),
+        [word] if word == "--quick" => Some(QUICK),
+        _ => None,
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some(extent) = extent(&arguments) else {
+        eprintln!("usage: bench [--quick]");
+        return ExitCode::from(2);
+    };
+    match run(extent) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures everything; whether every floor was kept.
+fn run(extent: Extent) -> anyhow::Result<bool> {
+    println!("{}", machine());
+    let built = vtctl(&["image", "build", "--if-missing"]);
+    anyhow::ensure!(built.code == 0, "no image: {}", built.stderr);
+    let mut all = vec![start::measure(extent.starts)?];
+    show(&all);
+    let lab = Lab::up(3);
+    for measured in [idle::measure(&lab, extent.idle_seconds)?, overhead::measure(&lab, extent.rounds)?] {
+        show(&measured);
+        all.extend(measured);
+    }
+    let missed: Vec<&str> = all.iter().filter(|figure| !figure.kept()).map(|figure| figure.name.trim()).collect();
+    match missed.as_slice() {
+        [] => println!("every floor kept"),
+        names => println!("MISSED: {}", names.join("; ")),
+    }
+    Ok(missed.is_empty())
+}
+
+fn show(figures: &[Figure]) {
+    for figure in figures {
+        println!("{}", figure.line());
+    }
+}
+
+/// What the figures were taken on.
+fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let profile = if cfg!(debug_assertions) { "DEBUG BUILD, figures do not count" } else { "release build" };
+    format!("{cores} cores · Linux {} · load {} · {profile}", read("/proc/sys/kernel/osrelease").trim(), {
+        let load = read("/proc/loadavg");
+        load.split_whitespace().next().unwrap_or("unknown").to_owned()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_choose_how_much_is_measured_and_unknown_ones_are_refused() {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        assert_eq!(extent(&words(&[])), Some(FULL));
+        assert_eq!(extent(&words(&["--quick"])), Some(QUICK));
+        assert_eq!(extent(&words(&["--fast"])), None);
+        assert_eq!(extent(&words(&["--quick", "--quick"])), None);
+    }
+}
