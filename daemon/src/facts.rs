@@ -3,12 +3,9 @@
 //! Only reading: /proc, /etc/os-release and the directory of images. The QEMU probe runs guests and is given from
 //! outside. A fact that cannot be read is shown as unknown; facts never stop a daemon.
 
-use std::{
-    fs,
-    path::Path,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fs, path::Path, sync::Arc};
 
+use tokio::sync::watch;
 use vt_protocol::{
     facts::{HostFacts, PoolFacts, QemuFacts},
     hello::BUILD,
@@ -23,26 +20,31 @@ const IMAGES_MAX: usize = 256;
 /// The facts as they are known so far: the QEMU probe may take a while under emulation.
 #[derive(Debug)]
 pub struct Facts {
-    known: Mutex<HostFacts>,
+    known: watch::Sender<HostFacts>,
     settings: Arc<Settings>,
 }
 
 impl Facts {
     /// Gathers all but the QEMU probe.
     pub fn new(settings: Arc<Settings>) -> Arc<Self> {
-        Arc::new(Self { known: Mutex::new(gather(&settings, None)), settings })
+        Arc::new(Self { known: watch::Sender::new(gather(&settings, None)), settings })
     }
 
     /// Adds what the QEMU probe found.
     pub fn set_qemu(&self, qemu: Option<QemuFacts>) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).qemu = qemu;
+        self.known.send_modify(|facts| facts.qemu = qemu);
     }
 
     /// The facts, with the pool as it is at this moment.
     pub fn now(&self) -> HostFacts {
-        let mut facts = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut facts = self.known.borrow().clone();
         facts.pool = pool(&self.settings.paths.images, self.settings.pool_shared);
         facts
+    }
+
+    /// The facts that stay as they are while the daemon runs, told when more is known.
+    pub fn watch(&self) -> watch::Receiver<HostFacts> {
+        self.known.subscribe()
     }
 }
 

@@ -47,7 +47,7 @@ use crate::{
     blob::BlobStore,
     cluster::{AskError, Cluster, ProposeError},
     control::{
-        copies,
+        announce, copies,
         keeper::{self, Renewals},
         leads, membership, scheduler,
         session::{Held, Holdings, Session},
@@ -254,6 +254,7 @@ impl Host {
         self.spawn(scheduler::run(self.clone(), self.leadership.clone(), stop.clone()));
         self.spawn(tokens::run(self.clone(), self.leadership.clone(), stop.clone()));
         self.spawn(membership::run(self.clone(), stop.clone()));
+        self.spawn(announce::run(self.clone(), stop.clone()));
         self.spawn(copies::run(self.clone(), stop.clone()));
         self.spawn(sweep::run(self.clone(), stop.clone()));
         let session = Session {
@@ -592,7 +593,7 @@ impl Cluster for Host {
                             return;
                         }
                     }
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 };
                 let outcome = tokio::select! {
                     biased;

@@ -15,13 +15,16 @@ use vt_sync::{State, state::Host};
 
 use crate::mesh::{Membership, MembershipView};
 
+/// Hosts, and the membership that was made of them.
+type Cached = (BTreeMap<HostId, Arc<Host>>, Arc<Membership>);
+
 /// The membership of this moment.
 pub struct Members {
     cluster: ClusterId,
     told: Arc<Membership>,
     state: OnceLock<watch::Receiver<Arc<State>>>,
     /// The hosts the cached membership was made of, and it.
-    cached: Mutex<(BTreeMap<HostId, Arc<Host>>, Arc<Membership>)>,
+    cached: Mutex<Cached>,
 }
 
 impl Members {

@@ -10,30 +10,32 @@ use vt_protocol::{
 };
 
 /// A file of evidence that is looked into.
-pub struct Document {
+pub(super) struct Document {
     /// Of which attempt.
-    pub attempt: AttemptId,
+    pub(super) attempt: AttemptId,
     /// Of which host.
-    pub host: String,
+    pub(super) host: String,
     /// Its path there.
-    pub path: String,
+    pub(super) path: String,
     /// Its bytes.
-    pub bytes: Vec<u8>,
+    pub(super) bytes: Vec<u8>,
 }
 
 /// Whether a file of evidence is looked into.
-pub fn wants(path: &str) -> bool {
+pub(super) fn wants(path: &str) -> bool {
     let within = |folder: &str| path.starts_with(folder) && path.ends_with(".json");
     path == "outcome.json" || path == "events.jsonl" || within("migrations/") || within("checks/")
 }
 
 /// The document.
-pub fn job(view: &JobView, plan: &Plan, documents: &[Document], missing: &[(AttemptId, String, String)]) -> Value {
-    let counts: BTreeMap<String, u32> = view
-        .counts
-        .iter()
-        .map(|(verdict, count)| (verdict.map_or_else(|| "none".to_owned(), lower), *count))
-        .collect();
+pub(super) fn job(
+    view: &JobView,
+    plan: &Plan,
+    documents: &[Document],
+    missing: &[(AttemptId, String, String)],
+) -> Value {
+    let counts: BTreeMap<String, u32> =
+        view.counts.iter().map(|(verdict, count)| (verdict.map_or_else(|| "none".to_owned(), lower), *count)).collect();
     let missing: Vec<Value> = missing
         .iter()
         .map(|(attempt, host, why)| json!({"attempt": attempt.to_string(), "host": host, "why": why}))

@@ -244,7 +244,7 @@ fn cases(state: &State, job: &Job, plan: &Plan) -> Vec<CaseView> {
             elapsed_ms: figure("elapsed_ms"),
             guest_downtime_ms: figure("guest_downtime_ms"),
             qemu_downtime_ms: figure("qemu_downtime_ms"),
-            migrations: record_of.map(|attempt| moved(attempt)),
+            migrations: record_of.map(moved),
         }
     };
     job.cases().zip(&plan.cases).map(view).collect()

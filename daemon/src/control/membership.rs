@@ -43,8 +43,10 @@ pub async fn run(host: Arc<Host>, stop: CancellationToken) {
         voted = votes;
         let mut wake = None;
         if leads(&now) {
-            let (_, since) =
-                *leading.take_if(|(term, _)| *term == now.term).as_ref().unwrap_or(&(now.term, Instant::now()));
+            let since = match leading {
+                Some((term, since)) if term == now.term => since,
+                _ => Instant::now(),
+            };
             leading = Some((now.term, since));
             let state = watch.borrow_and_update().clone();
             let view = View::new(&host.replica().status(), &state, since.elapsed());

@@ -1,6 +1,7 @@
 //! The loops that keep a host and, on the leader, the cluster going: each acts on committed state, woken by a change
 //! of it or by a time it asked for. Decisions are pure and live beside their loops.
 
+pub mod announce;
 pub mod copies;
 #[cfg(test)]
 pub(crate) mod fake;

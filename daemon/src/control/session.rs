@@ -167,7 +167,7 @@ impl Session {
                     return;
                 }
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             renewal = asked => renewal,

@@ -220,7 +220,7 @@ impl Settings {
     /// # Errors
     /// A file that cannot be read, or holds a mistake.
     pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
-        let path = file.unwrap_or(Path::new(DEFAULT_FILE));
+        let path = file.unwrap_or_else(|| Path::new(DEFAULT_FILE));
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(&path.display().to_string(), &text),
             Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
@@ -282,7 +282,7 @@ fn first_global_address() -> Option<IpAddr> {
         } else if let Some(address) = address.as_sockaddr_in6() {
             let ip = address.ip();
             if !ip.is_loopback() && !ip.is_unicast_link_local() && !ip.is_unspecified() {
-                six.get_or_insert(IpAddr::from(ip));
+                six = six.or(Some(IpAddr::V6(ip)));
             }
         }
     }

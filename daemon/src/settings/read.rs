@@ -116,9 +116,13 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
     paths.directory("run", |path| settings.paths.run = path);
     paths.directory("images", |path| settings.paths.images = path);
     paths.directory("disks", |path| settings.paths.disks = path);
-    paths.parsed::<CgroupFolder>("cgroup", "a folder such as vtmesh/host1, without / in front and without ..", |folder| {
-        settings.paths.cgroup = folder.0;
-    });
+    paths.parsed::<CgroupFolder>(
+        "cgroup",
+        "a folder such as vtmesh/host1, without / in front and without ..",
+        |folder| {
+            settings.paths.cgroup = folder.0;
+        },
+    );
     if settings.paths.run.as_os_str().len() > RUN_PATH_MAX {
         let text = format!("run is longer than {RUN_PATH_MAX} bytes, too long for the paths of sockets");
         reader.mistake(paths.place("run"), text, None);
@@ -314,7 +318,7 @@ impl<'r, 't, 'd> Section<'r, 't, 'd> {
         match self.value(key) {
             None => {}
             Some((DeValue::String(text), _)) if text.starts_with('/') && !text.contains('\0') => {
-                set(text.as_ref().into())
+                set(text.as_ref().into());
             }
             Some((_, place)) => self.wrong(key, place, "an absolute path"),
         }

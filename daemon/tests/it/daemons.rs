@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use vt_protocol::{
     admin::{AdminReply, AdminRequest, ClusterStatus, HostRole, Init, Join, Joined, NewToken, TokenCreate},
+    call::Replies,
     client::Client,
     error::Report,
     ids::RequestId,
@@ -30,7 +31,6 @@ pub(crate) const VTD: &str = env!("CARGO_BIN_EXE_vtd");
 /// One daemon with its directories. Dropped, its process is killed.
 pub(crate) struct Daemon {
     pub(crate) name: String,
-    pub(crate) address: SocketAddr,
     pub(crate) dir: PathBuf,
     process: Option<Child>,
 }
@@ -51,7 +51,7 @@ impl Daemon {
             path("disks"),
         );
         fs::write(dir.join("vtd.toml"), text).unwrap();
-        Self { name: name.to_owned(), address, dir, process: None }
+        Self { name: name.to_owned(), dir, process: None }
     }
 
     pub(crate) fn settings(&self) -> PathBuf {
@@ -131,6 +131,13 @@ impl Daemon {
         }
     }
 
+    /// Asks for a stream.
+    pub(crate) async fn stream(&self, request: &AdminRequest) -> Items {
+        let by = Instant::now() + Duration::from_secs(40);
+        let client = Client::local(&self.socket(), by).await.unwrap();
+        Items(client.stream(request, by).await.unwrap())
+    }
+
     pub(crate) async fn init(&self) -> Result<Joined, Report> {
         let init = Init {
             cluster: "test".parse().unwrap(),
@@ -190,6 +197,16 @@ impl Daemon {
     }
 }
 
+/// The items of a stream.
+pub(crate) struct Items(Replies<AdminReply>);
+
+impl Items {
+    /// The next one; none after the last.
+    pub(crate) async fn next(&mut self) -> Option<AdminReply> {
+        self.0.next(Instant::now() + PATIENCE).await.unwrap()
+    }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill();
@@ -199,7 +216,7 @@ impl Drop for Daemon {
 /// Daemons that share a temporary directory.
 pub(crate) struct Daemons {
     pub(crate) all: Vec<Daemon>,
-    pub(crate) root: TempDir,
+    _root: TempDir,
 }
 
 impl Daemons {
@@ -213,7 +230,7 @@ impl Daemons {
             let address = SocketAddr::from(([127, b, c, index], 17_465));
             Daemon::new(root.path(), &format!("host{index}"), address)
         };
-        Self { all: (1..=count).map(daemon).collect(), root }
+        Self { all: (1..=count).map(daemon).collect(), _root: root }
     }
 
     /// One cluster of all of them, every one live, with the number of voters that this makes.
