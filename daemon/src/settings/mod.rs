@@ -200,7 +200,7 @@ impl Default for Settings {
                 kill: Duration::from_millis(8000),
                 expire: Duration::from_millis(12_000),
             },
-            raft: RaftTimes { heartbeat_ms: 250, election_ms: (1000, 2000) },
+            raft: RaftTimes { heartbeat_ms: 400, election_ms: (1200, 2400) },
             log: Log { filter: "info,openraft=error".into(), json: false },
         }
     }
