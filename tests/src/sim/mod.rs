@@ -4,31 +4,31 @@
 //! and the cluster must go on. A seed gives the same faults at the same simulated times again; what tokio itself draws
 //! (the order of ready branches) is not seeded, so a run repeats closely and not bit for bit.
 
+mod client;
 pub mod disk;
+mod host;
 pub mod net;
 pub mod oracle;
+mod trouble;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
-use tokio::time::sleep;
-use turmoil::{Sim, net::TcpListener};
-use vt_protocol::ids::{ClusterId, Digest, HostId, RequestId};
-use vt_sync::{
-    Replica, ReplicaConfig, ReplicaRole, Request, Storage,
-    command::{InitCluster, NewHost, SetSetting},
-};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use turmoil::Sim;
+use vt_protocol::ids::HostId;
 
 use self::{
+    client::Meeting,
     disk::{Disk, Honesty},
-    net::{Ask, Link, PORT, Said, name, receive, send},
+    net::name,
     oracle::Oracle,
+    trouble::Trouble,
 };
 
 const HOSTS: [HostId; 3] = [HostId(1), HostId(2), HostId(3)];
@@ -57,302 +57,134 @@ pub struct Outcome {
     pub entries: u64,
 }
 
-fn config() -> ReplicaConfig {
-    ReplicaConfig {
-        heartbeat: Duration::from_millis(100),
-        election_min: Duration::from_millis(500),
-        election_max: Duration::from_millis(1000),
-        // Small, so that snapshots are taken and sent.
-        snapshot_entries: 40,
-        keep_entries: 10,
-        part_timeout: Duration::from_secs(2),
-    }
-}
-
-fn new_host() -> NewHost {
-    NewHost {
-        id: HOSTS[0],
-        name: "host1".parse().expect("it is a name"),
-        addresses: vec![([10, 0, 0, 1], PORT).into()],
-        labels: Default::default(),
-        role: None,
-        public_key: vec![1],
-        build: "sim".to_owned(),
-        facts: None,
-    }
-}
-
-/// The program of a host: serves until its power fails.
-async fn host(me: HostId, disk: Disk, oracle: Oracle, ready: Arc<AtomicBool>) -> turmoil::Result {
-    let storage = Storage::Backend(Box::new(disk.open()));
-    let replica = Replica::open(storage, me, &config(), Arc::new(Link { me })).await.map_err(|error| {
-        oracle.violation(format!("{me} cannot start: {error}"));
-        error
-    })?;
-    tokio::spawn(watch_state(replica.clone(), oracle.clone()));
-    tokio::spawn(watch_leadership(replica.clone(), oracle));
-    if me == HOSTS[0] && !ready.load(Ordering::Relaxed) {
-        tokio::spawn(make_cluster(replica.clone(), ready));
-    }
-    let listener = TcpListener::bind(("0.0.0.0", PORT)).await?;
-    loop {
-        let (mut stream, _) = listener.accept().await?;
-        let replica = replica.clone();
-        tokio::spawn(async move {
-            if let Ok(ask) = receive::<Ask>(&mut stream).await {
-                let said = answer(&replica, ask).await;
-                let _ = send(&mut stream, &said).await;
-            }
-        });
-    }
-}
-
-async fn answer(replica: &Replica, ask: Ask) -> Said {
-    let deadline = Duration::from_secs(2);
-    match ask {
-        Ask::Raft(from, bytes) => Said::Raft(replica.handle(from, &bytes).await),
-        Ask::Propose(request) => replica.propose(request, deadline).await.map_or_else(Said::from, Said::Applied),
-        Ask::Read(key) => {
-            let read = replica.read_barrier(deadline).await;
-            read.map_or_else(Said::from, |state| Said::Value(state.settings.get(&key).cloned()))
-        }
-    }
-}
-
-async fn watch_state(replica: Replica, oracle: Oracle) {
-    let mut watch = replica.watch();
-    loop {
-        let state = watch.borrow_and_update().clone();
-        oracle.state(replica.host(), &state);
-        if watch.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-async fn watch_leadership(replica: Replica, oracle: Oracle) {
-    let mut watch = replica.leadership();
-    loop {
-        let now = watch.borrow_and_update().clone();
-        if now.role == ReplicaRole::Leader {
-            oracle.leads(replica.host(), now.term);
-        }
-        if watch.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Host 1 makes the cluster before there is any trouble.
-async fn make_cluster(replica: Replica, ready: Arc<AtomicBool>) {
-    let made = async {
-        replica.init_single("host1").await?;
-        let init = InitCluster {
-            id: ClusterId(1),
-            name: "sim".parse().expect("it is a name"),
-            ca: Digest::of(b"ca"),
-            host: new_host(),
-        };
-        replica.propose(Request::with_id(RequestId(1), init), Duration::from_secs(10)).await?;
-        for host in &HOSTS[1..] {
-            replica.add_learner(*host, &name(*host)).await?;
-        }
-        replica.change_voters(HOSTS.into()).await
-    };
-    if made.await.is_ok() {
-        ready.store(true, Ordering::Relaxed);
-    }
-}
-
-/// A client: sets its own setting to 1, 2, 3…, each until it is acknowledged, and reads it back now and then.
-async fn client(
-    number: usize,
-    seed: u64,
+/// A simulated cluster with what watches it.
+struct World<'a> {
+    sim: Sim<'a>,
     oracle: Oracle,
+    disks: Vec<Disk>,
     ready: Arc<AtomicBool>,
-    stop: Arc<AtomicBool>,
-) -> turmoil::Result {
-    let mut rng = StdRng::seed_from_u64(seed ^ (number as u64 + 1) << 32);
-    let key = format!("client{number}");
-    while !ready.load(Ordering::Relaxed) {
-        sleep(Duration::from_millis(20)).await;
-    }
-    let mut target = HOSTS[number % HOSTS.len()];
-    for value in 1_u64.. {
-        let id = RequestId::derived(&[key.as_bytes(), &value.to_le_bytes()]);
-        let request = Request::with_id(id, SetSetting { key: key.clone(), value: Some(value.to_string()) });
-        loop {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            match net::ask(target, &Ask::Propose(request.clone()), Duration::from_secs(3)).await {
-                Ok(Said::Applied(_)) => break,
-                Ok(Said::Rejected(rejected)) => {
-                    oracle.violation(format!("{request} was rejected: {rejected}"));
-                    return Ok(());
-                }
-                Ok(Said::Elsewhere(Some(leader))) => target = leader,
-                _ => target = *HOSTS.choose(&mut rng).expect("there are hosts"),
-            }
-            sleep(Duration::from_millis(rng.random_range(5..50))).await;
-        }
-        oracle.acknowledged(&key, value);
-        if value.is_multiple_of(4) {
-            // Whoever answers must know what was acknowledged before it was asked.
-            let asked = *HOSTS.choose(&mut rng).expect("there are hosts");
-            if let Ok(Said::Value(got)) = net::ask(asked, &Ask::Read(key.clone()), Duration::from_secs(3)).await {
-                oracle.read(&key, got.and_then(|value| value.parse().ok()).unwrap_or(0), value);
-            }
-        }
-        sleep(Duration::from_millis(rng.random_range(10..60))).await;
-    }
-    Ok(())
+    rng: StdRng,
+    trouble: Trouble,
 }
 
-/// What is broken at the moment.
-#[derive(Default)]
-struct Trouble {
-    down: Vec<HostId>,
-    cuts: Vec<(HostId, HostId)>,
-    made: usize,
-}
-
-impl Trouble {
-    fn crash(&mut self, sim: &mut Sim<'_>, disks: &[Disk], host: HostId, rng: &mut StdRng) {
-        if !self.down.contains(&host) {
-            // First the power: a program that is ended must not write any more.
-            disks[host.0 as usize - 1].power_failure(rng);
-            sim.crash(name(host));
-            self.down.push(host);
-            self.made += 1;
+impl<'a> World<'a> {
+    fn new(seed: u64) -> Self {
+        let mut sim = turmoil::Builder::new()
+            .rng_seed(seed)
+            .simulation_duration(Duration::from_secs(600))
+            .tick_duration(TICK)
+            .min_message_latency(Duration::from_millis(1))
+            .max_message_latency(Duration::from_millis(30))
+            .build();
+        let oracle = Oracle::default();
+        let ready = Arc::new(AtomicBool::new(false));
+        let disks: Vec<Disk> = HOSTS.iter().map(|_| Disk::default()).collect();
+        for me in HOSTS {
+            let (disk, oracle, ready) = (disks[me.0 as usize - 1].clone(), oracle.clone(), Arc::clone(&ready));
+            sim.host(name(me), move || host::host(me, disk.clone(), oracle.clone(), Arc::clone(&ready)));
         }
+        Self { sim, oracle, disks, ready, rng: StdRng::seed_from_u64(seed), trouble: Trouble::default() }
     }
 
-    fn start(&mut self, sim: &mut Sim<'_>, at: usize) {
-        let host = self.down.remove(at);
-        sim.bounce(name(host));
-    }
-
-    fn next(&mut self, sim: &mut Sim<'_>, disks: &[Disk], rng: &mut StdRng) {
-        let host = *HOSTS.choose(rng).expect("there are hosts");
-        match rng.random_range(0..100) {
-            0..20 => self.crash(sim, disks, host, rng),
-            20..23 => HOSTS.into_iter().for_each(|host| self.crash(sim, disks, host, rng)),
-            23..60 if !self.down.is_empty() => {
-                let at = rng.random_range(0..self.down.len());
-                self.start(sim, at);
+    fn advance(&mut self, by: Duration) -> Result<(), String> {
+        let until = self.sim.elapsed() + by;
+        while self.sim.elapsed() < until {
+            let stepped = self.sim.step();
+            if let Some(violation) = self.oracle.verdict() {
+                return Err(violation);
             }
-            60..75 => {
-                for other in HOSTS.into_iter().filter(|other| *other != host) {
-                    sim.partition(name(host), name(other));
-                    self.cuts.push((host, other));
-                }
-                self.made += 1;
-            }
-            75..85 => {
-                let other = *HOSTS.choose(rng).expect("there are hosts");
-                if other != host {
-                    sim.partition_oneway(name(host), name(other));
-                    self.cuts.push((host, other));
-                    self.made += 1;
-                }
-            }
-            _ => self.repair(sim),
+            stepped.map_err(|error| format!("the simulation ended: {error}"))?;
         }
+        Ok(())
     }
 
-    fn repair(&mut self, sim: &mut Sim<'_>) {
-        for (one, other) in self.cuts.drain(..) {
-            sim.repair(name(one), name(other));
+    /// Goes on until `done`, for [`HEALING`] at most.
+    fn until(&mut self, what: &str, done: impl Fn(&Oracle) -> bool) -> Result<(), String> {
+        let began = self.sim.elapsed();
+        while !done(&self.oracle) {
+            if self.sim.elapsed() > began + HEALING {
+                return Err(format!("it never came that {what}"));
+            }
+            self.advance(Duration::from_millis(20))?;
         }
+        Ok(())
     }
 
-    fn heal(&mut self, sim: &mut Sim<'_>) {
-        self.repair(sim);
-        while !self.down.is_empty() {
-            self.start(sim, 0);
-        }
+    fn until_made(&mut self) -> Result<(), String> {
+        let ready = Arc::clone(&self.ready);
+        self.until("the cluster is made", |_| ready.load(Ordering::Relaxed))
+    }
+
+    fn crash(&mut self, host: HostId) {
+        self.trouble.crash(&mut self.sim, &self.disks, host, &mut self.rng);
     }
 }
 
-/// Runs one seed.
+/// Runs one seed: clients count while hosts and links fail.
 ///
 /// # Errors
 /// The first thing seen that must not be.
 pub fn run(options: Options) -> Result<Outcome, String> {
-    let mut rng = StdRng::seed_from_u64(options.seed);
-    let mut sim = turmoil::Builder::new()
-        .rng_seed(options.seed)
-        .simulation_duration(Duration::from_secs(600))
-        .tick_duration(TICK)
-        .min_message_latency(Duration::from_millis(1))
-        .max_message_latency(Duration::from_millis(30))
-        .build();
-    let oracle = Oracle::default();
-    let (ready, stop) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let disks: Vec<Disk> = HOSTS.iter().map(|_| Disk::default()).collect();
-    let starts = Arc::new(AtomicUsize::new(0));
-    for me in HOSTS {
-        let (disk, oracle, ready, starts) =
-            (disks[me.0 as usize - 1].clone(), oracle.clone(), Arc::clone(&ready), Arc::clone(&starts));
-        sim.host(name(me), move || {
-            starts.fetch_add(1, Ordering::Relaxed);
-            host(me, disk.clone(), oracle.clone(), Arc::clone(&ready))
-        });
-    }
+    let mut world = World::new(options.seed);
+    let stop = Arc::new(AtomicBool::new(false));
     for number in 0..CLIENTS {
-        let work = client(number, options.seed, oracle.clone(), Arc::clone(&ready), Arc::clone(&stop));
-        sim.client(format!("client{number}"), work);
+        let (ready, stop) = (Arc::clone(&world.ready), Arc::clone(&stop));
+        let work = client::client(number, options.seed, world.oracle.clone(), ready, stop);
+        world.sim.client(format!("client{number}"), work);
     }
-    let fails = |oracle: &Oracle, why: String| oracle.verdict().unwrap_or(why);
-    let advance = |sim: &mut Sim<'_>, by: Duration| {
-        let until = sim.elapsed() + by;
-        while sim.elapsed() < until {
-            sim.step().map_err(|error| fails(&oracle, format!("the simulation ended: {error}")))?;
-            if let Some(violation) = oracle.verdict() {
-                return Err(violation);
-            }
-        }
-        Ok(())
-    };
-
-    let mut trouble = Trouble::default();
-    while !ready.load(Ordering::Relaxed) {
-        if sim.elapsed() > HEALING {
-            return Err("the cluster was never made".to_owned());
-        }
-        advance(&mut sim, Duration::from_millis(50))?;
-    }
+    world.until_made()?;
     if options.honesty == Honesty::Lying {
         // Some time of good work, then one power failure for all: what was acknowledged is gone from every disk.
-        advance(&mut sim, Duration::from_secs(2))?;
-        disks.iter().for_each(Disk::begin_to_lie);
-        advance(&mut sim, Duration::from_secs(3))?;
-        HOSTS.into_iter().for_each(|host| trouble.crash(&mut sim, &disks, host, &mut rng));
+        world.advance(Duration::from_secs(2))?;
+        world.disks.iter().for_each(Disk::begin_to_lie);
+        world.advance(Duration::from_secs(3))?;
+        HOSTS.into_iter().for_each(|host| world.crash(host));
     }
-    let began = sim.elapsed();
-    while options.honesty == Honesty::Honest && sim.elapsed() < began + TROUBLE {
-        trouble.next(&mut sim, &disks, &mut rng);
-        advance(&mut sim, Duration::from_millis(rng.random_range(100..1500)))?;
+    let began = world.sim.elapsed();
+    while options.honesty == Honesty::Honest && world.sim.elapsed() < began + TROUBLE {
+        world.trouble.next(&mut world.sim, &world.disks, &mut world.rng);
+        let pause = world.rng.random_range(100..1500);
+        world.advance(Duration::from_millis(pause))?;
     }
-    trouble.heal(&mut sim);
+    world.trouble.heal(&mut world.sim);
 
     // It goes on: every client gets further, and every host has all that was acknowledged.
-    let before: Vec<u64> = (0..CLIENTS).map(|n| oracle.last_acknowledged(&format!("client{n}"))).collect();
-    let healed = sim.elapsed();
-    let further = || (0..CLIENTS).all(|n| oracle.last_acknowledged(&format!("client{n}")) >= before[n] + 3);
-    while !further() {
-        if sim.elapsed() > healed + HEALING {
-            return Err("the healed cluster does not go on".to_owned());
-        }
-        advance(&mut sim, Duration::from_millis(100))?;
-    }
+    let last = |oracle: &Oracle, n: usize| oracle.last_acknowledged(&format!("client{n}"));
+    let before: Vec<u64> = (0..CLIENTS).map(|n| last(&world.oracle, n)).collect();
+    world.until("a healed cluster goes on", |oracle| (0..CLIENTS).all(|n| last(oracle, n) >= before[n] + 3))?;
     stop.store(true, Ordering::Relaxed);
-    while !oracle.complete(&HOSTS) {
-        if sim.elapsed() > healed + HEALING * 2 {
-            return Err("a host of the healed cluster lacks what was acknowledged".to_owned());
-        }
-        advance(&mut sim, Duration::from_millis(100))?;
+    world.until("every host has what was acknowledged", |oracle| oracle.complete(&HOSTS))?;
+    Ok(Outcome { faults: world.trouble.made, entries: world.oracle.entries() })
+}
+
+/// Runs one seed: parties meet at a barrier, and the leader dies between the first and the last arrival.
+///
+/// # Errors
+/// The first thing seen that must not be.
+pub fn run_barrier(seed: u64) -> Result<Outcome, String> {
+    let mut world = World::new(seed);
+    let meeting = Arc::new(Meeting { ready: Arc::new(AtomicBool::new(false)), ..Meeting::default() });
+    world.until_made()?;
+    world.until("an attempt is known", |oracle| oracle.attempt().is_some())?;
+    let epoch = world.oracle.attempt().unwrap_or_default();
+    for me in HOSTS {
+        let work = client::party(me, seed, epoch, world.oracle.clone(), Arc::clone(&meeting));
+        world.sim.client(format!("party{}", me.0), work);
     }
-    Ok(Outcome { faults: trouble.made, entries: oracle.entries() })
+    meeting.ready.store(true, Ordering::Relaxed);
+    let arrived = || meeting.arrived.load(Ordering::Relaxed);
+    let wanted = 1 + usize::from(world.rng.random_bool(0.5));
+    world.until("the first parties have arrived", |_| arrived() >= wanted)?;
+    let leader = world.oracle.leader().ok_or("nobody leads")?;
+    // Sometimes the last party sets out before the leader dies, sometimes after.
+    meeting.last_may_come.store(world.rng.random_bool(0.5), Ordering::Relaxed);
+    let pause = world.rng.random_range(0..60);
+    world.advance(Duration::from_millis(pause))?;
+    world.crash(leader);
+    meeting.last_may_come.store(true, Ordering::Relaxed);
+    let passed = || meeting.passed.load(Ordering::Relaxed);
+    world.until("all parties are let pass", |_| passed() == HOSTS.len())?;
+    world.trouble.heal(&mut world.sim);
+    world.until("every host has seen the release", |oracle| oracle.released(&HOSTS))?;
+    Ok(Outcome { faults: world.trouble.made, entries: world.oracle.entries() })
 }

@@ -19,7 +19,7 @@ pub enum Ask {
     /// A message between replicas.
     Raft(HostId, Vec<u8>),
     /// A client's request.
-    Propose(Request),
+    Propose(Box<Request>),
     /// A client's read of a setting, which must be current.
     Read(String),
 }

@@ -9,7 +9,7 @@ use vt_protocol::{
     codec,
     ids::{Digest, HostId},
 };
-use vt_sync::State;
+use vt_sync::{State, state::BarrierState};
 
 #[derive(Debug, Default)]
 struct Seen {
@@ -19,6 +19,8 @@ struct Seen {
     states: BTreeMap<u64, (Digest, HostId)>,
     /// The last state of each host.
     latest: BTreeMap<HostId, Arc<State>>,
+    /// The entry after which a barrier was first seen released.
+    released: BTreeMap<String, u64>,
     /// The last value that was acknowledged to each client.
     acknowledged: BTreeMap<String, u64>,
     violations: Vec<String>,
@@ -55,7 +57,49 @@ impl Oracle {
         if first != digest {
             seen.violations.push(format!("{by} and {host} have different states after entry {}", state.index));
         }
+        for attempt in state.attempts.values() {
+            for (key, barrier) in &attempt.barriers {
+                let name = format!("{} {key}", attempt.id);
+                let complete = barrier.wanted.iter().all(|host| barrier.arrived.contains_key(host));
+                let before = seen.released.get(&name).copied();
+                match barrier.state {
+                    BarrierState::Released if !complete => {
+                        seen.violations.push(format!("{name} was released before all arrived"));
+                    }
+                    BarrierState::Released => {
+                        let first = before.unwrap_or(state.index).min(state.index);
+                        seen.released.insert(name, first);
+                    }
+                    BarrierState::Broken { .. } => seen.violations.push(format!("{name} was broken")),
+                    BarrierState::Open if before.is_some_and(|released| released <= state.index) => {
+                        seen.violations.push(format!("{name} was released and is open again"));
+                    }
+                    BarrierState::Open => {}
+                }
+            }
+        }
         seen.latest.insert(host, Arc::clone(state));
+    }
+
+    /// The epoch of the attempt that runs, once a host knows of it.
+    pub fn attempt(&self) -> Option<u64> {
+        let seen = self.seen();
+        seen.latest.values().find_map(|state| state.attempts.values().next().map(|attempt| attempt.epoch.0))
+    }
+
+    /// Who led last.
+    pub fn leader(&self) -> Option<HostId> {
+        self.seen().leaders.values().next_back().copied()
+    }
+
+    /// Whether the latest state of every host has every barrier released.
+    pub fn released(&self, hosts: &[HostId]) -> bool {
+        let seen = self.seen();
+        let released = |state: &State| {
+            let mut barriers = state.attempts.values().flat_map(|attempt| attempt.barriers.values()).peekable();
+            barriers.peek().is_some() && barriers.all(|barrier| barrier.state == BarrierState::Released)
+        };
+        hosts.iter().all(|host| seen.latest.get(host).is_some_and(|state| released(state)))
     }
 
     /// A client was told that its value is set.
@@ -129,5 +173,48 @@ mod tests {
         assert!(oracle.verdict().is_some());
         oracle.acknowledged("a", 1);
         assert!(!oracle.complete(&[HostId(1)]));
+    }
+
+    #[test]
+    fn a_barrier_released_early_broken_or_opened_again_is_noticed() {
+        use vt_sync::state::{Attempt, Barrier, BarrierKey};
+        let id = vt_protocol::ids::AttemptId { case: super::super::host::CASE, number: 1 };
+        let state = |index, barrier: &Barrier| {
+            let key = BarrierKey { tag: "go".to_owned(), generation: 1 };
+            let attempt = Attempt {
+                id,
+                epoch: vt_protocol::ids::Epoch(1),
+                hosts: vec![HostId(1)],
+                parties: BTreeMap::new(),
+                endings: Vec::new(),
+                cancelled: false,
+                barriers: BTreeMap::from([(key, Arc::new(barrier.clone()))]),
+                passed: BTreeMap::new(),
+                moves: BTreeMap::new(),
+                history: Vec::new(),
+                verdict: None,
+                metrics: BTreeMap::new(),
+            };
+            Arc::new(State { index, attempts: BTreeMap::from([(id, Arc::new(attempt))]), ..State::default() })
+        };
+        let mut barrier =
+            Barrier { wanted: [HostId(1)].into(), arrived: BTreeMap::new(), state: BarrierState::Released };
+        let oracle = Oracle::default();
+        oracle.state(HostId(1), &state(1, &barrier));
+        assert!(oracle.verdict().unwrap().contains("before all arrived"));
+
+        barrier.arrived.insert(HostId(1), Arc::default());
+        let oracle = Oracle::default();
+        oracle.state(HostId(1), &state(1, &barrier));
+        assert_eq!(oracle.verdict(), None);
+        assert!(oracle.released(&[HostId(1)]) && !oracle.released(&[HostId(1), HostId(2)]));
+        barrier.state = BarrierState::Open;
+        oracle.state(HostId(1), &state(2, &barrier));
+        assert!(oracle.verdict().unwrap().contains("open again"));
+
+        barrier.state = BarrierState::Broken { missing: Vec::new(), why: "x".to_owned() };
+        let oracle = Oracle::default();
+        oracle.state(HostId(1), &state(1, &barrier));
+        assert!(oracle.verdict().unwrap().contains("was broken"));
     }
 }
