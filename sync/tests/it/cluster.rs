@@ -254,5 +254,7 @@ async fn a_snapshot_takes_back_a_change_of_voters_that_was_never_committed() {
     cluster.stop(old.host().0).await;
     cluster.start(old.host().0).await;
     cluster.sees(old.host().0, "k99", "v").await;
-    assert_eq!(cluster.at(old.host().0).status().leadership.voters.len(), 3);
+    let again = cluster.at(old.host().0);
+    wait("three voters after the restart", || (again.status().leadership.voters.len() == 3).then_some(())).await;
+    assert_eq!(again.status().leadership.changing_to, None);
 }
