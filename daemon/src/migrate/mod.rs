@@ -3,14 +3,19 @@
 //! | file | noun |
 //! |---|---|
 //! | [`source`], [`destination`] | what each side does next, pure |
-//! | [`send`], [`receive`] | doing it, at the source and at the destination |
+//! | [`send`], [`receive`] | everything before the transfer, at the source and at the destination |
+//! | `sender`, `receiver` | the transfer, the votes, and what follows |
+//! | `figures` | what is kept of it |
 //! | [`preflight`], [`features`] | whether the two sides fit |
 //!
 //! What may not happen here: two activated owners; a guest that is let run by anything but the decision in the log.
 
 pub mod destination;
 pub mod features;
+mod figures;
 pub mod preflight;
 pub mod receive;
+mod receiver;
 pub mod send;
+mod sender;
 pub mod source;

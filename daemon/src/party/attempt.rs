@@ -18,9 +18,9 @@ use vt_sync::{Applied, Command, State};
 
 use super::{
     failure::{caused, not_proposed},
+    local_vm::LocalVm,
     places::Places,
     record::PartyRecord,
-    vms::LocalVm,
 };
 use crate::{
     cluster::Cluster,

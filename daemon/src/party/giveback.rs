@@ -80,7 +80,7 @@ pub(super) async fn take_up(attempt: &Arc<LocalAttempt>) {
             // Also where it has moved here and was not let run yet: the receiver reads the decision and does.
             Some(migration) if vm.record().incoming && migration.to == attempt.me() => {
                 let disk = attempt.places.disk(vm.id());
-                let vm = super::vms::LocalVm::new(vm, disk, record.map(|record| record.epoch).unwrap_or_default());
+                let vm = super::local_vm::LocalVm::new(vm, disk, record.map(|record| record.epoch).unwrap_or_default());
                 attempt.guard_again(vm.clone());
                 attempt.resume_incoming(&migration, vm).await;
             }

@@ -7,6 +7,7 @@
 //! | [`supervisor`], [`tend`] | which parties are wanted here; the life of one |
 //! | [`attempt`], [`calls`], [`server`] | what this host holds for an attempt; its party's calls; the socket |
 //! | [`barrier`], [`vms`], [`guests`] | what calls do |
+//! | [`local_vm`], `image` | a VM of this host; what it boots from |
 //! | [`giveback`] | the end: nothing is left |
 //! | [`places`], [`record`], [`failure`] | where things are; what is on disk; who is to blame |
 //!
@@ -19,7 +20,9 @@ pub mod client;
 pub mod failure;
 pub mod giveback;
 pub mod guests;
+mod image;
 pub mod link;
+pub mod local_vm;
 pub mod places;
 pub mod program;
 pub mod record;

@@ -4,47 +4,29 @@
 //! the log, the overlay disk, QEMU with its CPUs stopped, the guard, `cont`, and the guest's first word. A start that
 //! fails gives back what it made. What may not happen here: `cont` before the claim is in the log.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::Ipv4Addr,
-    path::PathBuf,
-    process::Stdio,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
-use tokio::{
-    process::Command,
-    time::{Instant, timeout, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 use vt_protocol::{
     error::{ErrorCode, Report},
     facts::QemuFacts,
-    ids::{Digest, Epoch, MigrationId, Name, VmId},
-    image::{ImageRecord, RECORD_FILE},
+    ids::{Digest, Epoch, Name},
     party::{Answer, Failure, StartVm, VmStarted},
     peer::{PeerReply, PeerRequest},
-    verdict::{Blame, Cause},
+    verdict::{Blame, Cause, Consequence},
     vm::{Accelerator, Nic, VmSpec},
 };
-use vt_sync::{
-    command::{ClaimVm, ReleaseVm},
-    state::VmState,
-};
+use vt_sync::command::{ClaimVm, ReleaseVm};
 
 use super::{
     attempt::{DECIDES, LocalAttempt},
     failure::caused,
-    guests::Lines,
+    image::{Image, create_overlay},
+    local_vm::LocalVm,
 };
 use crate::{
     evidence::files::tail,
-    guard::{GuardHandle, GuardSetup, GuardState, clock::BootTime},
-    qemu::{
-        Boot, Disk, Resolved, Vm, VmError, VmPlaces, VmSetup, command_line::default_cpu_model, qmp::QmpError,
-        vm::SERIAL_FILE,
-    },
+    qemu::{Boot, Disk, Resolved, Vm, VmError, VmPlaces, VmSetup, command_line::default_cpu_model, vm::SERIAL_FILE},
 };
 
 /// How long another host may take to say what it can do.
@@ -52,181 +34,7 @@ const FACTS: Duration = Duration::from_secs(10);
 /// How much of the serial log is quoted, bytes.
 const QUOTE: u64 = 1200;
 
-/// A VM whose QEMU is on this host.
-#[derive(Debug)]
-pub struct LocalVm {
-    /// Which.
-    pub id: VmId,
-    /// Its QEMU.
-    pub qemu: Vm,
-    /// Its overlay disk.
-    pub disk: PathBuf,
-    /// Ways into its guest.
-    pub lines: Lines,
-    guard: Mutex<Option<GuardHandle>>,
-    /// What QEMU's migration settings were before the first move changed them.
-    before_moves: Mutex<MigrationSettings>,
-    /// The move that was prepared by this daemon and not begun.
-    prepared: Mutex<Option<MigrationId>>,
-    epoch: Mutex<Epoch>,
-}
-
-impl LocalVm {
-    /// A VM of which this host is, or is to become, the owner under `epoch`.
-    pub fn new(qemu: Vm, disk: PathBuf, epoch: Epoch) -> Arc<Self> {
-        let id = qemu.id().clone();
-        let lines = Lines::new(&qemu);
-        Arc::new(Self {
-            id,
-            qemu,
-            disk,
-            lines,
-            guard: Mutex::default(),
-            before_moves: Mutex::default(),
-            prepared: Mutex::default(),
-            epoch: Mutex::new(epoch),
-        })
-    }
-
-    /// The epoch of the owner record as this host knows it.
-    pub fn epoch(&self) -> Epoch {
-        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn set_epoch(&self, epoch: Epoch) {
-        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch;
-    }
-
-    /// Its guard, once one was started or found.
-    pub fn guard(&self) -> Option<GuardHandle> {
-        self.guard.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn set_guard(&self, guard: GuardHandle) {
-        *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
-    }
-
-    /// Sets what a move wants, and sets back what an earlier one had set and this one does not name. Returns all
-    /// capabilities that QEMU has.
-    pub(crate) async fn set_migration(
-        &self,
-        capabilities: &BTreeMap<String, bool>,
-        parameters: &BTreeMap<String, u64>,
-    ) -> Result<BTreeMap<String, bool>, QmpError> {
-        let qmp = self.qemu.qmp();
-        let now = qmp.query_migrate_capabilities().await?;
-        let all = qmp.migrate_set_parameters(&BTreeMap::new()).await?;
-        let (capabilities, parameters) = {
-            let mut before = self.before_moves.lock().unwrap_or_else(PoisonError::into_inner);
-            for name in capabilities.keys() {
-                if let Some(on) = now.get(name) {
-                    before.capabilities.entry(name.clone()).or_insert(*on);
-                }
-            }
-            for name in parameters.keys() {
-                if let Some(value) = all.get(name).and_then(serde_json::Value::as_u64) {
-                    before.parameters.entry(name.clone()).or_insert(value);
-                }
-            }
-            let mut wanted = before.clone();
-            wanted.capabilities.extend(capabilities.clone());
-            wanted.parameters.extend(parameters.clone());
-            (wanted.capabilities, wanted.parameters)
-        };
-        let set = qmp.migrate_set_capabilities(&capabilities).await?;
-        qmp.migrate_set_parameters(&parameters).await?;
-        Ok(set)
-    }
-
-    /// Notes that a move is ready to begin.
-    pub(crate) fn set_prepared(&self, id: MigrationId) {
-        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
-    }
-
-    /// Whether this daemon made that move ready, and it was not begun yet. Says so once.
-    pub(crate) fn take_prepared(&self, id: &MigrationId) -> bool {
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take().is_some_and(|ready| ready == *id)
-    }
-
-    /// Why its QEMU is gone, where it should have run: fenced by its guard, or by itself.
-    pub(crate) fn lost(&self, died: &VmError) -> Failure {
-        let fenced = self.guard().is_some_and(|guard| guard.state() == GuardState::Killed);
-        let (blame, report) = if fenced {
-            let title = format!("the guard of {} ended it, for its host could not renew its session", self.id.name);
-            (Blame::Infrastructure, Report::new(ErrorCode::VmFenced, title))
-        } else {
-            let title = format!("QEMU of {} ended while it should have run", self.id.name);
-            (Blame::Product, Report::new(ErrorCode::VmLost, title))
-        };
-        let report = died.report().evidence.into_iter().fold(report, |report, (key, value)| report.with(key, value));
-        Failure::Caused(Cause { blame, report: report.caused_by(died) })
-    }
-
-    /// The guest's address.
-    pub fn address(&self) -> Option<Ipv4Addr> {
-        self.qemu.record().spec.nics.first().and_then(|nic| nic.address)
-    }
-}
-
-#[derive(Debug, Default, Clone)]
-struct MigrationSettings {
-    capabilities: BTreeMap<String, bool>,
-    parameters: BTreeMap<String, u64>,
-}
-
-/// An image of this host, checked as far as it can be without reading it whole.
-#[derive(Debug, Clone)]
-pub(crate) struct Image {
-    pub(crate) record: ImageRecord,
-    pub(crate) folder: PathBuf,
-}
-
-impl Image {
-    /// Whether a program of ours answers in its guest: every image that we built has one.
-    pub(crate) fn has_probe(&self) -> bool {
-        !self.record.recipe_blake3.is_empty()
-    }
-
-    /// What is to be booted from it.
-    pub(crate) fn boot(&self, nics: &[Nic]) -> Boot {
-        let nic = nics.first();
-        let address = nic.and_then(|nic| Some((nic.address?, nic.prefix)));
-        Boot {
-            kernel: self.folder.join(&self.record.kernel.name),
-            initrd: Some(self.folder.join(&self.record.initrd.name)),
-            append: self.record.cmdline_for(address, nic.map(|nic| nic.mac)),
-        }
-    }
-}
-
 impl LocalAttempt {
-    /// Finds an image in this host's pool.
-    pub(crate) fn image(&self, name: &Name) -> Result<Image, Report> {
-        let folder = self.places.images.join(name.as_str());
-        let missing = |what: String| {
-            Report::new(ErrorCode::ImageMissing, format!("image {name} is not on {}", self.name_of(self.me())))
-                .with("looked for", what)
-                .help("vtctl image build")
-        };
-        let path = folder.join(RECORD_FILE);
-        let json = std::fs::read(&path).map_err(|error| missing(path.display().to_string()).caused_by(&error))?;
-        let damaged = |what: String| {
-            Report::new(ErrorCode::ImageDamaged, format!("image {name} is damaged: {what}"))
-                .with("folder", folder.display().to_string())
-                .help("vtctl image build --force")
-        };
-        let record = ImageRecord::parse(&json).map_err(|error| damaged(error.to_string()))?;
-        for file in record.files() {
-            let path = folder.join(&file.name);
-            match std::fs::metadata(&path) {
-                Ok(meta) if meta.len() == file.bytes => {}
-                Ok(meta) => return Err(damaged(format!("{} has {} bytes, not {}", file.name, meta.len(), file.bytes))),
-                Err(error) => return Err(missing(path.display().to_string()).caused_by(&error)),
-            }
-        }
-        Ok(Image { record, folder })
-    }
-
     /// The accelerator of a VM that nobody named one for: KVM where a functional probe passed on every host.
     async fn accelerator(&self, wanted: Option<Accelerator>) -> (Accelerator, String) {
         if let Some(wanted) = wanted {
@@ -391,55 +199,13 @@ impl LocalAttempt {
         Vm::start(setup, places).await
     }
 
-    /// Sees that a VM has its guard.
-    pub(crate) async fn guard(&self, vm: &LocalVm) -> Result<(), Report> {
-        if vm.guard().is_some() {
-            return Ok(());
-        }
-        let mut renewed = self.renewed.clone();
-        let held = timeout(DECIDES, renewed.wait_for(Option::is_some)).await;
-        let Some(renewed_at) = held.ok().and_then(|held| held.ok().and_then(|held| *held)) else {
-            return Err(Report::new(ErrorCode::SessionOver, "this host holds no session: no VM may run on it"));
-        };
-        let setup =
-            GuardSetup { vtd: self.places.vtd.clone(), times: self.places.guard, cgroups: self.places.cgroups.clone() };
-        let guard = GuardHandle::start(&vm.qemu, setup, renewed_at).await.map_err(|error| error.report())?;
-        vm.set_guard(guard);
-        Ok(())
-    }
-
-    /// Tells every guard of a renewal. A VM that its guard has paused goes on only where this host owns it as before.
-    pub(crate) async fn extend_guards(&self, at: BootTime) {
-        let state = self.cluster.state();
-        let incoming = self.all_incoming().into_iter().filter_map(|incoming| incoming.vm());
-        for vm in self.vms().into_iter().chain(incoming) {
-            let Some(guard) = vm.guard() else { continue };
-            guard.extend(at);
-            let owned = state.vms.get(&vm.id).is_some_and(|record| {
-                record.owner == self.me() && record.epoch == vm.epoch() && record.state == VmState::Owned
-            });
-            if owned && guard.state() == GuardState::Paused {
-                self.evidence.events.warn(format!("{} was paused by its guard and goes on", vm.id.name));
-                if let Err(error) = guard.permit().await {
-                    tracing::warn!(vm = %vm.id, %error, "the VM stays paused");
-                }
-            }
-        }
-    }
-
-    /// Lets a VM's CPUs run, its guard first.
-    pub(crate) async fn let_run(&self, vm: &LocalVm) -> Result<(), Report> {
-        self.guard(vm).await?;
-        vm.qemu.qmp().cont().await.map_err(|error| error.report())
-    }
-
     async fn await_guest(&self, vm: &LocalVm, call: &StartVm, probe: bool, begun: Instant) -> Result<(), Failure> {
         let deadline = begun + Duration::from_millis(call.boot_timeout_ms);
         let up = timeout_at(deadline + Duration::from_secs(1), vm.lines.up(probe, deadline));
         let why = tokio::select! {
             biased;
             () = self.closing.cancelled() => {
-                return Err(Failure::Followed(vt_protocol::verdict::Consequence::Closed));
+                return Err(Failure::Followed(Consequence::Closed));
             }
             died = vm.qemu.died() => {
                 return Err(Failure::Caused(Cause { blame: Blame::Infrastructure, report: died.report() }));
@@ -525,72 +291,5 @@ impl LocalAttempt {
         let vm = LocalVm::new(qemu, disk, epoch);
         self.put_vm(vm.clone());
         vm
-    }
-
-    /// Finds the guard of a VM that was taken over, once this host holds its session again.
-    pub(crate) fn guard_again(self: &Arc<Self>, vm: Arc<LocalVm>) {
-        let attempt = self.clone();
-        tokio::spawn(async move {
-            while let Err(report) = attempt.guard(&vm).await {
-                tracing::warn!(vm = %vm.id, %report, "no guard yet");
-                if attempt.closing.is_cancelled() || vm.qemu.process().exit().is_some() {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-        });
-    }
-}
-
-/// Makes the overlay disk on top of an image. One left from before is replaced: the claim says that it is nobody's.
-async fn create_overlay(image: &std::path::Path, disk: &std::path::Path) -> Result<(), Report> {
-    let failed = |what: &str, said: String| {
-        let full = said.contains("No space left") || said.contains("StorageFull");
-        let code = if full { ErrorCode::DiskFull } else { ErrorCode::StorageFailed };
-        let title = if full { "the disk is full" } else { "the overlay disk could not be made" };
-        Report::new(code, format!("{title}: {what}")).with("disk", disk.display().to_string()).with("said", said)
-    };
-    if let Some(parent) = disk.parent() {
-        tokio::fs::create_dir_all(parent).await.map_err(|error| failed("its folder", error.to_string()))?;
-    }
-    let made = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
-        .arg(image)
-        .arg(disk)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await;
-    let made = made.map_err(|error| {
-        Report::new(ErrorCode::QemuMissing, "qemu-img is not there or cannot be run")
-            .help("apt-get install qemu-utils")
-            .caused_by(&error)
-    })?;
-    if made.status.success() {
-        return Ok(());
-    }
-    let _ = tokio::fs::remove_file(disk).await;
-    let said = String::from_utf8_lossy(&made.stderr).trim().to_owned();
-    Err(failed("qemu-img create", said))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn an_overlay_is_made_over_an_image_and_a_failure_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().join("base.qcow2");
-        let mut make = std::process::Command::new("qemu-img");
-        make.args(["create", "-q", "-f", "qcow2"]).arg(&base).arg("1M");
-        assert!(make.status().unwrap().success());
-        let disk = dir.path().join("sub/vm1.qcow2");
-        create_overlay(&base, &disk).await.unwrap();
-        assert!(disk.is_file());
-        let other = dir.path().join("vm2.qcow2");
-        let report = create_overlay(&dir.path().join("absent"), &other).await.unwrap_err();
-        assert_eq!(report.code, ErrorCode::StorageFailed);
-        assert!(!other.exists());
     }
 }

@@ -208,7 +208,7 @@ async fn a_party_of_the_source_that_ends_in_the_transfer_frees_the_destination()
     let pair = Pair { world, attempt, one: one.clone(), two: two.clone() };
     let moving = pair.go(slow(LONG * 10));
     pair.sending().await;
-    let pid = pair.local(0).record().process.unwrap().pid;
+    let pid = pair.world.party_pid(0, attempt).await;
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
     let (_, destination) = moving.await.unwrap();
     let failure = destination.unwrap_err();

@@ -367,6 +367,19 @@ impl World {
         Party::connect(&socket, Hello { attempt, secret }).await.unwrap()
     }
 
+    /// The process of a party, once there is one.
+    pub(crate) async fn party_pid(&self, place: usize, attempt: AttemptId) -> u32 {
+        let deadline = Instant::now() + LONG;
+        loop {
+            let known = self.hosts[place].supervisor.attempt(attempt);
+            if let Some(process) = known.and_then(|attempt| attempt.record().process) {
+                return process.pid;
+            }
+            assert!(Instant::now() < deadline, "no process of a party");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Nothing of a party or VM is left on any host. The end is told after it was given back, files of the record after.
     pub(crate) async fn assert_clean(&self) {
         for host in &self.hosts {

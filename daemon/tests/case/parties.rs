@@ -130,7 +130,7 @@ async fn a_case_that_takes_too_long_is_ended_and_says_where_it_was() {
 async fn a_restart_of_the_daemon_is_a_slow_answer_and_the_party_goes_on() {
     let (mut world, attempt) = idle(2).await;
     let one = world.act(0, attempt).await;
-    let pid = world.hosts[0].supervisor.attempt(attempt).unwrap().record().process.unwrap().pid;
+    let pid = world.party_pid(0, attempt).await;
     let waiting = tokio::spawn(async move {
         let released = one.exchange("start", &json!(1), 2 * LONG).await;
         (one, released)
@@ -162,13 +162,32 @@ async fn a_restart_of_the_daemon_is_a_slow_answer_and_the_party_goes_on() {
 async fn a_party_that_died_while_the_daemon_was_away_is_noticed() {
     let (mut world, attempt) = idle(1).await;
     let _one = world.act(0, attempt).await;
-    let pid = world.hosts[0].supervisor.attempt(attempt).unwrap().record().process.unwrap().pid;
+    let pid = world.party_pid(0, attempt).await;
     world.stop_daemon(0).await;
     let pid = nix::unistd::Pid::from_raw(pid as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     world.start_daemon(0);
     let (verdict, cause) = world.verdict().await;
     assert_eq!((verdict, cause.unwrap().code), (Verdict::Error, ErrorCode::PartyCrashed));
+    world.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_party_on_no_record_is_ended_and_a_new_one_started() {
+    let (mut world, attempt) = idle(1).await;
+    let _one = world.act(0, attempt).await;
+    let stray = world.party_pid(0, attempt).await;
+    world.stop_daemon(0).await;
+    // As a daemon leaves it that ends between starting the process and writing it down.
+    let path = world.hosts[0].places.record(attempt);
+    let mut record: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    record["process"] = Value::Null;
+    std::fs::write(&path, record.to_string()).unwrap();
+    world.start_daemon(0);
+    let one = world.act(0, attempt).await;
+    one.finish(Outcome::Passed { remark: None }).await.unwrap();
+    assert_eq!(world.verdict().await.0, Verdict::Pass);
+    assert!(!alive(stray), "the stray party lives");
     world.assert_clean().await;
 }
 

@@ -1,0 +1,256 @@
+//! The task of one migration that comes in: it votes when everything is loaded, and lets the guest run when committed
+//! state says that it has moved here. What to do is decided in [`super::destination`].
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    party::Failure,
+    peer::IncomingState,
+    verdict::Consequence,
+};
+use vt_sync::{
+    Answer,
+    command::{AbortMigration, FinishMigration, VoteDestLoaded},
+    state,
+};
+
+use super::{
+    destination::{Action, Event, Phase, step},
+    receive::Incoming,
+};
+use crate::{
+    party::{
+        attempt::{DECIDES, LocalAttempt},
+        failure::caused,
+        local_vm::LocalVm,
+    },
+    qemu::qmp::{EventError, Events},
+};
+
+/// How long the source may take to say why the stream broke.
+const SOURCE_EXPLAINS: Duration = Duration::from_secs(10);
+/// How long QEMU may take to let the guest run.
+const RESUMES: Duration = Duration::from_secs(60);
+/// A pause before a proposal is made again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// The task of one migration that comes in.
+pub(super) struct Receiver {
+    pub(super) attempt: Arc<LocalAttempt>,
+    pub(super) incoming: Arc<Incoming>,
+    pub(super) vm: Arc<LocalVm>,
+    pub(super) events: Events,
+    pub(super) phase: Phase,
+    /// What happened while nobody listened.
+    pub(super) replay: Option<Event>,
+}
+
+impl Receiver {
+    pub(super) async fn run(mut self) {
+        let (tell, mut told) = mpsc::channel::<Event>(4);
+        let mut states = self.attempt.cluster.watch();
+        states.mark_changed();
+        let mut silent_at: Option<Instant> = None;
+        let mut listening = true;
+        loop {
+            let watched = matches!(self.phase, Phase::Receiving);
+            let event = if let Some(event) = self.replay.take() {
+                event
+            } else {
+                tokio::select! {
+                    biased;
+                    () = self.attempt.closing.cancelled() => return,
+                    Some(event) = told.recv() => event,
+                    changed = states.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        match self.decision(&states.borrow_and_update().clone()) {
+                            Some(event) => event,
+                            None => continue,
+                        }
+                    }
+                    event = self.events.next(), if listening => match event {
+                        Ok(event) if event.name == "MIGRATION" => {
+                            Event::Qemu(event.text("status").unwrap_or_default().into())
+                        }
+                        Ok(_) => continue,
+                        Err(EventError::Lagged(_)) => match self.vm.qemu.qmp().query_migrate().await {
+                            Ok(info) => Event::Qemu(info.status),
+                            Err(_) => continue,
+                        },
+                        Err(_) => {
+                            listening = false;
+                            continue;
+                        }
+                    },
+                    died = self.vm.qemu.died(), if watched => {
+                        let report = Report::new(
+                            ErrorCode::DestinationLeft,
+                            "the destination QEMU ended during the migration; the VM goes on at the source",
+                        );
+                        let seen = died.report().evidence;
+                        Event::QemuEnded(Box::new(seen.into_iter().fold(report, |report, (k, v)| report.with(k, v))))
+                    }
+                    () = async { sleep_until(silent_at.unwrap_or_else(Instant::now)).await }, if silent_at.is_some() => {
+                        silent_at = None;
+                        Event::SourceSilent
+                    }
+                }
+            };
+            let (next, action) = step(self.phase.clone(), event);
+            self.phase = next;
+            match action {
+                None => {
+                    if self.phase == Phase::Voted {
+                        self.incoming.state.send_if_modified(|state| {
+                            let receiving = *state == IncomingState::Receiving;
+                            if receiving {
+                                *state = IncomingState::Loaded;
+                            }
+                            receiving
+                        });
+                    }
+                }
+                Some(Action::Vote) => self.vote(tell.clone()),
+                Some(Action::AwaitSource) => {
+                    if let Phase::Broken(why) = &self.phase {
+                        self.incoming.state.send_replace(IncomingState::Failed((**why).clone()));
+                    }
+                    silent_at = Some(Instant::now() + SOURCE_EXPLAINS);
+                }
+                Some(Action::Abort(why)) => self.abort(*why, tell.clone()),
+                Some(Action::Run) => return self.let_run().await,
+                Some(Action::TearDown) => return self.tear_down().await,
+            }
+        }
+    }
+
+    fn decision(&self, state: &vt_sync::State) -> Option<Event> {
+        match &state.migration(&self.incoming.id)?.phase {
+            state::Phase::Moved { .. } => Some(Event::Moved),
+            state::Phase::Aborted { why } => Some(Event::Aborted(Box::new(why.clone()))),
+            _ => None,
+        }
+    }
+
+    /// Proposes the vote until the log has it; what the log says of it comes back as an event.
+    fn vote(&self, tell: mpsc::Sender<Event>) {
+        let (attempt, id) = (self.attempt.clone(), self.incoming.id.clone());
+        tokio::spawn(async move {
+            loop {
+                let vote = VoteDestLoaded { migration: id.clone(), host: attempt.me() };
+                let answer = attempt.propose("loaded", &id.to_string(), vote, DECIDES).await;
+                let event = match answer.map(|applied| applied.answer) {
+                    // Committed: the second vote moved the owner in its own entry.
+                    Ok(Answer::Voted { moved: Some(_) }) => Event::Moved,
+                    Ok(_) => Event::VoteCounted,
+                    // No quorum: the vote may be in the log or not. Refused: the decision is there, and is read there.
+                    Err(_) if attempt.closing.is_cancelled() => return,
+                    Err(failure) => {
+                        tracing::info!(%id, ?failure, "the vote is not known to be counted");
+                        if attempt.cluster.state().migration(&id).is_some_and(|m| !m.is_under_way()) {
+                            return;
+                        }
+                        sleep(AGAIN).await;
+                        continue;
+                    }
+                };
+                // The receiver may have read the decision already.
+                let _ = tell.send(event).await;
+                return;
+            }
+        });
+    }
+
+    fn abort(&self, why: Report, tell: mpsc::Sender<Event>) {
+        let (attempt, id) = (self.attempt.clone(), self.incoming.id.clone());
+        tokio::spawn(async move {
+            while !attempt.closing.is_cancelled() {
+                let abort = AbortMigration { migration: id.clone(), host: attempt.me(), why: why.clone() };
+                if attempt.propose("abort", &id.to_string(), abort, DECIDES).await.is_ok() {
+                    let _ = tell.send(Event::Aborted(Box::new(why))).await;
+                    return;
+                }
+                sleep(AGAIN).await;
+            }
+        });
+    }
+
+    async fn let_run(self) {
+        let seen = Instant::now();
+        let id = &self.incoming.id;
+        let result = self.resume().await;
+        let elapsed = seen.elapsed();
+        match result {
+            Ok(()) => {
+                self.incoming.set_vm(None);
+                self.attempt.put_vm(self.vm.clone());
+                let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+                self.incoming.state.send_replace(IncomingState::Resumed { elapsed_us });
+                self.attempt.evidence.events.say(format!("{id}: runs here, {elapsed_us} µs after the decision"));
+                self.incoming.arrival.send_replace(Some(Ok(elapsed)));
+                let finish = FinishMigration { migration: id.clone(), host: self.attempt.me() };
+                while !self.attempt.closing.is_cancelled() {
+                    let done = self.attempt.propose("finish", &id.to_string(), finish.clone(), DECIDES).await;
+                    match done {
+                        Ok(_) | Err(Failure::Followed(_)) => return,
+                        Err(_) => sleep(AGAIN).await,
+                    }
+                }
+            }
+            Err(report) => {
+                self.attempt.evidence.events.warn(format!("{id}: {}", report.title));
+                self.incoming.state.send_replace(IncomingState::Failed(report.clone()));
+                self.incoming.arrival.send_replace(Some(Err(caused(report))));
+            }
+        }
+    }
+
+    /// `cont`, and the proof that the guest runs. Called after the decision was read from committed state, and only then.
+    async fn resume(&self) -> Result<(), Report> {
+        let lost = |text: &str| Report::new(ErrorCode::VmLost, format!("the VM moved here and {text}"));
+        let mut events = self.vm.qemu.qmp().events();
+        let epoch = self.attempt.cluster.state().vms.get(&self.incoming.id.vm).map(|vm| vm.epoch);
+        self.vm.set_epoch(epoch.unwrap_or_default());
+        let resumed = async {
+            let resumed = events.wait_for(|event| event.name == "RESUME", Instant::now() + RESUMES);
+            let (run, resumed) = tokio::join!(self.attempt.let_run(&self.vm), resumed);
+            run.map_err(|error| lost("could not be let run").with("QEMU", error.title))?;
+            if resumed.is_err() {
+                // The event may have been before this listener, after a restart of the daemon.
+                let running = self.vm.qemu.qmp().query_status().await.is_ok_and(|status| status.running);
+                return if running { Ok(()) } else { Err(lost("does not run")) };
+            }
+            Ok(())
+        };
+        tokio::select! {
+            result = resumed => result,
+            died = self.vm.qemu.died() => {
+                let seen = died.report().evidence;
+                Err(seen.into_iter().fold(lost("its QEMU ended"), |report, (key, value)| report.with(key, value)))
+            }
+        }
+    }
+
+    async fn tear_down(self) {
+        let Phase::Down(why) = self.phase else { return };
+        self.incoming.take_vm();
+        self.vm.qemu.clone().kill().await;
+        self.incoming.state.send_if_modified(|state| {
+            let open = !matches!(state, IncomingState::Failed(_));
+            if open {
+                *state = IncomingState::Failed((*why).clone());
+            }
+            open
+        });
+        // The source tells the cause, for it knows more.
+        let failure = Failure::Followed(Consequence::PeerGone(why.title));
+        self.incoming.arrival.send_replace(Some(Err(failure)));
+    }
+}

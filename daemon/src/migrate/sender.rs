@@ -1,0 +1,358 @@
+//! The task of one transfer at the source: follows QEMU's events, votes, and lets go or runs on as committed state decides.
+//! What to do is decided in [`super::source`].
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant as Clock},
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::{HostId, MigrationId},
+    job::Happening,
+    party::{Failure, Migrated, Move},
+    peer::{IncomingState, PeerReply, PeerRequest},
+    verdict::Consequence,
+};
+use vt_sync::{
+    Answer,
+    command::{AbortMigration, FinishMigration, VoteSourceCompleted},
+    state,
+};
+
+use super::{
+    figures::result_file,
+    send::{Ready, aborted, unreachable},
+    source::{Action, Event, Phase, step},
+};
+use crate::{
+    party::{
+        attempt::{DECIDES, LocalAttempt},
+        failure::caused,
+        local_vm::LocalVm,
+    },
+    qemu::{
+        Sampler,
+        qmp::{EventError, Events, MigrationInfo, MigrationStatus},
+    },
+};
+
+/// How long the destination may take to let the guest run, once that is decided.
+const RESUMES: Duration = Duration::from_secs(90);
+/// A pause before something is asked again.
+const AGAIN: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) prepared: Duration,
+    pub(super) started: Duration,
+    pub(super) completed: Duration,
+    pub(super) decided: Duration,
+    pub(super) resumed: Duration,
+}
+
+/// One transfer.
+pub(super) struct Sender {
+    pub(super) attempt: Arc<LocalAttempt>,
+    pub(super) vm: Arc<LocalVm>,
+    pub(super) ready: Ready,
+    pub(super) call: Move,
+    pub(super) to: HostId,
+    pub(super) called: Clock,
+    pub(super) events: Events,
+    pub(super) sampler: Option<Sampler>,
+    pub(super) times: Times,
+}
+
+impl Sender {
+    pub(super) async fn run(mut self, mut phase: Phase) -> Result<Migrated, Failure> {
+        let (tell, mut told) = mpsc::channel::<Event>(4);
+        let mut states = self.attempt.cluster.watch();
+        states.mark_changed();
+        let progress =
+            self.sampler.as_ref().map(|sampler| tokio::spawn(progress(&self.attempt, &self.ready.id, sampler)));
+        let _progress = progress.map(AbortOnDrop);
+        let deadline = Instant::now() + Duration::from_millis(self.call.spec.timeout_ms);
+        let mut listening = true;
+        // What QEMU said before this listener was made, after a restart of the daemon.
+        let mut replay = match phase {
+            Phase::Sending => self.vm.qemu.qmp().query_migrate().await.ok().map(|info| Event::Qemu(info.status)),
+            _ => None,
+        };
+        loop {
+            let transferring = matches!(phase, Phase::Sending | Phase::Cancelling(_));
+            let event = if let Some(event) = replay.take() {
+                event
+            } else {
+                tokio::select! {
+                    biased;
+                    () = self.attempt.closing.cancelled() => return Err(Failure::Followed(Consequence::Closed)),
+                    Some(event) = told.recv() => event,
+                    changed = states.changed() => {
+                        if changed.is_err() {
+                            return Err(Failure::Followed(Consequence::Closed));
+                        }
+                        match decision(&states.borrow_and_update().clone(), &self.ready.id) {
+                            Some(event) => event,
+                            None => continue,
+                        }
+                    }
+                    event = self.events.next(), if listening => match event {
+                        Ok(event) if event.name == "MIGRATION" => {
+                            Event::Qemu(event.text("status").unwrap_or_default().into())
+                        }
+                        Ok(_) => continue,
+                        Err(EventError::Lagged(_)) => match self.vm.qemu.qmp().query_migrate().await {
+                            Ok(info) => Event::Qemu(info.status),
+                            Err(_) => continue,
+                        },
+                        Err(_) => {
+                            listening = false;
+                            continue;
+                        }
+                    },
+                    died = self.vm.qemu.died(), if transferring => {
+                        let report = Report::new(ErrorCode::VmLost, "the source QEMU ended during the migration");
+                        let seen = died.report().evidence;
+                        Event::QemuEnded(Box::new(seen.into_iter().fold(report, |report, (k, v)| report.with(k, v))))
+                    }
+                    () = sleep_until(deadline), if phase == Phase::Sending => {
+                        Event::TooLong(Box::new(self.too_long().await))
+                    }
+                }
+            };
+            if matches!(&event, Event::Qemu(MigrationStatus::Completed)) && self.times.completed.is_zero() {
+                self.times.completed = self.called.elapsed();
+            }
+            if matches!(&event, Event::Moved) {
+                self.times.decided = self.called.elapsed();
+            }
+            let (next, action) = step(phase, event);
+            phase = next;
+            match action {
+                None => {}
+                Some(Action::Continue) => {
+                    if let Err(error) = self.vm.qemu.qmp().migrate_continue(&MigrationStatus::PreSwitchover).await {
+                        self.attempt.evidence.events.warn(format!("{}: {error}", self.ready.id));
+                    }
+                }
+                Some(Action::Cancel) => {
+                    if let Err(error) = self.vm.qemu.qmp().migrate_cancel().await {
+                        self.attempt.evidence.events.warn(format!("{}: {error}", self.ready.id));
+                    }
+                }
+                Some(Action::Vote) => self.vote(tell.clone()),
+                Some(Action::Abort(why)) => {
+                    let why = self.explain(*why).await;
+                    phase = Phase::Aborting(Box::new(why.clone()));
+                    self.abort(why, tell.clone());
+                }
+                Some(Action::RunHere) => return Err(self.run_here(phase).await),
+                Some(Action::LetGo) => return self.let_go().await,
+            }
+        }
+    }
+
+    fn vote(&self, tell: mpsc::Sender<Event>) {
+        let (attempt, id) = (self.attempt.clone(), self.ready.id.clone());
+        tokio::spawn(async move {
+            loop {
+                let vote = VoteSourceCompleted { migration: id.clone(), host: attempt.me() };
+                let event = match attempt.propose("completed", &id.to_string(), vote, DECIDES).await {
+                    Ok(applied) => match applied.answer {
+                        Answer::Voted { moved: Some(_) } => Event::Moved,
+                        _ => Event::VoteCounted,
+                    },
+                    Err(_) if attempt.closing.is_cancelled() => return,
+                    // Refused: the decision is in the log. Not known: the same vote again until it is.
+                    Err(failure) => match decision(&attempt.cluster.state(), &id) {
+                        Some(event) => event,
+                        None => {
+                            tracing::info!(%id, ?failure, "the vote is not known to be counted");
+                            sleep(AGAIN).await;
+                            continue;
+                        }
+                    },
+                };
+                // The sender may have read the decision already.
+                let _ = tell.send(event).await;
+                return;
+            }
+        });
+    }
+
+    fn abort(&self, why: Report, tell: mpsc::Sender<Event>) {
+        let (attempt, id) = (self.attempt.clone(), self.ready.id.clone());
+        tokio::spawn(async move {
+            while !attempt.closing.is_cancelled() {
+                let abort = AbortMigration { migration: id.clone(), host: attempt.me(), why: why.clone() };
+                let event = match attempt.propose("abort", &id.to_string(), abort, DECIDES).await {
+                    Ok(_) => Some(Event::Aborted(Box::new(why.clone()))),
+                    Err(_) => decision(&attempt.cluster.state(), &id),
+                };
+                if let Some(event) = event {
+                    let _ = tell.send(event).await;
+                    return;
+                }
+                sleep(AGAIN).await;
+            }
+        });
+    }
+
+    async fn too_long(&self) -> Report {
+        let seconds = self.call.spec.timeout_ms as f64 / 1000.0;
+        let title = format!("the migration did not complete within {seconds} s and was cancelled");
+        let report = Report::new(ErrorCode::MigrationTimeout, title);
+        match self.vm.qemu.qmp().query_migrate().await {
+            Ok(MigrationInfo { ram: Some(ram), .. }) => report
+                .with("RAM remaining", format!("{} bytes", ram.remaining))
+                .with("dirty rate", format!("{} pages/s", ram.dirty_pages_rate))
+                .with("throughput", format!("{:.1} Mbit/s", ram.mbps))
+                .help("-p mig_timeout=SECONDS, -p mig_speed=…, or -p capabilities=auto-converge"),
+            _ => report,
+        }
+    }
+
+    /// Adds QEMU's own words, and asks the destination for its story where the stream broke.
+    async fn explain(&self, why: Report) -> Report {
+        if why.code != ErrorCode::MigrationFailed {
+            return why;
+        }
+        let why = match self.vm.qemu.qmp().query_migrate().await {
+            Ok(MigrationInfo { error: Some(words), .. }) => why.with("QEMU", words),
+            _ => why,
+        };
+        let ask = PeerRequest::IncomingState { migration: self.ready.id.clone(), wait_ms: 1500 };
+        match self.attempt.cluster.ask(self.to, ask, Duration::from_secs(4)).await {
+            Ok(PeerReply::Incoming(IncomingState::Failed(story))) => {
+                why.evidence.iter().fold(story, |s, (k, v)| s.with(format!("source {k}"), v))
+            }
+            Ok(_) => why,
+            Err(error) => {
+                why.evidence.iter().fold(unreachable(self.call.to.as_str(), &error), |s, (k, v)| s.with(k, v))
+            }
+        }
+    }
+
+    /// The VM stays: see that it runs here, and finish the record so that the next move may begin.
+    async fn run_here(&mut self, phase: Phase) -> Failure {
+        let Phase::Staying(why) = phase else { return Failure::Followed(Consequence::Closed) };
+        let ours = matches!(
+            why.code,
+            ErrorCode::MigrationFailed | ErrorCode::MigrationTimeout | ErrorCode::VmLost | ErrorCode::QmpFailed
+        );
+        let samples = match self.sampler.take() {
+            Some(sampler) => sampler.finish().await,
+            None => Vec::new(),
+        };
+        self.keep_samples(&samples);
+        if let Err(report) = self.run_on().await {
+            return caused(report.with("migration", why.title));
+        }
+        self.attempt.evidence.events.say(format!("{}: the VM goes on here: {}", self.ready.id, why.title));
+        let finish = FinishMigration { migration: self.ready.id.clone(), host: self.attempt.me() };
+        let _ = self.attempt.propose("finish", &self.ready.id.to_string(), finish, DECIDES).await;
+        if ours { caused(*why) } else { aborted(*why) }
+    }
+
+    /// QEMU lets a guest run on by itself where a migration failed before it completed; after it, it waits for us.
+    async fn run_on(&self) -> Result<(), Report> {
+        let qmp = self.vm.qemu.qmp();
+        let lost = |what: String| {
+            Report::new(ErrorCode::VmLost, "the VM should have gone on at the source and does not").with("QEMU", what)
+        };
+        let status = qmp.query_status().await.map_err(|error| lost(error.to_string()))?;
+        if status.running {
+            return Ok(());
+        }
+        self.attempt.let_run(&self.vm).await.map_err(|error| lost(error.title))?;
+        let status = qmp.query_status().await.map_err(|error| lost(error.to_string()))?;
+        if status.running { Ok(()) } else { Err(lost(status.state.to_string())) }
+    }
+
+    /// The VM is the destination's: wait until it runs there, keep the figures, and end the QEMU here.
+    async fn let_go(mut self) -> Result<Migrated, Failure> {
+        let arrived = self.await_arrival().await;
+        self.times.resumed = self.called.elapsed();
+        let info = self.vm.qemu.qmp().query_migrate().await.ok();
+        let samples = match self.sampler.take() {
+            Some(sampler) => sampler.finish().await,
+            None => Vec::new(),
+        };
+        self.keep_samples(&samples);
+        let result = self.result(info, samples);
+        let pid = self.vm.qemu.pid();
+        self.attempt.take_vm(&self.call.vm);
+        let ending = self.vm.qemu.clone().teardown().await;
+        for left in ending.left {
+            self.attempt.evidence.events.warn(format!("left behind by QEMU {pid}: {left}"));
+        }
+        arrived?;
+        self.attempt.evidence.json(&result_file(&self.ready.id), &self.kept(&result));
+        Ok(Migrated { result: Some(result), resume_ms: None })
+    }
+
+    async fn await_arrival(&self) -> Result<(), Failure> {
+        let until = Instant::now() + RESUMES;
+        loop {
+            let ask = PeerRequest::IncomingState { migration: self.ready.id.clone(), wait_ms: 5000 };
+            let asked = tokio::select! {
+                asked = self.attempt.cluster.ask(self.to, ask, Duration::from_secs(8)) => asked,
+                () = self.attempt.closing.cancelled() => return Err(Failure::Followed(Consequence::Closed)),
+            };
+            let gone = |text: String| Failure::Followed(Consequence::PeerGone(text));
+            match asked {
+                Ok(PeerReply::Incoming(IncomingState::Resumed { .. })) => return Ok(()),
+                // The VM is the destination's, and so is the story of its loss.
+                Ok(PeerReply::Incoming(IncomingState::Failed(report))) => return Err(gone(report.title)),
+                _ => {}
+            }
+            let state = self.attempt.cluster.state();
+            self.attempt.open_in(&state)?;
+            // Finished by its new owner: it was seen to run there.
+            let record = state.vms.get(&self.ready.id.vm);
+            if record.is_some_and(|vm| vm.owner == self.to && vm.migration.is_none()) {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(gone(format!("{} did not say that the VM runs there", self.call.to)));
+            }
+            sleep(AGAIN).await;
+        }
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Tells each reading to those who watch.
+fn progress(
+    attempt: &Arc<LocalAttempt>,
+    id: &MigrationId,
+    sampler: &Sampler,
+) -> impl Future<Output = ()> + Send + use<> {
+    let (attempt, id, mut latest) = (attempt.clone(), id.to_string(), sampler.latest());
+    async move {
+        while latest.changed().await.is_ok() {
+            let sample = latest.borrow_and_update().clone();
+            attempt.evidence.events.note(Happening::Progress { migration: id.clone(), sample });
+        }
+    }
+}
+
+fn decision(state: &vt_sync::State, id: &MigrationId) -> Option<Event> {
+    match &state.migration(id)?.phase {
+        state::Phase::Moved { .. } => Some(Event::Moved),
+        state::Phase::Aborted { why } => Some(Event::Aborted(Box::new(why.clone()))),
+        _ => None,
+    }
+}

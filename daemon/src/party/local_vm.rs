@@ -1,0 +1,207 @@
+//! A VM whose QEMU is on this host, with its guard and the ways into its guest.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::timeout;
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::{Epoch, MigrationId, VmId},
+    party::Failure,
+    verdict::{Blame, Cause},
+};
+use vt_sync::state::VmState;
+
+use super::{
+    attempt::{DECIDES, LocalAttempt},
+    guests::Lines,
+};
+use crate::{
+    guard::{GuardHandle, GuardSetup, GuardState, clock::BootTime},
+    qemu::{Vm, VmError, qmp::QmpError},
+};
+
+/// A VM whose QEMU is on this host.
+#[derive(Debug)]
+pub struct LocalVm {
+    /// Which.
+    pub id: VmId,
+    /// Its QEMU.
+    pub qemu: Vm,
+    /// Its overlay disk.
+    pub disk: PathBuf,
+    /// Ways into its guest.
+    pub lines: Lines,
+    guard: Mutex<Option<GuardHandle>>,
+    /// What QEMU's migration settings were before the first move changed them.
+    before_moves: Mutex<MigrationSettings>,
+    /// The move that was prepared by this daemon and not begun.
+    prepared: Mutex<Option<MigrationId>>,
+    epoch: Mutex<Epoch>,
+}
+
+impl LocalVm {
+    /// A VM of which this host is, or is to become, the owner under `epoch`.
+    pub fn new(qemu: Vm, disk: PathBuf, epoch: Epoch) -> Arc<Self> {
+        let id = qemu.id().clone();
+        let lines = Lines::new(&qemu);
+        Arc::new(Self {
+            id,
+            qemu,
+            disk,
+            lines,
+            guard: Mutex::default(),
+            before_moves: Mutex::default(),
+            prepared: Mutex::default(),
+            epoch: Mutex::new(epoch),
+        })
+    }
+
+    /// The epoch of the owner record as this host knows it.
+    pub fn epoch(&self) -> Epoch {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_epoch(&self, epoch: Epoch) {
+        *self.epoch.lock().unwrap_or_else(PoisonError::into_inner) = epoch;
+    }
+
+    /// Its guard, once one was started or found.
+    pub fn guard(&self) -> Option<GuardHandle> {
+        self.guard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_guard(&self, guard: GuardHandle) {
+        *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
+    }
+
+    /// Sets what a move wants, and sets back what an earlier one had set and this one does not name. Returns all
+    /// capabilities that QEMU has.
+    pub(crate) async fn set_migration(
+        &self,
+        capabilities: &BTreeMap<String, bool>,
+        parameters: &BTreeMap<String, u64>,
+    ) -> Result<BTreeMap<String, bool>, QmpError> {
+        let qmp = self.qemu.qmp();
+        let now = qmp.query_migrate_capabilities().await?;
+        let all = qmp.migrate_set_parameters(&BTreeMap::new()).await?;
+        let (capabilities, parameters) = {
+            let mut before = self.before_moves.lock().unwrap_or_else(PoisonError::into_inner);
+            for name in capabilities.keys() {
+                if let Some(on) = now.get(name) {
+                    before.capabilities.entry(name.clone()).or_insert(*on);
+                }
+            }
+            for name in parameters.keys() {
+                if let Some(value) = all.get(name).and_then(serde_json::Value::as_u64) {
+                    before.parameters.entry(name.clone()).or_insert(value);
+                }
+            }
+            let mut wanted = before.clone();
+            wanted.capabilities.extend(capabilities.clone());
+            wanted.parameters.extend(parameters.clone());
+            (wanted.capabilities, wanted.parameters)
+        };
+        let set = qmp.migrate_set_capabilities(&capabilities).await?;
+        qmp.migrate_set_parameters(&parameters).await?;
+        Ok(set)
+    }
+
+    /// Notes that a move is ready to begin.
+    pub(crate) fn set_prepared(&self, id: MigrationId) {
+        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+    }
+
+    /// Whether this daemon made that move ready, and it was not begun yet. Says so once.
+    pub(crate) fn take_prepared(&self, id: &MigrationId) -> bool {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take().is_some_and(|ready| ready == *id)
+    }
+
+    /// Why its QEMU is gone, where it should have run: fenced by its guard, or by itself.
+    pub(crate) fn lost(&self, died: &VmError) -> Failure {
+        let fenced = self.guard().is_some_and(|guard| guard.state() == GuardState::Killed);
+        let (blame, report) = if fenced {
+            let title = format!("the guard of {} ended it, for its host could not renew its session", self.id.name);
+            (Blame::Infrastructure, Report::new(ErrorCode::VmFenced, title))
+        } else {
+            let title = format!("QEMU of {} ended while it should have run", self.id.name);
+            (Blame::Product, Report::new(ErrorCode::VmLost, title))
+        };
+        let report = died.report().evidence.into_iter().fold(report, |report, (key, value)| report.with(key, value));
+        Failure::Caused(Cause { blame, report: report.caused_by(died) })
+    }
+
+    /// The guest's address.
+    pub fn address(&self) -> Option<Ipv4Addr> {
+        self.qemu.record().spec.nics.first().and_then(|nic| nic.address)
+    }
+}
+
+#[derive(Debug, Default, Clone)]
+struct MigrationSettings {
+    capabilities: BTreeMap<String, bool>,
+    parameters: BTreeMap<String, u64>,
+}
+
+impl LocalAttempt {
+    /// Sees that a VM has its guard.
+    pub(crate) async fn guard(&self, vm: &LocalVm) -> Result<(), Report> {
+        if vm.guard().is_some() {
+            return Ok(());
+        }
+        let mut renewed = self.renewed.clone();
+        let held = timeout(DECIDES, renewed.wait_for(Option::is_some)).await;
+        let Some(renewed_at) = held.ok().and_then(|held| held.ok().and_then(|held| *held)) else {
+            return Err(Report::new(ErrorCode::SessionOver, "this host holds no session: no VM may run on it"));
+        };
+        let setup =
+            GuardSetup { vtd: self.places.vtd.clone(), times: self.places.guard, cgroups: self.places.cgroups.clone() };
+        let guard = GuardHandle::start(&vm.qemu, setup, renewed_at).await.map_err(|error| error.report())?;
+        vm.set_guard(guard);
+        Ok(())
+    }
+
+    /// Tells every guard of a renewal. A VM that its guard has paused goes on only where this host owns it as before.
+    pub(crate) async fn extend_guards(&self, at: BootTime) {
+        let state = self.cluster.state();
+        let incoming = self.all_incoming().into_iter().filter_map(|incoming| incoming.vm());
+        for vm in self.vms().into_iter().chain(incoming) {
+            let Some(guard) = vm.guard() else { continue };
+            guard.extend(at);
+            let owned = state.vms.get(&vm.id).is_some_and(|record| {
+                record.owner == self.me() && record.epoch == vm.epoch() && record.state == VmState::Owned
+            });
+            if owned && guard.state() == GuardState::Paused {
+                self.evidence.events.warn(format!("{} was paused by its guard and goes on", vm.id.name));
+                if let Err(error) = guard.permit().await {
+                    tracing::warn!(vm = %vm.id, %error, "the VM stays paused");
+                }
+            }
+        }
+    }
+
+    /// Lets a VM's CPUs run, its guard first.
+    pub(crate) async fn let_run(&self, vm: &LocalVm) -> Result<(), Report> {
+        self.guard(vm).await?;
+        vm.qemu.qmp().cont().await.map_err(|error| error.report())
+    }
+
+    /// Finds the guard of a VM that was taken over, once this host holds its session again.
+    pub(crate) fn guard_again(self: &Arc<Self>, vm: Arc<LocalVm>) {
+        let attempt = self.clone();
+        tokio::spawn(async move {
+            while let Err(report) = attempt.guard(&vm).await {
+                tracing::warn!(vm = %vm.id, %report, "no guard yet");
+                if attempt.closing.is_cancelled() || vm.qemu.process().exit().is_some() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        });
+    }
+}
