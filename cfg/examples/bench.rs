@@ -99,7 +99,13 @@ fn compare(corpus: &Path, python: Option<&str>, program: Option<&str>) -> Result
         })?;
         ours += a.took;
         let Some(python) = python else {
-            println!("{set:<22}{:>8.1}ms{:>12}{:>8}{:>11.1}", a.took.as_secs_f64() * 1e3, "-", "-", a.peak as f64 / 1024.0);
+            println!(
+                "{set:<22}{:>8.1}ms{:>12}{:>8}{:>11.1}",
+                a.took.as_secs_f64() * 1e3,
+                "-",
+                "-",
+                a.peak as f64 / 1024.0
+            );
             continue;
         };
         let b = best(2, || {
@@ -147,7 +153,11 @@ fn synthetic() -> Result<bool, String> {
     let begin = Instant::now();
     let n = config.variants().filter(Result::is_ok).count();
     let peak = peak_of("self").unwrap_or(0);
-    println!("{n} dictionaries streamed in {:.1} s, peak {:.1} MiB", begin.elapsed().as_secs_f64(), peak as f64 / 1024.0);
+    println!(
+        "{n} dictionaries streamed in {:.1} s, peak {:.1} MiB",
+        begin.elapsed().as_secs_f64(),
+        peak as f64 / 1024.0
+    );
     Ok(rate >= 1e6 && peak <= 64 << 10)
 }
 

@@ -81,7 +81,12 @@ impl<'a> Reader<'a> {
     fn cut_line(&mut self) -> (&'a str, bool) {
         let bytes = self.rest.as_bytes();
         let mut at = 0;
-        while at < bytes.len() && (0x20..0x80).contains(&bytes[at]) {
+        let plain = |b: &u8| (0x20..0x80).contains(b);
+        // Many bytes at once, without an early end inside a chunk.
+        while bytes.get(at..at + 16).is_some_and(|c| c.iter().fold(true, |all, b| all & plain(b))) {
+            at += 16;
+        }
+        while bytes.get(at).is_some_and(plain) {
             at += 1;
         }
         if at == bytes.len() {

@@ -221,25 +221,28 @@ impl Machine {
         }
         let pieces = &m.pieces[m.templates[op.value.start as usize].range()];
         let start = self.draft.own.len();
+        // What stands around the references is known; what they insert knows itself.
+        let mut clean = op.clean;
         for p in pieces {
             match *p {
                 Piece::Literal(t) => self.draft.own.push_str(m.text(t)),
-                Piece::Key { key, rest } => {
-                    if !self.insert(m, s, at_node, key) {
+                Piece::Key { key, rest } => match self.insert(m, s, at_node, key) {
+                    Some(inserted) => clean &= inserted,
+                    None => {
                         self.draft.own.push_str(m.text(rest));
                         break;
                     }
-                }
+                },
             }
             if self.draft.own.len() > MAX_TEXT {
                 return Err(error_at(m, op.loc, format!("the values of one combination exceed {MAX_TEXT} bytes")));
             }
         }
-        Ok(Val::own(start, self.draft.own.len(), false))
+        Ok(Val::own(start, self.draft.own.len(), clean))
     }
 
-    /// Appends a key's value to the own text; `false` if there is no such key.
-    fn insert(&mut self, m: &Model, s: &Subject<'_>, at_node: usize, key: u32) -> bool {
+    /// Appends a key's value to the own text and tells whether it is clean; `None` if there is no such key.
+    fn insert(&mut self, m: &Model, s: &Subject<'_>, at_node: usize, key: u32) -> Option<bool> {
         if m.is_reserved(key) {
             return self.insert_reserved(m, s, at_node, RESERVED[key as usize]);
         }
@@ -253,16 +256,12 @@ impl Machine {
             }
             self.flat.get(&key).copied()
         };
-        match val {
-            Some(v) => {
-                self.draft.copy(m, v);
-                true
-            }
-            None => false,
-        }
+        let val = val?;
+        self.draft.copy(m, val);
+        Some(val.is_clean())
     }
 
-    fn insert_reserved(&mut self, m: &Model, s: &Subject<'_>, at_node: usize, key: &str) -> bool {
+    fn insert_reserved(&mut self, m: &Model, s: &Subject<'_>, at_node: usize, key: &str) -> Option<bool> {
         let own = &mut self.draft.own;
         match key {
             "name" => own.push_str(s.name),
@@ -281,7 +280,7 @@ impl Machine {
                 // The node at hand has not run its own hidden operation yet.
                 let done = maps(m, &s.nodes[at_node + 1..]);
                 if done.is_empty() {
-                    return false;
+                    return None;
                 }
                 own.push('{');
                 for (i, e) in done.iter().enumerate() {
@@ -295,7 +294,8 @@ impl Machine {
                 own.push('}');
             }
         }
-        true
+        // Names hold no quotes; the texts of lists and maps may.
+        Some(matches!(key, "name" | "shortname"))
     }
 
     /// `_min`, `_max`, `_fixed`; the names they concern, if they do.
@@ -306,6 +306,9 @@ impl Machine {
         name: &mut String,
         short: &mut String,
     ) -> Result<(), Diagnostic> {
+        if !p.any_bounds {
+            return Ok(());
+        }
         let mut pending: Vec<(u32, Val, Loc)> = Vec::new();
         for e in self.draft.live() {
             let Some(Some((bound, base))) = p.bounds.get(e.key as usize) else { continue };

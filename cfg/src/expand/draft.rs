@@ -184,6 +184,22 @@ impl Draft {
         self.version += 1;
     }
 
+    /// Gives entries and own text away and is empty again.
+    pub(crate) fn take(&mut self) -> (Vec<Entry>, String) {
+        for e in &self.entries {
+            if e.key != NONE {
+                self.slots[e.key as usize] = 0;
+            }
+        }
+        self.compounds = 0;
+        self.version += 1;
+        let (entries, own) = (self.entries.len(), self.own.len());
+        (
+            std::mem::replace(&mut self.entries, Vec::with_capacity(entries)),
+            std::mem::replace(&mut self.own, String::with_capacity(own)),
+        )
+    }
+
     fn position(&self, key: u32) -> Option<usize> {
         match self.slots.get(key as usize) {
             Some(n) if *n > 0 => Some(*n as usize - 1),

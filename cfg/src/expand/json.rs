@@ -2,14 +2,18 @@
 
 /// A string; only what must be escaped is.
 pub(crate) fn push(s: &str, out: &mut Vec<u8>) {
-    let bytes = s.as_bytes();
     out.push(b'"');
+    push_inside(s, out);
+    out.push(b'"');
+}
+
+/// A string without its quotes.
+pub(crate) fn push_inside(s: &str, out: &mut Vec<u8>) {
     if is_clean(s) {
-        out.extend_from_slice(bytes);
+        out.extend_from_slice(s.as_bytes());
     } else {
-        bytes.iter().for_each(|b| push_byte(*b, out));
+        s.bytes().for_each(|b| push_byte(b, out));
     }
-    out.push(b'"');
 }
 
 fn push_byte(b: u8, out: &mut Vec<u8>) {

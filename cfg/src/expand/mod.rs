@@ -15,13 +15,13 @@ pub(crate) mod walk;
 
 use crate::config::Config;
 use crate::diag::Diagnostic;
-use crate::expand::assign::{MapEntry, Silent, Subject, maps};
+use crate::expand::assign::{Silent, Subject};
 use crate::expand::draft::{Entry, KeyBook};
 use crate::expand::filter::View;
 use crate::expand::prepare::Prepared;
-use crate::expand::variant::{KeyText, Slot, Variant};
+use crate::expand::variant::{Maps, Variant};
 use crate::expand::walk::{Shared, Walk, Yield};
-use crate::model::{Model, NONE};
+use crate::model::{Model, Span};
 
 /// Streams the variants of a configuration, in order. After an error it ends.
 #[derive(Debug)]
@@ -51,49 +51,48 @@ impl<'c> Variants<'c> {
         let m = self.sh.m;
         match found {
             Yield::Joined(p) => {
-                Ok(self.variant(Head { name: p.name, short: p.short, dep: p.dep, maps: p.maps }, p.entries, p.own))
+                let head = Head { name: p.name, short: p.short, dep: p.dep, maps: Maps::Given(p.maps) };
+                Ok(self.flat_variant(head, &p.entries, p.own))
             }
             Yield::Leaf => {
                 let Some(w) = &self.walk else { unreachable!("a leaf is found by a walk") };
                 let (mut name, mut short) = (w.name().to_owned(), w.short_name().to_owned());
                 self.sh.machine.run(m, &w.subject(m), &mut Silent)?;
                 self.sh.machine.finish(m, self.sh.p, &mut name, &mut short)?;
-                let head = Head { name, short, dep: w.deps.clone(), maps: maps(m, &w.nodes) };
-                let draft = &mut self.sh.machine.draft;
-                let own = draft.own.clone();
-                if draft.compounds == 0 {
-                    let slots =
-                        draft.live().map(|e| Slot { key: KeyText::Known(e.key), val: e.val, loc: e.loc }).collect();
-                    return Ok(head.finish(self.sh.p, m, slots, own));
-                }
-                let entries = draft.live().copied().collect();
-                Ok(self.variant(head, entries, own))
+                let head = Head { name, short, dep: w.deps.clone(), maps: Maps::Nodes(w.nodes.as_slice().into()) };
+                Ok(self.variant(head))
             }
         }
     }
 
-    /// Flattens suffixed keys.
-    fn variant(&mut self, head: Head, entries: Vec<Entry>, mut own: String) -> Variant<'c> {
+    /// What the machine has built.
+    fn variant(&mut self, head: Head) -> Variant<'c> {
+        let flat = self.sh.machine.draft.compounds == 0;
+        let (entries, own) = self.sh.machine.draft.take();
+        if flat {
+            head.finish(self.sh.p, self.sh.m, entries, Vec::new(), own)
+        } else {
+            self.flat_variant(head, &entries, own)
+        }
+    }
+
+    /// Replaces suffixed keys.
+    fn flat_variant(&mut self, head: Head, entries: &[Entry], mut own: String) -> Variant<'c> {
         let m = self.sh.m;
         let book = &mut self.sh.machine.book;
-        let flat = suffix::flatten(m, book, &entries, &own);
-        let mut slots = Vec::with_capacity(flat.len());
-        for e in flat {
-            debug_assert!(e.key != NONE, "flattening drops deleted entries");
-            let key = if (e.key as usize) < m.keys.len() {
-                // A suffixed key may read like a reserved one; that one is already given.
-                if m.is_reserved(e.key) {
-                    continue;
-                }
-                KeyText::Known(e.key)
-            } else {
-                let from = own.len() as u32;
+        let mut flat = suffix::flatten(m, book, entries, &own);
+        let mut extra = Vec::new();
+        // A suffixed key may read like a reserved one; that one is already given.
+        flat.retain(|e| !m.is_reserved(e.key));
+        for e in &mut flat {
+            if e.key as usize >= m.keys.len() {
+                let start = own.len() as u32;
                 own.push_str(book.plain_text(m, e.key));
-                KeyText::Own(from, own.len() as u32)
-            };
-            slots.push(Slot { key, val: e.val, loc: e.loc });
+                e.key = (m.keys.len() + extra.len()) as u32;
+                extra.push(Span { start, end: own.len() as u32 });
+            }
         }
-        head.finish(self.sh.p, m, slots, own)
+        head.finish(self.sh.p, m, flat, extra, own)
     }
 }
 
@@ -102,13 +101,19 @@ struct Head {
     name: String,
     short: String,
     dep: Vec<String>,
-    maps: Vec<MapEntry>,
+    maps: Maps,
 }
 
 impl Head {
-    fn finish<'c>(self, p: &'c Prepared, m: &'c Model, slots: Vec<Slot>, own: String) -> Variant<'c> {
-        let maps = self.maps.into_iter().map(|e| (m.base_names.get(e.file), e.full, e.short)).collect();
-        Variant { m, p, name: self.name, short: self.short, dep: self.dep, maps, slots, own }
+    fn finish<'c>(
+        self,
+        p: &'c Prepared,
+        m: &'c Model,
+        entries: Vec<Entry>,
+        extra: Vec<Span>,
+        own: String,
+    ) -> Variant<'c> {
+        Variant { m, p, name: self.name, short: self.short, dep: self.dep, maps: self.maps, entries, extra, own }
     }
 }
 
@@ -169,10 +174,8 @@ pub(crate) fn build_at<'c>(
     let (mut full, mut quiet) = (name.to_owned(), short.to_owned());
     v.sh.machine.run(m, &Subject { nodes, view, name, short, dep }, &mut Silent)?;
     v.sh.machine.finish(m, &c.p, &mut full, &mut quiet)?;
-    let draft = &v.sh.machine.draft;
-    let (entries, own) = (draft.live().copied().collect(), draft.own.clone());
-    let head = Head { name: full, short: quiet, dep: dep.to_vec(), maps: maps(m, nodes) };
-    Ok(v.variant(head, entries, own))
+    let head = Head { name: full, short: quiet, dep: dep.to_vec(), maps: Maps::Nodes(nodes.into()) };
+    Ok(v.variant(head))
 }
 
 /// Number of variants, without building any.

@@ -34,9 +34,11 @@ pub(crate) struct Prepared {
     pub(crate) keep_all: Vec<bool>,
     /// Per key: the bound it is and the key it bounds.
     pub(crate) bounds: Vec<Option<(Bound, u32)>>,
-    /// Per key: `"key":` as JSON, and where each ends.
+    /// Per key: `"key":"` as JSON, and where each ends.
     json: Vec<u8>,
     json_ends: Vec<u32>,
+    /// There are bounds at all.
+    pub(crate) any_bounds: bool,
     /// Some bound concerns a reserved key, so that names depend on operations.
     pub(crate) bounds_reserved: bool,
 }
@@ -48,7 +50,7 @@ impl Prepared {
         p.find_bounds(m);
         for key in 0..m.keys.len() {
             super::json::push(m.keys.get(key as u32), &mut p.json);
-            p.json.push(b':');
+            p.json.extend_from_slice(b":\"");
             p.json_ends.push(p.json.len() as u32);
         }
         p.find_below(m);
@@ -75,7 +77,7 @@ impl Prepared {
         self.mentions[at..at + 2 * self.width].split_at(self.width)
     }
 
-    /// `"key":` as JSON.
+    /// `"key":"` as JSON.
     pub(crate) fn json_key(&self, key: u32) -> &[u8] {
         let i = key as usize;
         let from = if i == 0 { 0 } else { self.json_ends[i - 1] as usize };
@@ -150,6 +152,7 @@ impl Prepared {
                 None => None,
                 Some((b, base)) => {
                     let base = m.keys.add(&base);
+                    self.any_bounds = true;
                     self.bounds_reserved |= m.is_reserved(base);
                     Some((b, base))
                 }

@@ -1,9 +1,10 @@
 //! A finished combination.
 
-use crate::expand::draft::Val;
+use crate::expand::assign::{MapEntry, maps};
+use crate::expand::draft::Entry;
 use crate::expand::json;
 use crate::expand::prepare::Prepared;
-use crate::model::{Loc, Model};
+use crate::model::{Model, NONE, Span};
 
 /// Where an assignment stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,19 +21,13 @@ impl std::fmt::Display for Origin<'_> {
     }
 }
 
-/// One parameter.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Slot {
-    pub(crate) key: KeyText,
-    pub(crate) val: Val,
-    pub(crate) loc: Loc,
-}
-
-/// Text of a key: the configuration's, or the variant's own.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum KeyText {
-    Known(u32),
-    Own(u32, u32),
+/// The file maps, or what they follow from.
+#[derive(Debug, Clone)]
+pub(crate) enum Maps {
+    /// Nodes from the root to the leaf.
+    Nodes(Box<[u32]>),
+    /// Of a joined variant: the last part's.
+    Given(Vec<MapEntry>),
 }
 
 /// One combination with its parameters, in the order they were first set.
@@ -43,9 +38,11 @@ pub struct Variant<'c> {
     pub(crate) name: String,
     pub(crate) short: String,
     pub(crate) dep: Vec<String>,
-    /// File base name, full names, bare names.
-    pub(crate) maps: Vec<(&'c str, String, String)>,
-    pub(crate) slots: Vec<Slot>,
+    pub(crate) maps: Maps,
+    /// Entries without suffixed keys; deleted ones are still in it.
+    pub(crate) entries: Vec<Entry>,
+    /// Texts of keys beyond the model's, in `own`.
+    pub(crate) extra: Vec<Span>,
     pub(crate) own: String,
 }
 
@@ -66,20 +63,27 @@ impl<'c> Variant<'c> {
     }
 
     /// Per configuration file (base name): the part of the full name defined in it.
-    pub fn name_map(&self) -> impl Iterator<Item = (&'c str, &str)> {
-        self.maps.iter().map(|(f, full, _)| (*f, full.as_str()))
+    pub fn name_map(&self) -> Vec<(&'c str, String)> {
+        self.file_maps().into_iter().map(|e| (self.m.base_names.get(e.file), e.full)).collect()
     }
 
     /// The same with bare variant names.
-    pub fn short_name_map(&self) -> impl Iterator<Item = (&'c str, &str)> {
-        self.maps.iter().map(|(f, _, short)| (*f, short.as_str()))
+    pub fn short_name_map(&self) -> Vec<(&'c str, String)> {
+        self.file_maps().into_iter().map(|e| (self.m.base_names.get(e.file), e.short)).collect()
+    }
+
+    fn file_maps(&self) -> Vec<MapEntry> {
+        match &self.maps {
+            Maps::Nodes(nodes) => maps(self.m, nodes),
+            Maps::Given(maps) => maps.clone(),
+        }
     }
 
     /// Key, value and place of the assignment that gave it, in the order the keys were first set.
     pub fn params(&self) -> impl Iterator<Item = (&str, &str, Origin<'c>)> {
-        self.slots.iter().map(|s| {
-            let origin = Origin { file: self.m.file_name(s.loc), line: s.loc.line };
-            (self.key_text(s.key), s.val.text(self.m, &self.own), origin)
+        self.entries.iter().filter(|e| e.key != NONE).map(|e| {
+            let origin = Origin { file: self.m.file_name(e.loc), line: e.loc.line };
+            (self.key_text(e.key), e.val.text(self.m, &self.own), origin)
         })
     }
 
@@ -88,33 +92,34 @@ impl<'c> Variant<'c> {
         self.params().find(|(k, _, _)| *k == key).map(|(_, v, _)| v)
     }
 
-    fn key_text(&self, key: KeyText) -> &str {
-        match key {
-            KeyText::Known(k) => self.m.keys.get(k),
-            KeyText::Own(from, to) => &self.own[from as usize..to as usize],
+    fn key_text(&self, key: u32) -> &str {
+        match (key as usize).checked_sub(self.m.keys.len()) {
+            None => self.m.keys.get(key),
+            Some(i) => &self.own[self.extra[i].range()],
         }
     }
 
     /// Appends the variant as one JSON object, without a line end.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         out.push(b'{');
-        for s in &self.slots {
-            match s.key {
-                KeyText::Known(k) => out.extend_from_slice(self.p.json_key(k)),
-                KeyText::Own(..) => {
-                    json::push(self.key_text(s.key), out);
-                    out.push(b':');
-                }
+        for e in &self.entries {
+            if e.key == NONE {
+                continue;
             }
-            let text = s.val.text(self.m, &self.own);
-            if s.val.is_clean() {
-                out.push(b'"');
-                out.extend_from_slice(text.as_bytes());
-                out.push(b'"');
+            // Keys of the model have their text ready, opening quote of the value included.
+            if (e.key as usize) < self.m.keys.len() {
+                out.extend_from_slice(self.p.json_key(e.key));
             } else {
-                json::push(text, out);
+                json::push(self.key_text(e.key), out);
+                out.extend_from_slice(b":\"");
             }
-            out.push(b',');
+            let text = e.val.text(self.m, &self.own);
+            if e.val.is_clean() {
+                out.extend_from_slice(text.as_bytes());
+            } else {
+                json::push_inside(text, out);
+            }
+            out.extend_from_slice(b"\",");
         }
         out.extend_from_slice(b"\"dep\":[");
         for (i, d) in self.dep.iter().enumerate() {
@@ -127,11 +132,13 @@ impl<'c> Variant<'c> {
         json::push(&self.name, out);
         out.extend_from_slice(b",\"shortname\":");
         json::push(&self.short, out);
-        if !self.maps.is_empty() {
+        let maps = self.file_maps();
+        if !maps.is_empty() {
+            let file = |e: &MapEntry| self.m.base_names.get(e.file);
             out.extend_from_slice(b",\"_name_map_file\":");
-            json::push_map(self.name_map(), out);
+            json::push_map(maps.iter().map(|e| (file(e), e.full.as_str())), out);
             out.extend_from_slice(b",\"_short_name_map_file\":");
-            json::push_map(self.short_name_map(), out);
+            json::push_map(maps.iter().map(|e| (file(e), e.short.as_str())), out);
         }
         out.push(b'}');
     }

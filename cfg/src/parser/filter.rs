@@ -1,19 +1,21 @@
 //! Filters: `,` or white space means or, `..` means and, `.` means immediately followed by.
 
+use std::borrow::Cow;
+
 use crate::lexer::{Fault, Token, Tokens};
 use crate::model::{Filter, Loc, Model, NONE, Span};
 
 /// A label: its set, if one is given, and its name.
-pub(crate) type Name = (Option<String>, String);
+pub(crate) type Name<'a> = (Option<Cow<'a, str>>, Cow<'a, str>);
 
 /// A filter's labels as written, before they are stored.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Written {
+pub(crate) struct Written<'a> {
     /// Words of groups of labels; a label is an optional set and a name.
-    pub(crate) words: Vec<Vec<Vec<Name>>>,
+    pub(crate) words: Vec<Vec<Vec<Name<'a>>>>,
 }
 
-impl Written {
+impl Written<'_> {
     /// Some word has an empty group.
     fn broken(&self) -> bool {
         self.words.iter().flatten().any(Vec::is_empty)
@@ -21,19 +23,19 @@ impl Written {
 }
 
 /// Reads a filter up to the end of the line.
-pub(crate) fn to_end(tokens: &mut Tokens<'_>) -> Result<Written, Fault> {
+pub(crate) fn to_end<'a>(tokens: &mut Tokens<'a>) -> Result<Written<'a>, Fault> {
     read(tokens, false)
 }
 
 /// Reads a condition up to its colon; the tokens come without white space.
-pub(crate) fn to_colon(tokens: &mut Tokens<'_>) -> Result<Written, Fault> {
+pub(crate) fn to_colon<'a>(tokens: &mut Tokens<'a>) -> Result<Written<'a>, Fault> {
     read(tokens, true)
 }
 
-fn read(tokens: &mut Tokens<'_>, condition: bool) -> Result<Written, Fault> {
+fn read<'a>(tokens: &mut Tokens<'a>, condition: bool) -> Result<Written<'a>, Fault> {
     let mut out = Written::default();
-    let mut word: Vec<Vec<Name>> = Vec::new();
-    let mut group: Vec<Name> = Vec::new();
+    let mut word: Vec<Vec<Name<'a>>> = Vec::new();
+    let mut group: Vec<Name<'a>> = Vec::new();
     // Dots since the last label; a separator counts as one, so that the next label joins an empty group.
     let mut dots = 1;
     let mut begun = false;
@@ -55,7 +57,7 @@ fn read(tokens: &mut Tokens<'_>, condition: bool) -> Result<Written, Fault> {
                     }
                 }
                 group.push(match token {
-                    Token::Word(name) => (None, name.into_owned()),
+                    Token::Word(name) => (None, name),
                     _ => parenthesised(tokens)?,
                 });
                 (dots, begun) = (0, true);
@@ -95,7 +97,7 @@ fn read(tokens: &mut Tokens<'_>, condition: bool) -> Result<Written, Fault> {
 }
 
 /// Ends a word.
-fn finish(out: &mut Written, word: &mut Vec<Vec<Name>>, group: &mut Vec<Name>) {
+fn finish<'a>(out: &mut Written<'a>, word: &mut Vec<Vec<Name<'a>>>, group: &mut Vec<Name<'a>>) {
     if !group.is_empty() {
         word.push(std::mem::take(group));
     }
@@ -103,8 +105,8 @@ fn finish(out: &mut Written, word: &mut Vec<Vec<Name>>, group: &mut Vec<Name>) {
 }
 
 /// After `(`: `NAME)` or `SET=NAME)`.
-fn parenthesised(tokens: &mut Tokens<'_>) -> Result<Name, Fault> {
-    let mut next = |wanted: &str| -> Result<(Option<String>, Token<'static>), Fault> {
+fn parenthesised<'a>(tokens: &mut Tokens<'a>) -> Result<Name<'a>, Fault> {
+    let mut next = |wanted: &str| -> Result<(Option<Cow<'a, str>>, Token<'static>), Fault> {
         let token = loop {
             match tokens.next()? {
                 Token::Space => {}
@@ -112,8 +114,8 @@ fn parenthesised(tokens: &mut Tokens<'_>) -> Result<Name, Fault> {
             }
         };
         match token {
-            Token::Word(w) => Ok((Some(w.into_owned()), Token::End)),
-            Token::Text("") => Ok((Some(String::new()), Token::Space)),
+            Token::Word(w) => Ok((Some(w), Token::End)),
+            Token::Text("") => Ok((Some(Cow::Borrowed("")), Token::Space)),
             Token::Operator("=") => Ok((None, Token::Operator("="))),
             Token::CloseParen => Ok((None, Token::CloseParen)),
             other => Err(tokens.fault(format!("{} where {wanted} is expected", other.describe()))),
@@ -135,7 +137,7 @@ fn parenthesised(tokens: &mut Tokens<'_>) -> Result<Name, Fault> {
 }
 
 /// Stores a filter; its number.
-pub(crate) fn store(m: &mut Model, written: &Written, text: &str, loc: Loc) -> u32 {
+pub(crate) fn store(m: &mut Model, written: &Written<'_>, text: &str, loc: Loc) -> u32 {
     let words_start = m.words.len() as u32;
     let mut ranges = Vec::with_capacity(written.words.len());
     for word in &written.words {
@@ -170,9 +172,9 @@ mod tests {
     fn shape(text: &str) -> String {
         match to_end(&mut Tokens::new(text)) {
             Ok(w) => {
-                let label = |(s, n): &(Option<String>, String)| match s {
+                let label = |(s, n): &Name<'_>| match s {
                     Some(s) => format!("({s}={n})"),
-                    None => n.clone(),
+                    None => n.to_string(),
                 };
                 let group = |g: &Vec<_>| g.iter().map(label).collect::<Vec<_>>().join(".");
                 let word = |w: &Vec<Vec<_>>| w.iter().map(group).collect::<Vec<_>>().join("..");

@@ -131,6 +131,8 @@ impl Parser<'_> {
             }
         };
         self.open.push(name.to_owned());
+        // Most of a file ends up as text of the model.
+        self.m.text.reserve(text.len());
         let text = normalize(text);
         let mut reader = Reader::new(&text);
         self.block(&mut reader, -1, cur);

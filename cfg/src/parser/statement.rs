@@ -200,7 +200,7 @@ impl Parser<'_> {
     }
 }
 
-fn read_filter(rest: &str) -> Result<Written, Fault> {
+fn read_filter(rest: &str) -> Result<Written<'_>, Fault> {
     let body = trim_start(rest);
     filter::to_end(&mut Tokens::new(body)).map_err(|f| shift(f, rest.len() - body.len()))
 }

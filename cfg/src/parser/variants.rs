@@ -1,5 +1,7 @@
 //! `variants`: the header, the variant lines, and the nodes they make.
 
+use std::borrow::Cow;
+
 use crate::lexer::{Fault, Line, Reader, Token, Tokens};
 use crate::model::{Label, NONE, OpKind, Span};
 use crate::parser::filter;
@@ -16,12 +18,12 @@ struct Header {
 
 /// A variant line's content.
 #[derive(Debug, Default)]
-struct VariantLine {
+struct VariantLine<'a> {
     at: bool,
     /// Words and dots of the name.
-    tokens: Vec<String>,
-    words: Vec<String>,
-    deps: filter::Written,
+    tokens: Vec<Cow<'a, str>>,
+    words: Vec<Cow<'a, str>>,
+    deps: filter::Written<'a>,
 }
 
 impl Parser<'_> {
@@ -151,7 +153,7 @@ impl Parser<'_> {
         Some((inner.node, default))
     }
 
-    fn store_labels(&mut self, set: u32, words: &[String]) -> Span {
+    fn store_labels(&mut self, set: u32, words: &[Cow<'_, str>]) -> Span {
         let start = self.m.path_labels.len() as u32;
         for word in words {
             let name = self.m.names.add(word);
@@ -163,14 +165,14 @@ impl Parser<'_> {
         Span { start, end: self.m.path_labels.len() as u32 }
     }
 
-    fn store_deps(&mut self, written: &filter::Written) -> Span {
+    fn store_deps(&mut self, written: &filter::Written<'_>) -> Span {
         let start = self.m.deps.len() as u32;
         for group in written.words.iter().flatten() {
             let shown: Vec<String> = group
                 .iter()
                 .map(|(set, name)| match set {
                     Some(s) => format!("({s}={name})"),
-                    None => name.clone(),
+                    None => name.to_string(),
                 })
                 .collect();
             let text = self.m.store(&shown.join("."));
@@ -181,7 +183,7 @@ impl Parser<'_> {
 }
 
 /// Uses up the entries that select this name. An entry right behind a used one is passed over.
-fn take_default(defaults: &mut Vec<Vec<String>>, name: &[String]) -> bool {
+fn take_default(defaults: &mut Vec<Vec<String>>, name: &[Cow<'_, str>]) -> bool {
     let mut selected = false;
     let mut i = 0;
     while i < defaults.len() {
@@ -253,20 +255,20 @@ fn read_meta(tokens: &mut Tokens<'_>, header: &mut Header) -> Result<(), Fault> 
     }
 }
 
-fn read_variant(text: &str) -> Result<VariantLine, Fault> {
+fn read_variant(text: &str) -> Result<VariantLine<'_>, Fault> {
     let mut tokens = Tokens::new(&text[1..]);
-    let read = |tokens: &mut Tokens<'_>| {
+    fn read<'a>(tokens: &mut Tokens<'a>) -> Result<VariantLine<'a>, Fault> {
         let mut out = variant_tokens(tokens)?;
         while *tokens.peek()? == Token::Space {
             tokens.next()?;
         }
         out.deps = filter::to_end(tokens)?;
         Ok(out)
-    };
+    }
     read(&mut tokens).map_err(|f| shift(f, 1))
 }
 
-fn variant_tokens(tokens: &mut Tokens<'_>) -> Result<VariantLine, Fault> {
+fn variant_tokens<'a>(tokens: &mut Tokens<'a>) -> Result<VariantLine<'a>, Fault> {
     let mut out = VariantLine::default();
     let mut token = tokens.next()?;
     if token == Token::Space {
@@ -283,10 +285,10 @@ fn variant_tokens(tokens: &mut Tokens<'_>) -> Result<VariantLine, Fault> {
         match token {
             Token::Colon => return Ok(out),
             Token::Word(w) => {
-                out.tokens.push(w.to_string());
-                out.words.push(w.into_owned());
+                out.tokens.push(w.clone());
+                out.words.push(w);
             }
-            Token::Dot => out.tokens.push(".".to_owned()),
+            Token::Dot => out.tokens.push(Cow::Borrowed(".")),
             Token::End => return Err(tokens.fault("the variant line has no colon").hint("write '- NAME:'")),
             other => {
                 let fault = tokens.fault(format!("{} in a variant's name", other.describe()));
