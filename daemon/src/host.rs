@@ -112,6 +112,8 @@ pub struct Parts {
     pub claim: Claim,
     /// Where this host founds its cluster: what it says of itself.
     pub first: First,
+    /// Told why this host cannot go on.
+    pub broken: watch::Sender<Option<String>>,
 }
 
 /// The daemon of a host that belongs to a cluster.
@@ -136,6 +138,7 @@ pub struct Host {
     renew_now: Arc<Notify>,
     places: Places,
     supervisor: OnceLock<Arc<Supervisor>>,
+    broken: watch::Sender<Option<String>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -146,7 +149,7 @@ impl Host {
     /// # Errors
     /// The port is taken, or the log is damaged; nothing runs then.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, Report> {
-        let Parts { settings, data, facts, incarnation, claim: Claim { identity, record }, first } = parts;
+        let Parts { settings, data, facts, incarnation, claim: Claim { identity, record }, first, broken } = parts;
         let identity = Arc::new(identity);
         let listen = settings.host.listen;
         let endpoint = MeshEndpoint::serve(listen, Arc::clone(&identity)).map_err(|error| port(listen, &error))?;
@@ -181,6 +184,7 @@ impl Host {
             renew_now: Arc::default(),
             places,
             supervisor: OnceLock::new(),
+            broken,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -241,15 +245,17 @@ impl Host {
         if let Some(supervisor) = self.supervisor.get() {
             self.spawn(extend_guards(Arc::clone(supervisor), self.held.clone(), self.stop.clone()));
         }
+        let host = Arc::clone(self);
         self.spawn(async move {
             if let Err(error) = running.await {
-                tracing::error!(%error, "parties cannot reach this daemon: no case will run here");
+                host.broken.send_replace(Some(format!("parties cannot reach this daemon: {error}")));
             }
         });
     }
 
     fn run_loops(self: &Arc<Self>, keeper: keeper::Keeper, held: watch::Sender<Option<Held>>) {
         let (stop, times) = (self.stop.clone(), self.settings.session);
+        self.spawn(Arc::clone(self).replica_stops());
         self.spawn(keeper.run(self.clone(), self.leadership.clone(), times, stop.clone()));
         self.spawn(scheduler::run(self.clone(), self.leadership.clone(), stop.clone()));
         self.spawn(tokens::run(self.clone(), self.leadership.clone(), stop.clone()));
@@ -268,6 +274,19 @@ impl Host {
             held,
         };
         self.spawn(session.run(stop));
+    }
+
+    /// A replica that stops by itself met a disk that fails or is damaged: this host must not seem to be well.
+    async fn replica_stops(self: Arc<Self>) {
+        let mut leadership = self.leadership.clone();
+        let stopped = leadership.wait_for(|now| now.role == ReplicaRole::Stopped);
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            _ = stopped => {
+                let why = self.replica.status().failure.unwrap_or_else(|| "it does not say why".to_owned());
+                self.broken.send_replace(Some(format!("the log of the cluster cannot be kept on this host: {why}")));
+            }
+        }
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
@@ -584,7 +603,8 @@ impl Cluster for Host {
             let leader = leadership.borrow_and_update().leader;
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(if asked { ProposeError::TimedOut(deadline) } else { ProposeError::NoQuorum });
+                let late = asked && self.consensus().quorum;
+                return Err(if late { ProposeError::TimedOut(deadline) } else { ProposeError::NoQuorum });
             }
             if let Some(leader) = leader {
                 let moved = async {

@@ -48,10 +48,15 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         "vtd is ready"
     );
     tell(&[NotifyState::Ready]);
+    let mut failure = None;
     let reporter = tokio::spawn(report(front.clone()));
     tokio::select! {
         _ = terminate.recv() => tracing::info!("SIGTERM: stopping"),
         _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
+        why = front.broken() => {
+            tracing::error!(why, "this daemon cannot go on");
+            failure = Some(why);
+        }
     }
     tell(&[NotifyState::Stopping]);
     reporter.abort();
@@ -66,7 +71,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         tracing::warn!("not everything ended in time");
     }
     tracing::info!("vtd ends");
-    Ok(())
+    match failure {
+        None => Ok(()),
+        Some(why) => Err(anyhow::anyhow!(why)),
+    }
 }
 
 /// Finds out what QEMU there is and which accelerator really works with it. That runs a guest for a moment, so the

@@ -8,10 +8,14 @@ use std::{
     net::SocketAddr,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
+    time::Duration,
 };
 
 use async_trait::async_trait;
-use tokio::{sync::Mutex, time::Instant};
+use tokio::{
+    sync::{Mutex, watch},
+    time::{Instant, sleep},
+};
 use vt_protocol::{
     admin::{AdminReply, AdminRequest, Hello as WhoAreYou, HostRole, Init, Join, Joined},
     error::{ErrorCode, Report},
@@ -35,6 +39,10 @@ use crate::{
     settings::Settings,
 };
 
+/// A host that has just joined is started this often, with a pause between.
+const START_TRIES: u32 = 4;
+const START_PAUSE: Duration = Duration::from_millis(500);
+
 /// What does not change when the daemon is claimed.
 pub struct Front {
     settings: Arc<Settings>,
@@ -42,6 +50,7 @@ pub struct Front {
     facts: Arc<Facts>,
     incarnation: u64,
     host: RwLock<Option<Arc<Host>>>,
+    broken: watch::Sender<Option<String>>,
     /// Held by the one `init` or `join` under way.
     claiming: Mutex<()>,
 }
@@ -50,12 +59,28 @@ impl Front {
     /// The front of a daemon that is not claimed yet, or whose host is not started yet.
     pub fn new(settings: Arc<Settings>, data: Arc<DataDir>, facts: Arc<Facts>) -> Arc<Self> {
         let incarnation = rand::random();
-        Arc::new(Self { settings, data, facts, incarnation, host: RwLock::new(None), claiming: Mutex::new(()) })
+        Arc::new(Self {
+            settings,
+            data,
+            facts,
+            incarnation,
+            host: RwLock::new(None),
+            broken: watch::Sender::new(None),
+            claiming: Mutex::new(()),
+        })
     }
 
     /// The host, once this daemon belongs to a cluster.
     pub fn host(&self) -> Option<Arc<Host>> {
         self.host.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until the host cannot go on, and says why.
+    pub async fn broken(&self) -> String {
+        let mut broken = self.broken.subscribe();
+        let why = broken.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        // This front holds the sender, so the wait ends with a reason.
+        why.unwrap_or_default()
     }
 
     /// Starts the host of a claimed daemon; does nothing for an unclaimed one.
@@ -78,6 +103,7 @@ impl Front {
             incarnation: self.incarnation,
             claim,
             first,
+            broken: self.broken.clone(),
         })
         .await?;
         *self.host.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&host));
@@ -138,11 +164,35 @@ impl Front {
             steps.lock().unwrap_or_else(PoisonError::into_inner).push(step);
         };
         let claim = joiner::join(&joining, &self.data.cluster(), by, &tell).await.map_err(|error| error.report())?;
-        // Admitted and stored: whatever fails now, the next start goes on from here.
-        let host = self.start(claim, First::default()).await?;
+        let host = self.start_joined(claim).await?;
         let mut joined = joined(&host);
         joined.steps = steps.into_inner().unwrap_or_else(PoisonError::into_inner);
         Ok(joined)
+    }
+
+    /// Admitted and stored: the port may be needed by the last packets of the join for a moment. Whatever else fails,
+    /// the next start of the daemon goes on from here.
+    async fn start_joined(&self, claim: Claim) -> Result<Arc<Host>, Report> {
+        let mut next = Some(claim);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let claim = match next.take() {
+                Some(claim) => claim,
+                None => match Claim::load(&self.data.cluster()).map_err(|error| error.report())? {
+                    Some(claim) => claim,
+                    None => return Err(Report::new(ErrorCode::Internal, "the claim of this host is gone")),
+                },
+            };
+            match self.start(claim, First::default()).await {
+                Ok(host) => return Ok(host),
+                Err(report) if tries >= START_TRIES || report.code == ErrorCode::StoreDamaged => return Err(report),
+                Err(report) => {
+                    tracing::info!(%report, "the host is started again");
+                    sleep(START_PAUSE).await;
+                }
+            }
+        }
     }
 
     fn check_unclaimed(&self) -> Result<(), Report> {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::sleep;
+use tokio::{task::JoinSet, time::sleep};
 use tokio_util::sync::CancellationToken;
 use vt_protocol::{
     ids::{AttemptId, HostId},
@@ -28,6 +28,8 @@ const ASKS: Duration = Duration::from_secs(10);
 /// A host that does not answer is asked this often, with a pause between.
 const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(10);
+/// Hosts that are copied from at the same time.
+const AT_ONCE: usize = 4;
 /// Bytes of one piece.
 const PIECE: u32 = 1 << 20;
 /// Most bytes that are copied of one host's evidence.
@@ -68,6 +70,7 @@ pub async fn run(host: Arc<Host>, stop: CancellationToken) {
     let mut watch = host.watch();
     // What ended before this daemon started is looked at once more: it may have ended while nobody copied.
     let mut seen = BTreeSet::new();
+    let mut copying = JoinSet::new();
     loop {
         let state = watch.borrow_and_update().clone();
         let me = host.me();
@@ -80,13 +83,16 @@ pub async fn run(host: Arc<Host>, stop: CancellationToken) {
             }
             let others = state.ended.get(&attempt).map(|record| record.hosts.clone()).unwrap_or_default();
             for other in others.into_iter().filter(|other| *other != me) {
-                let name = state.host_name(other);
-                tokio::select! {
-                    () = stop.cancelled() => return,
-                    () = copy(&host, attempt, other, &name) => {}
+                if copying.len() >= AT_ONCE {
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        _ = copying.join_next() => {}
+                    }
                 }
+                copying.spawn(copy(Arc::clone(&host), attempt, other, state.host_name(other)));
             }
         }
+        while copying.try_join_next().is_some() {}
         tokio::select! {
             () = stop.cancelled() => return,
             changed = watch.changed() => if changed.is_err() { return },
@@ -94,13 +100,13 @@ pub async fn run(host: Arc<Host>, stop: CancellationToken) {
     }
 }
 
-async fn copy(host: &Arc<Host>, attempt: AttemptId, other: HostId, name: &str) {
-    let place = host.data().attempts().join(attempt.to_string()).join(FOLDER).join(name);
+async fn copy(host: Arc<Host>, attempt: AttemptId, other: HostId, name: String) {
+    let place = host.data().attempts().join(attempt.to_string()).join(FOLDER).join(&name);
     if place.exists() {
         return;
     }
     for tries in 1..=TRIES {
-        match copy_once(host, attempt, other, &place).await {
+        match copy_once(&host, attempt, other, &place).await {
             Ok(files) => return tracing::debug!(%attempt, host = name, files, "evidence was copied"),
             Err(why) if tries == TRIES => {
                 tracing::info!(%attempt, host = name, why, "evidence of another host was not copied");

@@ -1,6 +1,6 @@
 //! Clusters of daemons: made, joined, killed, restarted.
 
-use std::{collections::BTreeSet, fs, time::Duration};
+use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt, time::Duration};
 
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
@@ -147,4 +147,24 @@ async fn a_join_that_fails_says_why_and_leaves_no_trace() {
     // The token that only failed tries were near to still works.
     third.join(&taken).await.unwrap();
     daemons.settled(3).await;
+    // Every voter was given the authority's key before it voted, and keeps it to itself.
+    for daemon in &daemons.all {
+        let key = fs::metadata(daemon.dir.join("data/cluster/ca.key")).unwrap();
+        assert_eq!(key.permissions().mode() & 0o777, 0o600, "{}", daemon.name);
+    }
+}
+
+#[tokio::test]
+async fn a_voter_that_is_no_leader_admits_hosts_too() {
+    let mut daemons = Daemons::cluster(3).await;
+    let leader = daemons.leader(0).await;
+    let token = daemons.all[leader].token().await;
+    let fourth = daemons.add(4).await;
+    // The leader is gone: only the others can let a host in now.
+    daemons.all[leader].kill();
+    daemons.all[(leader + 1) % 3].wait("led by another", |status| status.quorum).await;
+    daemons.all[fourth].join(&token.text).await.unwrap();
+    daemons.all[fourth]
+        .wait("live", |status| status.hosts.iter().any(|host| host.name.as_str() == "host4" && host.state == "live"))
+        .await;
 }

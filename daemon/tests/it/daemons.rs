@@ -213,10 +213,16 @@ impl Drop for Daemon {
     }
 }
 
+/// An address of this test process alone.
+fn address(index: u8) -> SocketAddr {
+    let pid = std::process::id();
+    SocketAddr::from(([127, (pid >> 8) as u8 | 0x80, pid as u8, index], 17_465))
+}
+
 /// Daemons that share a temporary directory.
 pub(crate) struct Daemons {
     pub(crate) all: Vec<Daemon>,
-    _root: TempDir,
+    root: TempDir,
 }
 
 impl Daemons {
@@ -224,13 +230,16 @@ impl Daemons {
     pub(crate) fn new(count: u8) -> Self {
         // Sockets have short paths, and other tests other addresses.
         let root = tempfile::Builder::new().prefix("vtd-").tempdir_in("/tmp").unwrap();
-        let pid = std::process::id();
-        let (b, c) = ((pid >> 8) as u8 | 0x80, pid as u8);
-        let daemon = |index: u8| {
-            let address = SocketAddr::from(([127, b, c, index], 17_465));
-            Daemon::new(root.path(), &format!("host{index}"), address)
-        };
-        Self { all: (1..=count).map(daemon).collect(), _root: root }
+        let all = (1..=count).map(|index| Daemon::new(root.path(), &format!("host{index}"), address(index))).collect();
+        Self { all, root }
+    }
+
+    /// One more daemon, unclaimed and running; gives its place.
+    pub(crate) async fn add(&mut self, index: u8) -> usize {
+        self.all.push(Daemon::new(self.root.path(), &format!("host{index}"), address(index)));
+        let place = self.all.len() - 1;
+        self.all[place].start().await;
+        place
     }
 
     /// One cluster of all of them, every one live, with the number of voters that this makes.
