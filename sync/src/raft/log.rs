@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Most bytes of entries sent to a follower at once.
-const SEND_BYTES: usize = 2 << 20;
+const SEND_BYTES: usize = 1 << 20;
 
 /// Log and vote. Clones share the store.
 #[derive(Clone)]

@@ -53,12 +53,14 @@ pub(crate) struct Peer {
     target: HostId,
 }
 
+/// Heartbeats that sending entries may take.
+const ENTRY_BEATS: u32 = 8;
+
 type RpcError = RPCError<TypeConfig>;
 
 impl Peer {
-    async fn call(&self, ask: &Ask, option: &RPCOption) -> Result<Reply, RpcError> {
+    async fn call(&self, ask: &Ask, deadline: Duration) -> Result<Reply, RpcError> {
         let request = wire::encode(ask).map_err(|error| NetworkError::new(&error))?;
-        let deadline = option.hard_ttl();
         let answer = tokio::time::timeout(deadline, self.transport.call(self.target, request, deadline)).await;
         let answer = match answer {
             Ok(Ok(answer)) => answer,
@@ -86,7 +88,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
-        match self.call(&Ask::Append(rpc), &option).await? {
+        // openraft allows one heartbeat. Entries may need longer on a slow disk or line, and heartbeats have their own client.
+        let beats = if rpc.entries.is_empty() { 1 } else { ENTRY_BEATS };
+        match self.call(&Ask::Append(rpc), option.hard_ttl() * beats).await? {
             Reply::Append(reply) => Ok(reply),
             other => Err(odd(&other)),
         }
@@ -97,7 +101,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        match self.call(&Ask::Vote(rpc), &option).await? {
+        match self.call(&Ask::Vote(rpc), option.hard_ttl()).await? {
             Reply::Vote(reply) => Ok(reply),
             other => Err(odd(&other)),
         }
@@ -108,7 +112,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        match self.call(&Ask::PreVote(rpc), &option).await? {
+        match self.call(&Ask::PreVote(rpc), option.hard_ttl()).await? {
             Reply::Vote(reply) => Ok(reply),
             other => Err(odd(&other)),
         }
@@ -119,7 +123,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
-        match self.call(&Ask::TransferLeader(rpc), &option).await? {
+        match self.call(&Ask::TransferLeader(rpc), option.hard_ttl()).await? {
             Reply::TransferLeader(reply) => Ok(reply),
             other => Err(odd(&other)),
         }
@@ -164,7 +168,7 @@ impl Peer {
                 offset: offset as u64,
                 bytes: bytes[offset..end].to_vec(),
             };
-            match self.call(&Ask::Snapshot(part), &option).await? {
+            match self.call(&Ask::Snapshot(part), option.hard_ttl()).await? {
                 Reply::Snapshot(reply) => return Ok(reply),
                 Reply::SnapshotNext(next) => {
                     offset = usize::try_from(next).unwrap_or(usize::MAX).min(bytes.len());

@@ -117,7 +117,20 @@ impl Cluster {
             cluster.add(host).await;
             cluster.at(1).add_learner(HostId(host), &format!("host{host}")).await.unwrap();
         }
-        cluster.at(1).change_voters((1..=n).map(HostId).collect()).await.unwrap();
+        let all: Vec<u64> = (1..=n).collect();
+        let voters: BTreeSet<HostId> = all.iter().copied().map(HostId).collect();
+        let until = Instant::now() + PATIENCE;
+        loop {
+            // A busy machine may have the cluster elect anew meanwhile; the change is then asked of the next leader.
+            let leader = cluster.leader(&all).await;
+            let changed = leader.change_voters(voters.clone()).await;
+            let now = leader.status().leadership;
+            if changed.is_ok() && now.voters == voters && now.settled {
+                break;
+            }
+            assert!(Instant::now() < until, "the voters were never changed: {changed:?}");
+            sleep(Duration::from_millis(20)).await;
+        }
         cluster
     }
 
