@@ -163,20 +163,8 @@ fn synthetic() -> Result<bool, String> {
 
 /// What `vtctl cfg expand --json` does.
 fn expand_and_print(file: &str) -> ExitCode {
-    use std::io::Write as _;
-    let Ok(config) = parse(&FsSource, file, &[], &Options::default()) else { return ExitCode::FAILURE };
-    let mut out = std::io::stdout().lock();
-    let mut buffer = Vec::new();
-    for v in config.variants() {
-        let Ok(v) = v else { return ExitCode::FAILURE };
-        v.write_json(&mut buffer);
-        buffer.push(b'\n');
-        if buffer.len() > 1 << 16 {
-            if out.write_all(&buffer).is_err() {
-                return ExitCode::FAILURE;
-            }
-            buffer.clear();
-        }
+    match parse(&FsSource, file, &[], &Options::default()) {
+        Ok(config) if config.write_json(&mut std::io::stdout()).is_ok() => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
-    if out.write_all(&buffer).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

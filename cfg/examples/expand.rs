@@ -53,37 +53,16 @@ fn main() -> ExitCode {
 }
 
 fn print(config: &vt_cfg::Config, names: bool, count: bool) -> Result<(), Box<dyn std::error::Error>> {
-    let mut out = std::io::stdout().lock();
+    let mut out = std::io::BufWriter::with_capacity(1 << 16, std::io::stdout());
     if count {
         writeln!(out, "{}", config.count()?)?;
         return Ok(());
     }
-    let mut buffer = Vec::with_capacity(1 << 17);
     if names {
         for name in config.names() {
-            buffer.extend_from_slice(name?.as_bytes());
-            buffer.push(b'\n');
-            if buffer.len() > 1 << 16 {
-                out.write_all(&buffer)?;
-                buffer.clear();
-            }
+            writeln!(out, "{}", name?)?;
         }
-    } else {
-        for v in config.variants() {
-            match v {
-                Ok(v) => v.write_json(&mut buffer),
-                Err(e) => {
-                    out.write_all(&buffer)?;
-                    return Err(Box::new(e));
-                }
-            }
-            buffer.push(b'\n');
-            if buffer.len() > 1 << 16 {
-                out.write_all(&buffer)?;
-                buffer.clear();
-            }
-        }
+        return Ok(());
     }
-    out.write_all(&buffer)?;
-    Ok(())
+    Ok(config.write_json(&mut out)?)
 }

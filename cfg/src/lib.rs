@@ -21,6 +21,7 @@ mod lexer;
 mod model;
 mod parser;
 mod source;
+mod stream;
 
 pub use config::{Config, parse};
 pub use diag::{Diagnostic, Severity};
@@ -29,3 +30,4 @@ pub use expand::{Names, Variants};
 pub use inspect::{Condition, Explanation, KeyHistory, LintOptions, Removal, Step};
 pub use parser::Options;
 pub use source::{FsSource, MemSource, Source, SourceError};
+pub use stream::StreamError;

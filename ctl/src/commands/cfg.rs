@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
-use vt_cfg::{Config, Diagnostic, FsSource, Options, Severity, Source};
+use vt_cfg::{Config, Diagnostic, FsSource, Options, Severity, Source, StreamError};
 use vt_protocol::error::{ErrorCode, Exit, Report};
 
 use super::Code;
@@ -12,18 +12,17 @@ use crate::{
     ui::{Ui, text::safe},
 };
 
-/// Bytes collected before they are written.
-const CHUNK: usize = 1 << 16;
-
 pub(super) fn cfg(ui: &Ui, verb: &CfgVerb) -> Result<Code, Report> {
     let CfgVerb::Expand(args) = verb;
     let config = parse(ui, &args.file, &args.statements, &options(args))?;
-    let mut out = std::io::stdout().lock();
-    match write(&config, args.json, &mut out) {
+    // Whatever is left of it goes with the process; taking it apart only costs time.
+    let config = std::mem::ManuallyDrop::new(config);
+    let done = if args.json { config.write_json(&mut std::io::stdout()) } else { names(&config) };
+    match done {
         Ok(()) => Ok(Exit::Ok.into()),
         // The reader went away: nobody is left to be told.
-        Err(Stop::Output) => Ok(Exit::Ok.into()),
-        Err(Stop::Mistake(mistake)) => Err(refused(ui, &args.file, &[*mistake])),
+        Err(StreamError::Output(_)) => Ok(Exit::Ok.into()),
+        Err(StreamError::Mistake(mistake)) => Err(refused(ui, &args.file, &[*mistake])),
     }
 }
 
@@ -32,52 +31,17 @@ fn options(args: &ExpandArgs) -> Options {
     Options { defaults: args.defaults, expand }
 }
 
-enum Stop {
-    Output,
-    Mistake(Box<Diagnostic>),
-}
-
-impl From<std::io::Error> for Stop {
-    fn from(_: std::io::Error) -> Self {
-        Self::Output
-    }
-}
-
-fn write(config: &Config, json: bool, out: &mut impl Write) -> Result<(), Stop> {
-    let mut buffer = Vec::with_capacity(2 * CHUNK);
-    let mut first = true;
-    let mut next = |buffer: &mut Vec<u8>, out: &mut dyn Write| -> Result<(), Stop> {
-        buffer.push(b'\n');
-        // The first one shows at once.
-        if first || buffer.len() > CHUNK {
-            out.write_all(buffer)?;
-            out.flush()?;
-            buffer.clear();
-            first = false;
-        }
-        Ok(())
-    };
-    if json {
-        for variant in config.variants() {
-            match variant {
-                Ok(variant) => variant.write_json(&mut buffer),
-                Err(mistake) => {
-                    out.write_all(&buffer)?;
-                    out.flush()?;
-                    return Err(Stop::Mistake(Box::new(mistake)));
-                }
-            }
-            next(&mut buffer, out)?;
-        }
-    } else {
-        for name in config.names() {
-            buffer.extend_from_slice(name.map_err(|mistake| Stop::Mistake(Box::new(mistake)))?.as_bytes());
-            next(&mut buffer, out)?;
+fn names(config: &Config) -> Result<(), StreamError> {
+    let mut out = std::io::BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
+    for (i, name) in config.names().enumerate() {
+        let name = name.map_err(|mistake| StreamError::Mistake(Box::new(mistake)))?;
+        writeln!(out, "{name}").map_err(StreamError::Output)?;
+        if i == 0 {
+            // The first one shows at once.
+            out.flush().map_err(StreamError::Output)?;
         }
     }
-    out.write_all(&buffer)?;
-    out.flush()?;
-    Ok(())
+    out.flush().map_err(StreamError::Output)
 }
 
 /// Parses a configuration; its mistakes are shown, and the report says how many there are.
