@@ -9,11 +9,14 @@ use crate::figures::Figure;
 
 /// Clock ticks a second that /proc counts in: 100 on every Linux of x86 (sysconf(_SC_CLK_TCK)).
 const TICKS_PER_SECOND: f64 = 100.0;
+/// A cluster that was just made still promotes voters and looks at its accelerators: that is not idle yet.
+const SETTLES: Duration = Duration::from_secs(10);
 
 /// Measures for `seconds`; gives the figures of the most expensive daemon.
 pub(crate) fn measure(lab: &Lab, seconds: u64) -> anyhow::Result<Vec<Figure>> {
     let daemons = daemons(lab)?;
     ensure!(daemons.len() == 3, "{} daemons found, not 3", daemons.len());
+    std::thread::sleep(SETTLES);
     let before: Vec<f64> = daemons.iter().map(|pid| cpu_seconds(*pid)).collect::<Result<_, _>>()?;
     std::thread::sleep(Duration::from_secs(seconds));
     let mut cpu = Figure::new("idle CPU of the busiest daemon of 3, % of a core", Some(0.5));
