@@ -154,7 +154,7 @@ impl Host {
         let listen = settings.host.listen;
         let endpoint = MeshEndpoint::serve(listen, Arc::clone(&identity)).map_err(|error| port(listen, &error))?;
         let bulk = TcpListener::bind(listen).await.map_err(|error| port(listen, &error))?;
-        let members = Members::new(record.cluster, record.members.clone());
+        let members = Members::new(record.cluster, record.host, record.members.clone());
         let mine = Hello::of(Some(record.cluster), Some(record.host), incarnation);
         let peers = Peers::new(endpoint.clone(), members.clone(), mine);
         let blobs = BlobStore::open(data.blobs())?;

@@ -1,4 +1,5 @@
-//! Who is admitted: committed state, or, before the log has reached this host, what it was told when it joined.
+//! Who is admitted: committed state; and, until the log has come to this host's own admission, also whom it was told of
+//! when it joined. A joiner applies the log from its beginning, and whoever sends it may have been admitted late in it.
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,7 @@ type Cached = (BTreeMap<HostId, Arc<Host>>, Arc<Membership>);
 /// The membership of this moment.
 pub struct Members {
     cluster: ClusterId,
+    me: HostId,
     told: Arc<Membership>,
     state: OnceLock<watch::Receiver<Arc<State>>>,
     /// The hosts the cached membership was made of, and it.
@@ -29,11 +31,11 @@ pub struct Members {
 
 impl Members {
     /// What the host was told when it joined; the state comes later.
-    pub fn new(cluster: ClusterId, members: Vec<Member>) -> Arc<Self> {
+    pub fn new(cluster: ClusterId, me: HostId, members: Vec<Member>) -> Arc<Self> {
         let hosts = members.into_iter().map(|member| (member.host, member)).collect();
         let told = Arc::new(Membership { cluster, hosts });
         let cached = Mutex::new((BTreeMap::new(), Arc::clone(&told)));
-        Arc::new(Self { cluster, told, state: OnceLock::new(), cached })
+        Arc::new(Self { cluster, me, told, state: OnceLock::new(), cached })
     }
 
     /// From here on the state decides, as soon as it holds a cluster.
@@ -59,9 +61,67 @@ impl MembershipView for Members {
                 key: PublicKey(host.public_key.clone()),
                 addresses: host.addresses.clone(),
             };
-            let hosts = state.hosts.values().map(|host| (host.id, member(host))).collect();
+            let mut hosts: BTreeMap<_, _> = state.hosts.values().map(|host| (host.id, member(host))).collect();
+            let removed = |host: &HostId| state.removed.iter().any(|gone| gone.id == *host);
+            if !hosts.contains_key(&self.me) && !removed(&self.me) {
+                for (id, told) in self.told.hosts.iter().filter(|(id, _)| !removed(id)) {
+                    hosts.entry(*id).or_insert_with(|| told.clone());
+                }
+            }
             *cached = (state.hosts.clone(), Arc::new(Membership { cluster: self.cluster, hosts }));
         }
         Arc::clone(&cached.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vt_protocol::ids::{Digest, RequestId};
+    use vt_sync::{
+        Request,
+        command::{InitCluster, NewHost},
+    };
+
+    use super::*;
+
+    fn told(id: u64) -> Member {
+        Member {
+            host: HostId(id),
+            name: format!("host{id}").parse().unwrap(),
+            key: PublicKey(vec![id as u8; 44]),
+            addresses: vec!["127.0.0.1:7465".parse().unwrap()],
+        }
+    }
+
+    fn state_with_first_host() -> State {
+        let host = NewHost {
+            id: HostId(1),
+            name: "host1".parse().unwrap(),
+            addresses: vec!["127.0.0.1:7465".parse().unwrap()],
+            labels: BTreeMap::new(),
+            role: None,
+            public_key: vec![1; 44],
+            build: "1".into(),
+            facts: None,
+        };
+        let init = InitCluster { id: ClusterId(1), name: "test".parse().unwrap(), ca: Digest::of(b"ca"), host };
+        let mut state = State::default();
+        state.apply(1, &Request::with_id(RequestId(1), init)).unwrap();
+        state
+    }
+
+    #[test]
+    fn a_joiner_lets_in_whom_it_was_told_of_until_the_log_comes_to_its_own_admission() {
+        let members = Members::new(ClusterId(1), HostId(4), vec![told(1), told(3)]);
+        let (_sender, state) = watch::channel(Arc::new(state_with_first_host()));
+        members.follow(state);
+        let hosts = members.membership().hosts.clone();
+        assert!(hosts.contains_key(&HostId(3)), "the leader that sends the log may be admitted further on in it");
+
+        // A host whose own admission is in its state has the whole truth there.
+        let members = Members::new(ClusterId(1), HostId(1), vec![told(1), told(3)]);
+        let (_sender, state) = watch::channel(Arc::new(state_with_first_host()));
+        members.follow(state);
+        assert!(!members.membership().hosts.contains_key(&HostId(3)));
     }
 }
