@@ -95,7 +95,7 @@ fn daemon(config: Option<PathBuf>) -> ExitCode {
     // One thread for everything that waits, others for the disk: with a second one nearly every event of an idle daemon
     // wakes both, which costs more than the work.
     let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).max_blocking_threads(8).enable_all().build();
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(8).enable_all().build();
     let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let ended = runtime.block_on(run::run(settings));
         // What is still blocked on a disk must not keep the process.
