@@ -92,8 +92,7 @@ fn daemon(config: Option<PathBuf>) -> ExitCode {
     };
     telemetry::start(&settings.log);
     telemetry::abort_on_panic();
-    // One thread for everything that waits, others for the disk: with a second one nearly every event of an idle daemon
-    // wakes both, which costs more than the work.
+    // Two threads: one may wait for the disk while the other answers.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(8).enable_all().build();
     let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {

@@ -449,14 +449,7 @@ impl Undo<'_> {
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
         if let Some(run_dir) = self.run_dir {
-            let clear = || remains::clear(run_dir);
-            // This may take a while, and whatever else the daemon does must not wait for it.
-            let threads = tokio::runtime::Handle::try_current().map(|runtime| runtime.runtime_flavor());
-            let left = match threads {
-                Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(clear),
-                _ => clear(),
-            };
-            for left in left {
+            for left in remains::clear(run_dir) {
                 tracing::warn!(left, "left by a VM that did not start");
             }
         }
