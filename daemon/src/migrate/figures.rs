@@ -33,7 +33,8 @@ impl Sender {
     /// The figures, with where QEMU's own words are: relative to the evidence of either host.
     pub(super) fn kept(&self, result: &MigrationResult) -> serde_json::Value {
         let mut kept = serde_json::json!(result);
-        let source = self.vm.qemu.evidence().strip_prefix(self.attempt.evidence.dir()).unwrap_or("".as_ref());
+        let evidence = self.vm.qemu.evidence();
+        let source = evidence.strip_prefix(self.attempt.evidence.dir()).unwrap_or(evidence);
         let vm = &self.ready.id.vm.name;
         kept["source_transcript"] = source.join(TRANSCRIPT_FILE).display().to_string().into();
         kept["destination_transcript"] = format!("{vm}/in-{}/{TRANSCRIPT_FILE}", self.ready.id.number).into();

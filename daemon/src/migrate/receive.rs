@@ -79,16 +79,14 @@ impl Incoming {
         let mut watch = self.state.subscribe();
         let settled = |state: &IncomingState| !matches!(state, IncomingState::Receiving | IncomingState::Loaded);
         let _ = timeout(wait, watch.wait_for(settled)).await;
-        let now = watch.borrow().clone();
-        now
+        watch.borrow().clone()
     }
 }
 
 /// Waits for a value that is set once. The sender lives as long as the caller holds its owner.
 async fn once<T: Clone>(sender: &watch::Sender<Option<T>>) -> Option<T> {
     let mut watch = sender.subscribe();
-    let found = watch.wait_for(Option::is_some).await.ok()?.clone();
-    found
+    watch.wait_for(Option::is_some).await.ok()?.clone()
 }
 
 impl LocalAttempt {

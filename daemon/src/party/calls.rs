@@ -109,10 +109,10 @@ impl LocalAttempt {
                 }
                 text.truncate(end);
                 if warn {
-                    self.evidence.events.warn(text)
+                    self.evidence.events.warn(text);
                 } else {
-                    self.evidence.events.say(text)
-                };
+                    self.evidence.events.say(text);
+                }
                 Ok(Answer::Done)
             }
             other => {

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -38,6 +41,8 @@ pub struct LocalVm {
     /// Ways into its guest.
     pub lines: Lines,
     guard: Mutex<Option<GuardHandle>>,
+    /// Whether the guard was last seen pausing, or having paused or killed.
+    acted: Arc<AtomicBool>,
     /// What QEMU's migration settings were before the first move changed them.
     before_moves: Mutex<MigrationSettings>,
     /// The move that was prepared by this daemon and not begun.
@@ -56,6 +61,7 @@ impl LocalVm {
             disk,
             lines,
             guard: Mutex::default(),
+            acted: Arc::default(),
             before_moves: Mutex::default(),
             prepared: Mutex::default(),
             epoch: Mutex::new(epoch),
@@ -77,6 +83,22 @@ impl LocalVm {
     }
 
     fn set_guard(&self, guard: GuardHandle) {
+        // A guard that has killed is gone a moment before its QEMU is seen to be: what it was last is kept.
+        let (mut states, acted) = (guard.states(), self.acted.clone());
+        tokio::spawn(async move {
+            loop {
+                match *states.borrow_and_update() {
+                    GuardState::Absent => {}
+                    GuardState::Watching => acted.store(false, Ordering::Relaxed),
+                    GuardState::Pausing | GuardState::Paused | GuardState::Killed => {
+                        acted.store(true, Ordering::Relaxed);
+                    }
+                }
+                if states.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
         *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
     }
 
@@ -124,8 +146,8 @@ impl LocalVm {
 
     /// Why its QEMU is gone, where it should have run: fenced by its guard, or by itself.
     pub(crate) fn lost(&self, died: &VmError) -> Failure {
-        let fenced = self.guard().is_some_and(|guard| guard.state() == GuardState::Killed);
-        let (blame, report) = if fenced {
+        // One that had paused the VM is the one that ended it.
+        let (blame, report) = if self.acted.load(Ordering::Relaxed) {
             let title = format!("the guard of {} ended it, for its host could not renew its session", self.id.name);
             (Blame::Infrastructure, Report::new(ErrorCode::VmFenced, title))
         } else {

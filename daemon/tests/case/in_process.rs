@@ -47,12 +47,15 @@ pub(crate) struct Faults {
     pub(crate) no_quorum: bool,
 }
 
+/// How a host is asked: its supervisor while its daemon runs, and its evidence.
+type Reached = (Weak<Supervisor>, Arc<EvidenceStore>);
+
 /// The cluster of all hosts.
 pub(crate) struct Shared {
     state: watch::Sender<Arc<State>>,
     /// Applying is serial.
     log: Mutex<u64>,
-    hosts: Mutex<BTreeMap<HostId, (Weak<Supervisor>, Arc<EvidenceStore>)>>,
+    hosts: Mutex<BTreeMap<HostId, Reached>>,
     pub(crate) faults: Mutex<Faults>,
     plan: Mutex<Option<Arc<Plan>>>,
 }
@@ -128,7 +131,7 @@ impl Cluster for View {
         let found = self.shared.hosts.lock().unwrap_or_else(PoisonError::into_inner).get(&host).cloned();
         let Some((supervisor, store)) = found else { return Err(AskError::Unreachable("no such host".into())) };
         let answering = async move {
-            let supervisor = || supervisor.upgrade().ok_or(AskError::Unreachable("its daemon ended".into()));
+            let supervisor = || supervisor.upgrade().ok_or_else(|| AskError::Unreachable("its daemon ended".into()));
             let refused = |report: Report| AskError::Refused(Box::new(report));
             Ok(match request {
                 PeerRequest::PrepareIncoming(asked) => {
