@@ -41,6 +41,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     front.resume().await.map_err(told)?;
     let stop = CancellationToken::new();
     let serving = tokio::spawn(socket.serve(front.clone(), stop.clone()));
+    if let Some(mutation) = vt_sync::mutation::active() {
+        tracing::error!(%mutation, "this daemon breaks a rule on purpose, for tests; let no real VM near it");
+    }
     tracing::info!(
         build = BUILD,
         socket = %settings.socket().display(),

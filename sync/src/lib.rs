@@ -4,6 +4,7 @@ pub mod answer;
 pub mod bounds;
 pub mod command;
 pub mod membership;
+pub mod mutation;
 pub mod raft;
 pub mod state;
 mod stored;

@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use vt_protocol::ids::{Epoch, HostId};
+use vt_sync::mutation::Mutation;
 
 use crate::settings::SessionTimes;
 
@@ -81,8 +82,9 @@ impl Silence {
                 _ => now,
             };
             seen.insert(session.host, (session.epoch, last));
-            let expires = (last + self.times.expire).max(may_expire);
             let suspect = last + self.times.suspect;
+            let in_time = (last + self.times.expire).max(may_expire);
+            let expires = if Mutation::MarginZero.is_on() { suspect } else { in_time };
             if now >= expires {
                 verdicts.push(Verdict::Expire(session.host, session.epoch));
                 continue;

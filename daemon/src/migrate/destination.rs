@@ -9,6 +9,7 @@
 //! The guest is let run on exactly one event: `Moved`, read from committed state.
 
 use vt_protocol::error::Report;
+use vt_sync::mutation::Mutation;
 
 use crate::qemu::qmp::MigrationStatus;
 
@@ -75,6 +76,9 @@ pub fn step(phase: Phase, event: Event) -> (Phase, Option<Action>) {
         }
         (_, Event::Aborted(why)) => (Phase::Down(why), Some(Action::TearDown)),
 
+        (Phase::Receiving, Event::Qemu(Status::Completed)) if Mutation::NoMove.is_on() => {
+            (Phase::Running, Some(Action::Run))
+        }
         (Phase::Receiving, Event::Qemu(Status::Completed)) => (Phase::Voting, Some(Action::Vote)),
         (Phase::Receiving, Event::QemuEnded(why)) => (Phase::Broken(why), Some(Action::AwaitSource)),
         (Phase::Broken(why), Event::SourceSilent) => (Phase::Broken(why.clone()), Some(Action::Abort(why))),

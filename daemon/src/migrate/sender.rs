@@ -77,6 +77,7 @@ impl Sender {
             self.sampler.as_ref().map(|sampler| tokio::spawn(progress(&self.attempt, &self.ready.id, sampler)));
         let _progress = progress.map(AbortOnDrop);
         let deadline = Instant::now() + Duration::from_millis(self.call.spec.timeout_ms);
+        let mut too_long = false;
         let mut listening = true;
         // What QEMU said before this listener was made, after a restart of the daemon.
         let mut replay = match phase {
@@ -120,7 +121,8 @@ impl Sender {
                         let seen = died.report().evidence;
                         Event::QemuEnded(Box::new(seen.into_iter().fold(report, |report, (k, v)| report.with(k, v))))
                     }
-                    () = sleep_until(deadline), if phase == Phase::Sending => {
+                    () = sleep_until(deadline), if !too_long => {
+                        too_long = true;
                         Event::TooLong(Box::new(self.too_long().await))
                     }
                 }

@@ -10,6 +10,7 @@
 //! log counts. Before it, QEMU has already let the guest run on by itself, or will when it is told to.
 
 use vt_protocol::error::{ErrorCode, Report};
+use vt_sync::mutation::Mutation;
 
 use crate::qemu::qmp::MigrationStatus;
 
@@ -104,6 +105,9 @@ pub fn step(phase: Phase, event: Event) -> (Phase, Option<Action>) {
         (Phase::Sending, Event::QemuEnded(why)) => (Phase::Aborting(why.clone()), Some(Action::Abort(why))),
         (Phase::Cancelling(_), Event::QemuEnded(why)) => (Phase::Aborting(why.clone()), Some(Action::Abort(why))),
 
+        (Phase::Voting | Phase::Voted, Event::TooLong(why)) if Mutation::SourceResumesOnTimeout.is_on() => {
+            (Phase::Staying(why), Some(Action::RunHere))
+        }
         (Phase::Voting, Event::VoteCounted) => (Phase::Voted, None),
         (phase, _) => (phase, None),
     }

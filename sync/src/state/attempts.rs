@@ -9,7 +9,9 @@ use vt_protocol::{
     verdict::{Blame, Cause, Consequence, Outcome, Verdict, judge},
 };
 
-use super::{Barrier, BarrierKey, CaseState, Decision, Entry, JobState, Migration, Role, State, bounded, reject};
+use super::{
+    Barrier, BarrierKey, CaseState, Decision, Entry, JobState, Migration, Role, State, bounded, in_force, reject,
+};
 use crate::{
     answer::{Answer, Effect, Rejected},
     bounds,
@@ -133,6 +135,9 @@ impl State {
                     format!("{} is a witness and runs nothing", self.host_name(*host)),
                 );
             }
+            if self.known_host(*host)?.cordoned {
+                return reject(ErrorCode::Cordoned, format!("{} is cordoned", self.host_name(*host)));
+            }
             if let Some(other) = self.busy_with(*host) {
                 let text = format!("{} serves {}", self.host_name(*host), other.id);
                 return reject(ErrorCode::HostBusy, text);
@@ -179,7 +184,7 @@ impl State {
     /// A live attempt under its epoch.
     pub(super) fn live_attempt(&self, id: AttemptId, epoch: Epoch) -> Result<&Arc<Attempt>, Rejected> {
         match self.attempts.get(&id) {
-            Some(attempt) if attempt.epoch == epoch => Ok(attempt),
+            Some(attempt) if in_force(Some(attempt.epoch), epoch) => Ok(attempt),
             Some(attempt) => {
                 reject(ErrorCode::CaseClosed, format!("attempt {id} has epoch {}, not {epoch}", attempt.epoch))
             }

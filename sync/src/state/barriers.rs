@@ -19,6 +19,7 @@ use crate::{
     answer::{Answer, Effect, Rejected},
     bounds,
     command::{Arrive, BreakBarrier},
+    mutation::Mutation,
 };
 
 /// Which barrier of an attempt.
@@ -143,7 +144,8 @@ impl State {
         let hopeless = attempt.hopeless(self, &barrier.wanted);
         barrier.arrived.insert(c.host, Arc::new(c.payload.clone()));
         let missing = barrier.missing();
-        if missing.is_empty() {
+        let enough = missing.is_empty() || (missing.len() == 1 && Mutation::BarrierAtNMinusOne.is_on());
+        if enough {
             barrier.state = BarrierState::Released;
         } else if let Some(why) = hopeless {
             barrier.state = BarrierState::Broken { missing, why };

@@ -22,6 +22,7 @@ use crate::{
     answer::{Answer, Effect, Rejected},
     bounds,
     command::{AbortMigration, BeginMigration, FinishMigration, MigrationPrepared},
+    mutation::Mutation,
 };
 
 /// One movement of one VM.
@@ -193,7 +194,8 @@ impl State {
                 Side::Source => migration.source_completed = true,
                 Side::Destination => migration.dest_loaded = true,
             }
-            if migration.source_completed && migration.dest_loaded {
+            let both = migration.source_completed && migration.dest_loaded;
+            if both || Mutation::MoveOnOneVote.is_on() {
                 migration.phase = Phase::Moved { epoch };
                 vm.owner = migration.to;
                 vm.epoch = epoch;

@@ -8,6 +8,7 @@
 
 mod attempts;
 mod barriers;
+mod clients;
 mod cluster;
 mod jobs;
 mod migrations;
@@ -27,18 +28,20 @@ use vt_protocol::{
 pub use self::{
     attempts::{Attempt, Ending, PartyState},
     barriers::{Barrier, BarrierKey, BarrierState},
+    clients::{Client, Clients},
     cluster::{Cluster, Host, RemovedHost, Role},
     jobs::{Case, CaseState, Job, JobState},
     migrations::{Migration, Phase},
     requests::Requests,
     sessions::{Session, SessionStatus},
-    tokens::{Token, TokenStatus},
+    tokens::{ClientGrant, Grant, Token, TokenStatus},
     vms::{VmRecord, VmState},
 };
 use crate::{
     answer::{Answer, Applied, Effect, Rejected},
     bounds,
     command::{Command, Request},
+    mutation::Mutation,
 };
 
 /// Everything the cluster agrees on.
@@ -66,6 +69,8 @@ pub struct State {
     pub requests: Requests,
     /// Log index of the last command applied; 0 before the first.
     pub index: u64,
+    /// Clients by the digest of their public key.
+    pub clients: Arc<Clients>,
 }
 
 /// What a command's handler gives: an answer, or a refusal made before anything was changed.
@@ -141,6 +146,10 @@ impl State {
             Command::AbortMigration(c) => self.abort_migration(entry, c),
             Command::FinishMigration(c) => self.finish_migration(entry, c),
             Command::ForgetJob(c) => self.forget_job(entry, c),
+            Command::Cordon(c) => self.cordon(entry, c),
+            Command::CreateClientToken(c) => self.create_client_token(entry, c),
+            Command::AdmitClient(c) => self.admit_client(entry, c),
+            Command::RemoveClient(c) => self.remove_client(entry, c),
         }
     }
 
@@ -174,6 +183,11 @@ impl State {
     pub fn busy_with(&self, host: HostId) -> Option<&Arc<Attempt>> {
         self.attempts.values().find(|attempt| attempt.parties.get(&host) == Some(&PartyState::Running))
     }
+}
+
+/// Whether who shows this fencing number may still act. `current` is the one in force, `None` where it is over.
+fn in_force(current: Option<Epoch>, shown: Epoch) -> bool {
+    current == Some(shown) || Mutation::StaleEpochAccepted.is_on()
 }
 
 fn reject<T>(code: ErrorCode, text: impl Into<String>) -> Result<T, Rejected> {

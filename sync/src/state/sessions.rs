@@ -7,7 +7,7 @@ use vt_protocol::{
     verdict::{Blame, Cause, Outcome},
 };
 
-use super::{Decision, Entry, PartyState, State, reject, within};
+use super::{Decision, Entry, PartyState, State, in_force, reject, within};
 use crate::{
     answer::{Answer, Effect, Rejected},
     bounds,
@@ -23,6 +23,13 @@ pub struct Session {
     pub incarnation: u64,
     /// How it stands.
     pub status: SessionStatus,
+}
+
+impl Session {
+    /// Its epoch, unless it is over.
+    fn in_force(&self) -> Option<Epoch> {
+        (self.status != SessionStatus::Expired).then_some(self.epoch)
+    }
 }
 
 /// How a session stands.
@@ -100,7 +107,7 @@ impl State {
     fn held_session(&self, host: HostId, epoch: Epoch) -> Result<SessionStatus, Rejected> {
         let host = self.known_host(host)?;
         match &host.session {
-            Some(session) if session.epoch == epoch && session.status != SessionStatus::Expired => Ok(session.status),
+            Some(session) if in_force(session.in_force(), epoch) => Ok(session.status),
             Some(session) if session.epoch == epoch => {
                 reject(ErrorCode::SessionOver, format!("the session of {} has expired", host.name))
             }

@@ -8,7 +8,7 @@ use vt_protocol::{
     ids::{AttemptId, Digest, Epoch, HostId, Name, VmId},
 };
 
-use super::{Decision, Entry, Migration, State, reject, within};
+use super::{Decision, Entry, Migration, State, in_force, reject, within};
 use crate::{
     answer::{Answer, Effect, Rejected},
     bounds,
@@ -111,7 +111,7 @@ impl State {
         let Some(vm) = self.vms.get(id) else {
             return reject(ErrorCode::NotOwner, format!("{id} is not on record"));
         };
-        if vm.owner != host || vm.epoch != epoch {
+        if vm.owner != host || !in_force(Some(vm.epoch), epoch) {
             let owner = self.host_name(vm.owner);
             return reject(ErrorCode::NotOwner, format!("{id} is owned by {owner} under epoch {}", vm.epoch));
         }
