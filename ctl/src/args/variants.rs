@@ -35,8 +35,8 @@ pub enum VariantsVerb {
     Show {
         /// Full name, or a filter that leaves one variant
         name: String,
-        /// As this host sees them: KEY_host1 is KEY
-        #[arg(long, value_name = "NAME")]
+        /// As this host of a run sees them: host1, host2, …
+        #[arg(long, value_name = "HOSTN")]
         host: Option<String>,
         /// What is meant
         #[command(flatten)]

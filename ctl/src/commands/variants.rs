@@ -1,12 +1,12 @@
 //! `variants …`: the test matrix of a configuration.
 
-use std::io::Write;
+use std::{collections::BTreeMap, io::Write};
 
 use serde_json::{Value, json};
 use vt_cfg::{Condition, Config, Diagnostic, Explanation, KeyHistory, LintOptions, Removal, Severity, Variant};
 use vt_protocol::{
     error::{ErrorCode, Exit, Report},
-    params::{Origin, Params},
+    params::{Origin, Param, Params, for_host},
 };
 
 use super::{
@@ -17,6 +17,9 @@ use crate::{
     args::{Output, Selection, VariantsVerb},
     ui::{Ui, report::usage, table::Table, text::safe},
 };
+
+/// Last place of a host that `show --host` takes.
+const HOST_MAX: usize = 1000;
 
 pub(super) fn variants(ui: &Ui, verb: &VariantsVerb) -> Result<Code, Report> {
     match verb {
@@ -133,14 +136,15 @@ fn show(ui: &Ui, from: &Selection, typed: &str, host: Option<&str>) -> Result<Co
     };
     let mut params = params(&variant);
     if let Some(host) = host {
-        params = params.object(host);
+        params = of_host(&params, host, &name)?;
     }
+    let by_key: BTreeMap<&str, &Param> = params.iter().collect();
     match ui.output {
         Output::Json | Output::Jsonl => {
             let values: serde_json::Map<String, Value> =
-                params.iter().map(|(key, p)| (key.to_owned(), json!(p.value))).collect();
+                by_key.iter().map(|(key, p)| ((*key).to_owned(), json!(p.value))).collect();
             let origins: serde_json::Map<String, Value> =
-                params.iter().map(|(key, p)| (key.to_owned(), json!(p.origin.to_string()))).collect();
+                by_key.iter().map(|(key, p)| ((*key).to_owned(), json!(p.origin.to_string()))).collect();
             ui.json(&json!({
                 "schema": "vtmesh/v1/variant",
                 "name": variant.name(),
@@ -151,17 +155,30 @@ fn show(ui: &Ui, from: &Selection, typed: &str, host: Option<&str>) -> Result<Co
                 "origins": origins,
             }));
         }
-        Output::Name => params.iter().for_each(|(key, _)| ui.line(safe(key))),
-        Output::Table => params.iter().for_each(|(key, p)| ui.line(format_args!("{} = {}", safe(key), safe(&p.value)))),
+        Output::Name => by_key.keys().for_each(|key| ui.line(safe(key))),
+        Output::Table => {
+            by_key.iter().for_each(|(key, p)| ui.line(format_args!("{} = {}", safe(key), safe(&p.value))));
+        }
         Output::Wide => {
             let mut table = Table::new(&["KEY", "VALUE", "SET AT"]);
-            for (key, p) in params.iter() {
+            for (key, p) in &by_key {
                 table.row([safe(key), safe(&p.value), p.origin.to_string()]);
             }
             ui.raw(&table.render(ui.width));
         }
     }
     Ok(Exit::Ok.into())
+}
+
+/// The parameters as one host of a run sees them. No hosts are chosen here, so they go by their places: host1, host2, …
+fn of_host(params: &Params, host: &str, seed: &str) -> Result<Params, Report> {
+    let place = host.strip_prefix("host").and_then(|place| place.parse::<usize>().ok());
+    let Some(place) = place.filter(|place| (1..=HOST_MAX).contains(place)) else {
+        return Err(usage(format!("{host:?} is no place in a run: host1 to host{HOST_MAX}"))
+            .help("host1 is the first one after -m of `vtctl run`, whatever its name"));
+    };
+    let hosts: Vec<String> = (1..=place.max(2)).map(|n| format!("host{n}")).collect();
+    Ok(for_host(params, &hosts, place - 1, seed))
 }
 
 /// A variant's parameters with their places.

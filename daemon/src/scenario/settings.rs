@@ -158,9 +158,9 @@ fn spec(params: &Params) -> Result<MigrationSpec, ParamError> {
 
 fn capabilities(params: &Params) -> Result<BTreeMap<String, bool>, ParamError> {
     let key = if params.get("capabilities").is_some() { "capabilities" } else { "capabilitys" };
-    let states = params.objects("capabilitys_state");
+    let states = params.list("capabilitys_state", None);
     let mut all = BTreeMap::new();
-    for (place, name) in params.objects(key).into_iter().enumerate() {
+    for (place, name) in params.list(key, None).into_iter().enumerate() {
         let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
         if !plain || name.len() > 64 {
             return Err(params.error(key, "a list of migration capabilities by QEMU's names"));
