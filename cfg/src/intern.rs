@@ -70,6 +70,11 @@ impl Interner {
         &self.text[from..self.ends[i] as usize]
     }
 
+    /// All strings, one behind the other.
+    pub(crate) fn all(&self) -> &str {
+        &self.text
+    }
+
     /// Number of strings.
     pub(crate) fn len(&self) -> usize {
         self.ends.len()

@@ -1,11 +1,9 @@
-//! All variants as JSON lines: one thread walks and builds, another writes.
+//! All variants as JSON lines.
 
 use std::io::Write;
-use std::sync::mpsc::sync_channel;
 
 use crate::config::Config;
 use crate::diag::Diagnostic;
-use crate::expand::variant::Variant;
 
 /// Why the stream ended early.
 #[derive(Debug, thiserror::Error)]
@@ -18,10 +16,6 @@ pub enum StreamError {
     Mistake(Box<Diagnostic>),
 }
 
-/// Variants handed over at once; the first one goes alone, so that it shows at once.
-const BATCH: usize = 32;
-/// Batches on the way.
-const WAITING: usize = 4;
 /// Bytes collected before they are written.
 const CHUNK: usize = 1 << 16;
 
@@ -30,56 +24,28 @@ impl Config {
     ///
     /// # Errors
     /// See [`StreamError`].
-    pub fn write_json(&self, out: &mut (impl Write + Send)) -> Result<(), StreamError> {
-        std::thread::scope(|scope| {
-            let (send, receive) = sync_channel::<Vec<Variant<'_>>>(WAITING);
-            let writer = scope.spawn(move || -> std::io::Result<()> {
-                let mut buffer = Vec::with_capacity(2 * CHUNK);
-                let mut first = true;
-                for batch in receive {
-                    for v in batch {
-                        v.write_json(&mut buffer);
-                        buffer.push(b'\n');
-                        if first || buffer.len() >= CHUNK {
-                            out.write_all(&buffer)?;
-                            buffer.clear();
-                        }
-                    }
-                    if first {
-                        out.flush()?;
-                        first = false;
-                    }
-                }
-                out.write_all(&buffer)?;
-                out.flush()
-            });
-            let mut mistake = None;
-            let mut batch = Vec::new();
-            let mut size = 1;
-            for v in self.variants() {
-                match v {
-                    Ok(v) => batch.push(v),
-                    Err(e) => {
-                        mistake = Some(e);
-                        break;
-                    }
-                }
-                if batch.len() == size {
-                    size = BATCH;
-                    // The writer is gone only if it could not write; it says so below.
-                    if send.send(std::mem::replace(&mut batch, Vec::with_capacity(BATCH))).is_err() {
-                        break;
-                    }
-                }
+    pub fn write_json(&self, out: &mut impl Write) -> Result<(), StreamError> {
+        let mut variants = self.variants();
+        let mut buffer = Vec::with_capacity(2 * CHUNK);
+        let mut mistake = None;
+        let mut first = true;
+        while let Some(written) = variants.write_next(&mut buffer) {
+            if let Err(e) = written {
+                mistake = Some(e);
+                break;
             }
-            let _ = send.send(batch);
-            drop(send);
-            match writer.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) => return Err(StreamError::Output(e)),
-                Err(panic) => std::panic::resume_unwind(panic),
+            buffer.push(b'\n');
+            if buffer.len() >= CHUNK || first {
+                out.write_all(&buffer).map_err(StreamError::Output)?;
+                buffer.clear();
             }
-            mistake.map_or(Ok(()), |e| Err(StreamError::Mistake(Box::new(e))))
-        })
+            if std::mem::take(&mut first) {
+                // The first one shows at once.
+                out.flush().map_err(StreamError::Output)?;
+            }
+        }
+        out.write_all(&buffer).map_err(StreamError::Output)?;
+        out.flush().map_err(StreamError::Output)?;
+        mistake.map_or(Ok(()), |e| Err(StreamError::Mistake(Box::new(e))))
     }
 }

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Compare random configurations with the reference implementation.
 
-    VENV/bin/python compare_reference.py EXPANDER [--from SEED] [--count N] [--keep DIR]
+    VENV/bin/python compare_reference.py EXPANDER [--rare] [--from SEED] [--count N] [--keep DIR]
 
 EXPANDER prints JSON lines as `vtctl cfg expand --json` does (the example `expand` of this crate will do). The reference comes
-with `pip install avocado-framework-plugin-vt==113.0`. Each seed makes one configuration, so a failure can be repeated.
+with `pip install avocado-framework-plugin-vt==113.0`. Each seed makes one configuration, so a failure can be repeated; with
+`--rare` one that dwells on what is seldom written (rare.py).
 Compared: the dicts, their order, the order of keys in them; of refused texts the file and line.
 """
 import argparse
@@ -266,14 +267,18 @@ def main():
     ap.add_argument("--from", dest="first", type=int, default=0)
     ap.add_argument("--count", type=int, default=1000)
     ap.add_argument("--keep")
+    ap.add_argument("--rare", action="store_true")
     a = ap.parse_args()
+    generator = Generator
+    if a.rare:
+        from rare import Rare as generator
     a.expander = os.path.abspath(a.expander)
     seen, failed = {}, 0
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         os.mkdir("sub")
         for seed in range(a.first, a.first + a.count):
-            files, flags, extra = Generator(seed).case()
+            files, flags, extra = generator(seed).case()
             for name, text in files.items():
                 with open(name, "w", encoding="utf-8", newline="") as f:
                     f.write(text)

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use vt_cfg::{Diagnostic, FsSource, MemSource, Options, Source, SourceError, parse};
+use vt_cfg::{Diagnostic, FsSource, MemSource, Options, Source, SourceError, StreamError, parse};
 
 /// The file system below a folder, so that file names in results stay short.
 struct Below(PathBuf);
@@ -43,23 +43,33 @@ enum Expansion {
     Refused(Vec<Diagnostic>),
 }
 
+/// What comes of a configuration, taken one by one and as a stream: both must say the same.
 fn expand(source: &dyn Source, file: &str, args: &[String]) -> Expansion {
     let (o, extra) = options(args);
     let config = match parse(source, file, &extra, &o) {
         Ok(c) => c,
         Err(mistakes) => return Expansion::Refused(mistakes),
     };
+    let mut streamed = Vec::new();
+    let end = config.write_json(&mut streamed);
+    let mut lines = streamed.split_inclusive(|b| *b == b'\n');
     let mut out = Vec::new();
     for v in config.variants() {
         match v {
             Ok(v) => {
                 let mut json = Vec::new();
                 v.write_json(&mut json);
+                json.push(b'\n');
+                assert_eq!(String::from_utf8_lossy(&json), String::from_utf8_lossy(lines.next().unwrap()), "{file}");
                 out.push(serde_json::from_slice(&json).unwrap());
             }
-            Err(e) => return Expansion::Refused(vec![e]),
+            Err(e) => {
+                assert!(matches!(end, Err(StreamError::Mistake(m)) if *m == e) && lines.next().is_none(), "{file}");
+                return Expansion::Refused(vec![e]);
+            }
         }
     }
+    assert!(end.is_ok() && lines.next().is_none(), "{file}");
     Expansion::Variants(out)
 }
 

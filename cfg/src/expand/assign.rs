@@ -2,14 +2,14 @@
 
 use crate::diag::Diagnostic;
 use crate::expand::draft::{Draft, Entry, KeyBook, MAX_TEXT, Val};
+use crate::expand::file_map::Kind;
 use crate::expand::filter::{Tri, View};
 use crate::expand::names::quoted;
 use crate::expand::pattern::Pattern;
-use crate::expand::{finish, suffix};
+use crate::expand::prepare::{Bound, Prepared};
+use crate::expand::{file_map, finish, suffix};
 use crate::intern::FastMap;
-use crate::model::{Filter, Loc, Model, NONE, Op, OpKind, Piece, RESERVED, Span};
-
-use crate::expand::prepare::Prepared;
+use crate::model::{Filter, Loc, Model, NONE, Op, OpKind, Piece, RESERVED};
 
 /// Watches operations run; `explain` records them.
 pub(crate) trait Trace {
@@ -44,6 +44,8 @@ pub(crate) struct Machine {
     /// Flattened view for substitution, by key number, and the draft version it shows.
     flat: FastMap<u32, Val>,
     flat_version: u64,
+    /// Operations of the leaf node whose effect is the base of the draft, once the first combination has run.
+    base_ops: Option<usize>,
 }
 
 /// The combination whose operations run.
@@ -70,18 +72,31 @@ impl Machine {
     pub(crate) fn new(m: &Model) -> Self {
         let mut patterns = Vec::new();
         patterns.resize_with(m.patterns.len(), Cached::default);
-        Machine { draft: Draft::default(), book: KeyBook::new(m), patterns, flat: FastMap::default(), flat_version: 0 }
+        Machine {
+            draft: Draft::default(),
+            book: KeyBook::new(m),
+            patterns,
+            flat: FastMap::default(),
+            flat_version: 0,
+            base_ops: None,
+        }
     }
 
     /// Runs everything; the draft then holds the combination's keys.
     pub(crate) fn run<T: Trace>(&mut self, m: &Model, s: &Subject<'_>, trace: &mut T) -> Result<(), Diagnostic> {
-        self.draft.clear();
+        let mut done = if T::ON { self.begin_traced() } else { self.begin(m, s)? };
         let mut conditions: Vec<(Op, usize)> = Vec::new();
         for (i, node) in s.nodes.iter().enumerate().rev() {
             let range = m.nodes[*node as usize].ops.range();
-            let mut at = range.start;
+            let mut at = range.start + std::mem::take(&mut done);
             while at < range.end {
                 let op = &m.ops[at];
+                if !T::ON && op.kind == OpKind::Set && !op.template {
+                    // Most operations are this one.
+                    self.draft.set(op.key, Val::of(op), at as u32, false);
+                    at += 1;
+                    continue;
+                }
                 if T::ON {
                     conditions.retain(|(_, end)| at < *end);
                 }
@@ -100,21 +115,51 @@ impl Machine {
                     }
                     continue;
                 }
-                self.operation(m, s, i, op, trace, &conditions)?;
+                self.operation(m, s, i, at as u32 - 1, trace, &conditions)?;
             }
         }
         Ok(())
     }
 
+    /// Nothing was run yet, and every operation will be seen.
+    fn begin_traced(&mut self) -> usize {
+        self.draft.clear();
+        self.base_ops = None;
+        0
+    }
+
+    /// Sets what every combination sets first: the plain assignments with which the text begins. Tells how many they are.
+    fn begin(&mut self, m: &Model, s: &Subject<'_>) -> Result<usize, Diagnostic> {
+        if let Some(done) = self.base_ops {
+            self.draft.rewind();
+            return Ok(done);
+        }
+        self.draft.clear();
+        let leaf = m.nodes[m.leaf as usize].ops;
+        let plain = |op: &Op| {
+            matches!(op.kind, OpKind::Set | OpKind::Append | OpKind::Prepend | OpKind::Default)
+                && !(op.template && mentions_reserved(m, op))
+        };
+        let done = m.ops[leaf.range()].iter().take_while(|op| plain(op)).count();
+        for at in leaf.start..leaf.start + done as u32 {
+            self.operation(m, s, s.nodes.len() - 1, at, &mut Silent, &[])?;
+        }
+        self.draft.keep_as_base();
+        self.base_ops = Some(done);
+        Ok(done)
+    }
+
+    /// Runs the operation of that number.
     fn operation<T: Trace>(
         &mut self,
         m: &Model,
         s: &Subject<'_>,
         at_node: usize,
-        op: &Op,
+        number: u32,
         trace: &mut T,
         conditions: &[(Op, usize)],
     ) -> Result<(), Diagnostic> {
+        let op = &m.ops[number as usize];
         match op.kind {
             OpKind::Set | OpKind::Append | OpKind::Prepend | OpKind::Default => {
                 let old = if op.kind == OpKind::Set { None } else { self.draft.get(op.key) };
@@ -123,7 +168,7 @@ impl Machine {
                 }
                 let operand = self.value(m, s, at_node, op)?;
                 let val = self.combine(m, op.kind, old, operand);
-                self.draft.set(op.key, val, op.loc, false);
+                self.draft.set(op.key, val, number, false);
                 if T::ON {
                     trace.changed(m.keys.get(op.key), op, Some(val.text(m, &self.draft.own)), conditions);
                 }
@@ -142,7 +187,7 @@ impl Machine {
                     }
                     let val = self.combine(m, op.kind, Some(val), operand);
                     self.draft.entries[i].val = val;
-                    self.draft.entries[i].loc = op.loc;
+                    self.draft.entries[i].op = number;
                     self.draft.version += 1;
                     if T::ON {
                         trace.changed(&self.book.joined(m, key), op, Some(val.text(m, &self.draft.own)), conditions);
@@ -217,7 +262,7 @@ impl Machine {
     /// The operand, with `${…}` replaced as things stand now.
     fn value(&mut self, m: &Model, s: &Subject<'_>, at_node: usize, op: &Op) -> Result<Val, Diagnostic> {
         if !op.template {
-            return Ok(Val::fixed(op.value, op.clean));
+            return Ok(Val::of(op));
         }
         let pieces = &m.pieces[m.templates[op.value.start as usize].range()];
         let start = self.draft.own.len();
@@ -278,18 +323,20 @@ impl Machine {
             }
             map => {
                 // The node at hand has not run its own hidden operation yet.
-                let done = maps(m, &s.nodes[at_node + 1..]);
-                if done.is_empty() {
+                let done = &s.nodes[at_node + 1..];
+                let kind = if map == "_name_map_file" { Kind::Full } else { Kind::Short };
+                let files = file_map::files(m, done);
+                if files.is_empty() {
                     return None;
                 }
                 own.push('{');
-                for (i, e) in done.iter().enumerate() {
+                for (i, file) in files.into_iter().enumerate() {
                     if i > 0 {
                         own.push_str(", ");
                     }
-                    quoted(m.base_names.get(e.file), own);
+                    quoted(m.base_names.get(file), own);
                     own.push_str(": ");
-                    quoted(if map == "_name_map_file" { &e.full } else { &e.short }, own);
+                    quoted(&file_map::entry(m, done, file, kind), own);
                 }
                 own.push('}');
             }
@@ -306,86 +353,44 @@ impl Machine {
         name: &mut String,
         short: &mut String,
     ) -> Result<(), Diagnostic> {
-        if !p.any_bounds {
-            return Ok(());
-        }
-        let mut pending: Vec<(u32, Val, Loc)> = Vec::new();
-        for e in self.draft.live() {
-            let Some(Some((bound, base))) = p.bounds.get(e.key as usize) else { continue };
+        // In the order the keys were first set.
+        let mut given: Vec<(usize, Bound)> =
+            p.bounds.iter().filter_map(|b| self.draft.position(b.key).map(|i| (i, *b))).collect();
+        given.sort_unstable_by_key(|(i, _)| *i);
+        let mut pending: Vec<(u32, Entry)> = Vec::new();
+        for (i, bound) in given {
+            let e = self.draft.entries[i];
             let limit = e.val.text(m, &self.draft.own);
-            let current = match (m.is_reserved(*base), *base) {
+            let current = match (m.is_reserved(bound.base), bound.base) {
                 (true, 0) => Some(name.as_str()),
                 (true, 1) => Some(short.as_str()),
                 (true, _) => {
                     let message = format!("{:?} bounds a key that holds no text", m.keys.get(e.key));
-                    return Err(error_at(m, e.loc, message));
+                    return Err(error_at(m, e.loc(m), message));
                 }
-                (false, b) => self.draft.get(b).map(|v| v.text(m, &self.draft.own)),
+                (false, base) => self.draft.get(base).map(|v| v.text(m, &self.draft.own)),
             };
-            let replaces = finish::replaces(*bound, current, limit).map_err(|text| {
-                error_at(m, e.loc, format!("{} cannot be compared: {text}", m.keys.get(e.key)))
+            let replaces = finish::replaces(bound.kind, current, limit).map_err(|text| {
+                error_at(m, e.loc(m), format!("{} cannot be compared: {text}", m.keys.get(e.key)))
                     .with_hint("_min and _max need integers, or sizes such as 512M")
             })?;
             if replaces {
-                pending.push((*base, e.val, e.loc));
+                pending.push((bound.base, e));
             }
         }
-        for (base, val, loc) in pending {
+        for (base, e) in pending {
             match base {
-                0 => *name = val.text(m, &self.draft.own).to_owned(),
-                1 => *short = val.text(m, &self.draft.own).to_owned(),
-                _ => self.draft.set(base, val, loc, false),
+                0 => *name = e.val.text(m, &self.draft.own).to_owned(),
+                1 => *short = e.val.text(m, &self.draft.own).to_owned(),
+                _ => self.draft.set(base, e.val, e.op, false),
             }
         }
         Ok(())
     }
 }
 
-/// One entry of the two file maps.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct MapEntry {
-    /// In `Model::base_names`.
-    pub(crate) file: u32,
-    pub(crate) full: String,
-    pub(crate) short: String,
-}
-
-/// The file maps after the given nodes (outermost first) ran; entries in the order of their first use.
-pub(crate) fn maps(m: &Model, nodes: &[u32]) -> Vec<MapEntry> {
-    let mut out: Vec<MapEntry> = Vec::new();
-    let mut fill: Vec<bool> = Vec::new();
-    for n in nodes.iter().rev() {
-        let file = m.nodes[*n as usize].map_file;
-        if file != NONE && !out.iter().any(|e| e.file == file) {
-            out.push(MapEntry { file, full: String::new(), short: String::new() });
-            fill.push(false);
-        }
-    }
-    for n in nodes {
-        let n = &m.nodes[*n as usize];
-        if n.map_file == NONE {
-            continue;
-        }
-        let Some(i) = out.iter().position(|e| e.file == n.map_file) else { continue };
-        let e = &mut out[i];
-        if fill[i] {
-            e.full.push('.');
-            e.short.push('.');
-        }
-        fill[i] = true;
-        push_labels(m, n.labels, &mut e.full, &mut e.short);
-    }
-    out
-}
-
-fn push_labels(m: &Model, labels: Span, full: &mut String, short: &mut String) {
-    for (i, l) in m.path_labels[labels.range()].iter().enumerate() {
-        if i > 0 {
-            full.push('.');
-            short.push('.');
-        }
-        let l = &m.labels[*l as usize];
-        full.push_str(m.text(l.printed));
-        short.push_str(m.names.get(l.name));
-    }
+/// A value that is not the same in every combination.
+fn mentions_reserved(m: &Model, op: &Op) -> bool {
+    let pieces = &m.pieces[m.templates[op.value.start as usize].range()];
+    pieces.iter().any(|p| matches!(p, Piece::Key { key, .. } if m.is_reserved(*key)))
 }

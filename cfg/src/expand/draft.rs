@@ -1,7 +1,7 @@
 //! The dictionary of one combination while its operations run.
 
 use crate::intern::{FastMap, Interner};
-use crate::model::{Loc, Model, NONE, Span};
+use crate::model::{Loc, Model, NONE, Op};
 
 /// A value: in the model's text, or in the draft's own buffer (high bit of `start`). The high bit of `len` says that JSON needs no
 /// escapes for it.
@@ -14,8 +14,9 @@ pub(crate) struct Val {
 const HIGH: u32 = 1 << 31;
 
 impl Val {
-    pub(crate) fn fixed(s: Span, clean: bool) -> Self {
-        Val { start: s.start, len: (s.end - s.start) | if clean { HIGH } else { 0 } }
+    /// The operand of an operation, which is no template.
+    pub(crate) fn of(op: &Op) -> Self {
+        Val { start: op.value.start, len: (op.value.end - op.value.start) | if op.clean { HIGH } else { 0 } }
     }
 
     pub(crate) fn own(start: usize, end: usize, clean: bool) -> Self {
@@ -57,12 +58,20 @@ impl Val {
 }
 
 /// One key with its value.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Entry {
     /// Key number, [`NONE`] once deleted.
     pub(crate) key: u32,
     pub(crate) val: Val,
-    pub(crate) loc: Loc,
+    /// The operation that gave the value, in [`Model::ops`].
+    pub(crate) op: u32,
+}
+
+impl Entry {
+    /// Where the assignment stands that gave the value.
+    pub(crate) fn loc(&self, m: &Model) -> Loc {
+        m.ops[self.op as usize].loc
+    }
 }
 
 /// Keys that exist only during expansion: suffixed ones, and texts that flattening makes.
@@ -169,38 +178,56 @@ pub(crate) struct Draft {
     pub(crate) compounds: u32,
     /// Changes whenever an entry does.
     pub(crate) version: u64,
+    /// What every combination begins with: entries without suffixes, and the length of their own text.
+    base: Vec<Entry>,
+    base_own: usize,
+    /// An entry of the base was removed, so that positions are no longer those of the base.
+    moved: bool,
 }
 
 impl Draft {
+    /// Empty, without a base.
     pub(crate) fn clear(&mut self) {
-        for e in &self.entries {
-            if e.key != NONE {
-                self.slots[e.key as usize] = 0;
-            }
+        self.base.clear();
+        self.base_own = 0;
+        self.moved = true;
+        self.rewind();
+    }
+
+    /// Makes the present state the one to begin every combination with. Nothing was removed or suffixed yet.
+    pub(crate) fn keep_as_base(&mut self) {
+        debug_assert!(self.compounds == 0 && self.entries.iter().all(|e| e.key != NONE), "only plain assignments ran");
+        self.base.clone_from(&self.entries);
+        self.base_own = self.own.len();
+        self.moved = false;
+    }
+
+    /// The entries every combination begins with.
+    pub(crate) fn base(&self) -> &[Entry] {
+        &self.base
+    }
+
+    /// Back to the base.
+    pub(crate) fn rewind(&mut self) {
+        let kept = if self.moved { 0 } else { self.base.len() };
+        for e in self.entries[kept..].iter().filter(|e| e.key != NONE) {
+            self.slots[e.key as usize] = 0;
         }
         self.entries.clear();
-        self.own.clear();
-        self.compounds = 0;
-        self.version += 1;
-    }
-
-    /// Gives entries and own text away and is empty again.
-    pub(crate) fn take(&mut self) -> (Vec<Entry>, String) {
-        for e in &self.entries {
-            if e.key != NONE {
-                self.slots[e.key as usize] = 0;
+        self.entries.extend_from_slice(&self.base);
+        if self.moved {
+            for (i, e) in self.base.iter().enumerate() {
+                self.slots[e.key as usize] = i as u32 + 1;
             }
         }
+        self.moved = false;
+        self.own.truncate(self.base_own);
         self.compounds = 0;
         self.version += 1;
-        let (entries, own) = (self.entries.len(), self.own.len());
-        (
-            std::mem::replace(&mut self.entries, Vec::with_capacity(entries)),
-            std::mem::replace(&mut self.own, String::with_capacity(own)),
-        )
     }
 
-    fn position(&self, key: u32) -> Option<usize> {
+    /// Index of a key in the entries.
+    pub(crate) fn position(&self, key: u32) -> Option<usize> {
         match self.slots.get(key as usize) {
             Some(n) if *n > 0 => Some(*n as usize - 1),
             _ => None,
@@ -211,17 +238,18 @@ impl Draft {
         self.position(key).map(|i| self.entries[i].val)
     }
 
-    pub(crate) fn set(&mut self, key: u32, val: Val, loc: Loc, compound: bool) {
+    /// Sets a key; `op` is the operation that does.
+    pub(crate) fn set(&mut self, key: u32, val: Val, op: u32, compound: bool) {
         self.version += 1;
         if let Some(i) = self.position(key) {
             self.entries[i].val = val;
-            self.entries[i].loc = loc;
+            self.entries[i].op = op;
             return;
         }
         if self.slots.len() <= key as usize {
             self.slots.resize((key as usize + 1).next_power_of_two(), 0);
         }
-        self.entries.push(Entry { key, val, loc });
+        self.entries.push(Entry { key, val, op });
         self.slots[key as usize] = self.entries.len() as u32;
         self.compounds += u32::from(compound);
     }
@@ -231,6 +259,7 @@ impl Draft {
             self.version += 1;
             self.entries[i].key = NONE;
             self.slots[key as usize] = 0;
+            self.moved |= i < self.base.len();
             self.compounds -= u32::from(compound);
         }
     }

@@ -3,15 +3,15 @@
 use std::cmp::Ordering;
 
 use crate::chars::{is_space, trim_end, trim_start};
-use crate::expand::prepare::Bound;
+use crate::expand::prepare::BoundKind;
 
 /// Whether the bounded key takes the bound's value; the error is a sentence.
-pub(crate) fn replaces(bound: Bound, current: Option<&str>, limit: &str) -> Result<bool, String> {
+pub(crate) fn replaces(bound: BoundKind, current: Option<&str>, limit: &str) -> Result<bool, String> {
     let Some(current) = current else { return Ok(true) };
     Ok(match bound {
-        Bound::Fixed => true,
-        Bound::Max => compare(current, limit)? == Ordering::Greater,
-        Bound::Min => compare(current, limit)? == Ordering::Less,
+        BoundKind::Fixed => true,
+        BoundKind::Max => compare(current, limit)? == Ordering::Greater,
+        BoundKind::Min => compare(current, limit)? == Ordering::Less,
     })
 }
 

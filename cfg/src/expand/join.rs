@@ -7,8 +7,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::diag::Diagnostic;
-use crate::expand::assign::{MapEntry, error_at};
+use crate::expand::assign::error_at;
 use crate::expand::draft::Entry;
+use crate::expand::file_map::MapEntry;
 use crate::expand::names;
 use crate::expand::walk::{Shared, Walk, Yield};
 use crate::intern::FastMap;

@@ -42,20 +42,6 @@ pub(crate) fn is_clean(s: &str) -> bool {
         && !chunks.remainder().iter().fold(false, |acc, b| acc | bad(*b))
 }
 
-/// An object of strings.
-pub(crate) fn push_map<'a>(entries: impl Iterator<Item = (&'a str, &'a str)>, out: &mut Vec<u8>) {
-    out.push(b'{');
-    for (i, (k, v)) in entries.enumerate() {
-        if i > 0 {
-            out.push(b',');
-        }
-        push(k, out);
-        out.push(b':');
-        push(v, out);
-    }
-    out.push(b'}');
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

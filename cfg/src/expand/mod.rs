@@ -1,7 +1,9 @@
 //! From the model to variants.
 
 pub(crate) mod assign;
+mod dict;
 pub(crate) mod draft;
+mod file_map;
 pub(crate) mod filter;
 mod finish;
 mod join;
@@ -16,6 +18,7 @@ pub(crate) mod walk;
 use crate::config::Config;
 use crate::diag::Diagnostic;
 use crate::expand::assign::{Silent, Subject};
+use crate::expand::dict::{Dict, MapsOf, Ready};
 use crate::expand::draft::{Entry, KeyBook};
 use crate::expand::filter::View;
 use crate::expand::prepare::Prepared;
@@ -29,11 +32,23 @@ pub struct Variants<'c> {
     sh: Shared<'c>,
     walk: Option<Walk>,
     started: bool,
+    /// Names of the combination that was built last.
+    name: String,
+    short: String,
+    /// JSON that is the same in many variants.
+    ready: Option<Ready>,
 }
 
 impl<'c> Variants<'c> {
     pub(crate) fn new(c: &'c Config) -> Self {
-        Variants { sh: Shared::new(&c.m, &c.p), walk: None, started: false }
+        Variants {
+            sh: Shared::new(&c.m, &c.p),
+            walk: None,
+            started: false,
+            name: String::new(),
+            short: String::new(),
+            ready: None,
+        }
     }
 
     fn advance(&mut self) -> Result<Option<Yield>, Diagnostic> {
@@ -48,31 +63,85 @@ impl<'c> Variants<'c> {
     }
 
     fn build(&mut self, found: Yield) -> Result<Variant<'c>, Diagnostic> {
-        let m = self.sh.m;
         match found {
             Yield::Joined(p) => {
                 let head = Head { name: p.name, short: p.short, dep: p.dep, maps: Maps::Given(p.maps) };
                 Ok(self.flat_variant(head, &p.entries, p.own))
             }
             Yield::Leaf => {
-                let Some(w) = &self.walk else { unreachable!("a leaf is found by a walk") };
-                let (mut name, mut short) = (w.name().to_owned(), w.short_name().to_owned());
-                self.sh.machine.run(m, &w.subject(m), &mut Silent)?;
-                self.sh.machine.finish(m, self.sh.p, &mut name, &mut short)?;
-                let head = Head { name, short, dep: w.deps.clone(), maps: Maps::Nodes(w.nodes.as_slice().into()) };
-                Ok(self.variant(head))
+                self.run()?;
+                Ok(self.built())
             }
         }
     }
 
+    /// Runs the operations of the combination at the leaf.
+    fn run(&mut self) -> Result<(), Diagnostic> {
+        let (m, w) = (self.sh.m, at_leaf(&self.walk));
+        self.name.clear();
+        self.name.push_str(w.name());
+        self.short.clear();
+        self.short.push_str(w.short_name());
+        self.sh.machine.run(m, &w.subject(m), &mut Silent)?;
+        self.sh.machine.finish(m, self.sh.p, &mut self.name, &mut self.short)
+    }
+
+    /// The combination at the leaf, which was run.
+    fn built(&mut self) -> Variant<'c> {
+        let w = at_leaf(&self.walk);
+        let maps = Maps::Nodes(w.nodes.as_slice().into());
+        let head = Head { name: self.name.clone(), short: self.short.clone(), dep: w.deps.clone(), maps };
+        self.variant(head)
+    }
+
     /// What the machine has built.
     fn variant(&mut self, head: Head) -> Variant<'c> {
-        let flat = self.sh.machine.draft.compounds == 0;
-        let (entries, own) = self.sh.machine.draft.take();
-        if flat {
+        let draft = &self.sh.machine.draft;
+        let (entries, own) = (draft.entries.clone(), draft.own.clone());
+        if draft.compounds == 0 {
             head.finish(self.sh.p, self.sh.m, entries, Vec::new(), own)
         } else {
             self.flat_variant(head, &entries, own)
+        }
+    }
+
+    /// Appends the next variant as one JSON object, without building it where that can be helped. `None` at the end.
+    pub(crate) fn write_next(&mut self, out: &mut Vec<u8>) -> Option<Result<(), Diagnostic>> {
+        let written = match self.advance() {
+            Ok(None) => None,
+            Ok(Some(Yield::Leaf)) => Some(self.run().map(|()| self.write(out))),
+            Ok(Some(joined)) => Some(self.build(joined).map(|v| v.write_json(out))),
+            Err(e) => Some(Err(e)),
+        };
+        self.end_unless(matches!(written, Some(Ok(()))));
+        written
+    }
+
+    /// Writes the combination at the leaf, which was run.
+    fn write(&mut self, out: &mut Vec<u8>) {
+        let draft = &self.sh.machine.draft;
+        if draft.compounds > 0 {
+            return self.built().write_json(out);
+        }
+        let w = at_leaf(&self.walk);
+        let dict = Dict {
+            m: self.sh.m,
+            p: self.sh.p,
+            name: &self.name,
+            short: &self.short,
+            dep: &w.deps,
+            maps: MapsOf::Nodes(&w.nodes),
+            entries: &draft.entries,
+            extra: &[],
+            own: &draft.own,
+        };
+        let ready = self.ready.get_or_insert_with(|| Ready::new(&dict, draft.base()));
+        dict.write(Some(ready), out);
+    }
+
+    fn end_unless(&mut self, goes_on: bool) {
+        if !goes_on {
+            self.walk = None;
         }
     }
 
@@ -94,6 +163,12 @@ impl<'c> Variants<'c> {
         }
         head.finish(self.sh.p, m, flat, extra, own)
     }
+}
+
+/// The walk that found a leaf.
+fn at_leaf(walk: &Option<Walk>) -> &Walk {
+    let Some(w) = walk else { unreachable!("a leaf is found by a walk") };
+    w
 }
 
 /// What a variant has besides parameters.
@@ -122,17 +197,12 @@ impl<'c> Iterator for Variants<'c> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let found = match self.advance() {
-            Ok(None) => {
-                self.walk = None;
-                return None;
-            }
-            Ok(Some(found)) => self.build(found),
-            Err(e) => Err(e),
+            Ok(None) => None,
+            Ok(Some(found)) => Some(self.build(found)),
+            Err(e) => Some(Err(e)),
         };
-        if found.is_err() {
-            self.walk = None;
-        }
-        Some(found)
+        self.end_unless(matches!(found, Some(Ok(_))));
+        found
     }
 }
 
@@ -153,9 +223,7 @@ impl Iterator for Names<'_> {
             Ok(Some(Yield::Leaf)) => self.0.walk.as_ref().map(|w| Ok(w.name().to_owned())),
             Err(e) => Some(Err(e)),
         };
-        if !matches!(found, Some(Ok(_))) {
-            self.0.walk = None;
-        }
+        self.0.end_unless(matches!(found, Some(Ok(_))));
         found
     }
 }

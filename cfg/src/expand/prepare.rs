@@ -8,10 +8,30 @@ use crate::parser::Options;
 
 /// What `_min`, `_max` and `_fixed` keys do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Bound {
+pub(crate) enum BoundKind {
     Min,
     Max,
     Fixed,
+}
+
+impl BoundKind {
+    /// How a key of this kind ends.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            BoundKind::Min => "_min",
+            BoundKind::Max => "_max",
+            BoundKind::Fixed => "_fixed",
+        }
+    }
+}
+
+/// A key that bounds another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bound {
+    pub(crate) key: u32,
+    pub(crate) kind: BoundKind,
+    /// The key it bounds.
+    pub(crate) base: u32,
 }
 
 /// 64-bit words all sets of one kind may take. Nodes beyond get the full set, which costs pruning but no correctness.
@@ -32,13 +52,13 @@ pub(crate) struct Prepared {
     pub(crate) has_join: Vec<bool>,
     /// Defaults mode does not skip children of this node.
     pub(crate) keep_all: Vec<bool>,
-    /// Per key: the bound it is and the key it bounds.
-    pub(crate) bounds: Vec<Option<(Bound, u32)>>,
+    /// The keys that are bounds.
+    pub(crate) bounds: Vec<Bound>,
     /// Per key: `"key":"` as JSON, and where each ends.
     json: Vec<u8>,
     json_ends: Vec<u32>,
-    /// There are bounds at all.
-    pub(crate) any_bounds: bool,
+    /// Names of variants and sets need no escapes in JSON.
+    pub(crate) clean_names: bool,
     /// Some bound concerns a reserved key, so that names depend on operations.
     pub(crate) bounds_reserved: bool,
 }
@@ -48,6 +68,7 @@ impl Prepared {
         let mut p = Prepared::default();
         link_labels(m);
         p.find_bounds(m);
+        p.clean_names = super::json::is_clean(m.names.all());
         for key in 0..m.keys.len() {
             super::json::push(m.keys.get(key as u32), &mut p.json);
             p.json.extend_from_slice(b":\"");
@@ -142,21 +163,17 @@ impl Prepared {
 
     fn find_bounds(&mut self, m: &mut Model) {
         let mut key = 0;
-        while key < m.keys.len() {
-            let text = m.keys.get(key as u32);
-            let found = [("_max", Bound::Max), ("_min", Bound::Min), ("_fixed", Bound::Fixed)]
+        while (key as usize) < m.keys.len() {
+            let text = m.keys.get(key);
+            let found = [BoundKind::Max, BoundKind::Min, BoundKind::Fixed]
                 .into_iter()
-                .find(|(end, _)| text.ends_with(end))
-                .and_then(|(end, b)| text.find(end).map(|i| (b, text[..i].to_owned())));
-            self.bounds.push(match found {
-                None => None,
-                Some((b, base)) => {
-                    let base = m.keys.add(&base);
-                    self.any_bounds = true;
-                    self.bounds_reserved |= m.is_reserved(base);
-                    Some((b, base))
-                }
-            });
+                .find(|kind| text.ends_with(kind.text()))
+                .and_then(|kind| text.find(kind.text()).map(|i| (kind, text[..i].to_owned())));
+            if let Some((kind, base)) = found {
+                let base = m.keys.add(&base);
+                self.bounds_reserved |= m.is_reserved(base);
+                self.bounds.push(Bound { key, kind, base });
+            }
             key += 1;
         }
     }

@@ -19,7 +19,7 @@ pub(crate) fn apply(d: &mut Draft, book: &mut KeyBook, suffix: u32) -> Result<()
     d.entries.retain(|e| e.key != NONE);
     for e in old {
         let key = book.compound(e.key, suffix);
-        d.set(key, e.val, e.loc, true);
+        d.set(key, e.val, e.op, true);
     }
     Ok(())
 }

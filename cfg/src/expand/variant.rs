@@ -1,8 +1,8 @@
 //! A finished combination.
 
-use crate::expand::assign::{MapEntry, maps};
+use crate::expand::dict::{Dict, MapsOf};
 use crate::expand::draft::Entry;
-use crate::expand::json;
+use crate::expand::file_map::{MapEntry, maps};
 use crate::expand::prepare::Prepared;
 use crate::model::{Model, NONE, Span};
 
@@ -82,8 +82,9 @@ impl<'c> Variant<'c> {
     /// Key, value and place of the assignment that gave it, in the order the keys were first set.
     pub fn params(&self) -> impl Iterator<Item = (&str, &str, Origin<'c>)> {
         self.entries.iter().filter(|e| e.key != NONE).map(|e| {
-            let origin = Origin { file: self.m.file_name(e.loc), line: e.loc.line };
-            (self.key_text(e.key), e.val.text(self.m, &self.own), origin)
+            let loc = e.loc(self.m);
+            let origin = Origin { file: self.m.file_name(loc), line: loc.line };
+            (self.dict().key(e.key), e.val.text(self.m, &self.own), origin)
         })
     }
 
@@ -92,54 +93,25 @@ impl<'c> Variant<'c> {
         self.params().find(|(k, _, _)| *k == key).map(|(_, v, _)| v)
     }
 
-    fn key_text(&self, key: u32) -> &str {
-        match (key as usize).checked_sub(self.m.keys.len()) {
-            None => self.m.keys.get(key),
-            Some(i) => &self.own[self.extra[i].range()],
-        }
-    }
-
     /// Appends the variant as one JSON object, without a line end.
     pub fn write_json(&self, out: &mut Vec<u8>) {
-        out.push(b'{');
-        for e in &self.entries {
-            if e.key == NONE {
-                continue;
-            }
-            // Keys of the model have their text ready, opening quote of the value included.
-            if (e.key as usize) < self.m.keys.len() {
-                out.extend_from_slice(self.p.json_key(e.key));
-            } else {
-                json::push(self.key_text(e.key), out);
-                out.extend_from_slice(b":\"");
-            }
-            let text = e.val.text(self.m, &self.own);
-            if e.val.is_clean() {
-                out.extend_from_slice(text.as_bytes());
-            } else {
-                json::push_inside(text, out);
-            }
-            out.extend_from_slice(b"\",");
+        self.dict().write(None, out);
+    }
+
+    fn dict(&self) -> Dict<'_> {
+        Dict {
+            m: self.m,
+            p: self.p,
+            name: &self.name,
+            short: &self.short,
+            dep: &self.dep,
+            maps: match &self.maps {
+                Maps::Nodes(nodes) => MapsOf::Nodes(nodes),
+                Maps::Given(maps) => MapsOf::Given(maps),
+            },
+            entries: &self.entries,
+            extra: &self.extra,
+            own: &self.own,
         }
-        out.extend_from_slice(b"\"dep\":[");
-        for (i, d) in self.dep.iter().enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
-            json::push(d, out);
-        }
-        out.extend_from_slice(b"],\"name\":");
-        json::push(&self.name, out);
-        out.extend_from_slice(b",\"shortname\":");
-        json::push(&self.short, out);
-        let maps = self.file_maps();
-        if !maps.is_empty() {
-            let file = |e: &MapEntry| self.m.base_names.get(e.file);
-            out.extend_from_slice(b",\"_name_map_file\":");
-            json::push_map(maps.iter().map(|e| (file(e), e.full.as_str())), out);
-            out.extend_from_slice(b",\"_short_name_map_file\":");
-            json::push_map(maps.iter().map(|e| (file(e), e.short.as_str())), out);
-        }
-        out.push(b'}');
     }
 }

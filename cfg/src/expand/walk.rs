@@ -7,7 +7,8 @@
 use std::rc::Rc;
 
 use crate::diag::Diagnostic;
-use crate::expand::assign::{Machine, Silent, Subject, broken, maps};
+use crate::expand::assign::{Machine, Silent, Subject, broken};
+use crate::expand::file_map::maps;
 use crate::expand::filter::{Tri, View};
 use crate::expand::join::{JoinState, Part, Product};
 use crate::expand::prepare::Prepared;

@@ -130,7 +130,12 @@ impl Config {
             let value = e.val.text(m, &machine.draft.own);
             if before.get(&e.key).map(String::as_str) != Some(value) {
                 let key = machine.book.joined(m, e.key);
-                let step = Step { operator: bound_name(m, e.loc), value: Some(value.to_owned()), ..step(m, e.loc) };
+                let bound = self.p.bounds.iter().find(|b| {
+                    let given = machine.draft.position(b.key).map(|i| machine.draft.entries[i]);
+                    b.base == e.key && given.is_some_and(|g| g.op == e.op && g.val == e.val)
+                });
+                let operator = bound.map_or("=", |b| b.kind.text());
+                let step = Step { operator, value: Some(value.to_owned()), ..step(m, e.loc(m)) };
                 recorder.push(&key, step);
             }
         }
@@ -182,13 +187,6 @@ fn last_steps(v: &crate::expand::variant::Variant<'_>) -> Vec<KeyHistory> {
             }],
         })
         .collect()
-}
-
-/// The bound at a place.
-fn bound_name(m: &Model, loc: Loc) -> &'static str {
-    let op = m.ops.iter().find(|o| o.loc == loc && o.kind == OpKind::Set);
-    let key = op.map_or("", |o| m.keys.get(o.key));
-    ["_min", "_max"].into_iter().find(|e| key.ends_with(e)).unwrap_or("_fixed")
 }
 
 fn step(m: &Model, loc: Loc) -> Step {

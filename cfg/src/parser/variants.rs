@@ -55,7 +55,9 @@ impl Parser<'_> {
         }
         self.seal(cur);
         let set = header.name.as_ref().map_or(NONE, |n| self.m.names.add(n));
-        let expanded = header.name.as_ref().is_some_and(|n| self.options.expand.contains(n));
+        // A set without a name goes by the empty one.
+        let name = header.name.as_deref().unwrap_or_default();
+        let expanded = self.options.expand.iter().any(|e| e == name);
         let below = self.m.children.len() as u32;
         self.m.children.push(cur.node);
         let below = Span { start: below, end: below + 1 };
