@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use vt_protocol::{
     error::{ErrorCode, Report},
-    ids::{AttemptId, Epoch, HostId, JobId, TokenId, VmId},
+    ids::{AttemptId, Digest, Epoch, HostId, JobId, TokenId, VmId},
 };
 
 use crate::state::{BarrierKey, BarrierState};
@@ -69,6 +69,8 @@ pub enum Effect {
     Barrier(AttemptId, BarrierKey),
     /// A VM's owner or its migration.
     Vm(VmId),
+    /// A client, by the digest of its key.
+    Client(Digest),
 }
 
 /// A command that changed nothing, and why.

@@ -5,6 +5,8 @@
 pub const HOSTS: usize = 64;
 /// Join tokens on record, ended ones included.
 pub const TOKENS: usize = 256;
+/// Clients that are admitted at the same time.
+pub const CLIENTS: usize = 256;
 /// Hosts that were removed and whose ids and keys stay refused.
 pub const REMOVED_HOSTS: usize = 256;
 /// Settings of the cluster.
@@ -13,6 +15,10 @@ pub const SETTINGS: usize = 128;
 pub const JOBS: usize = 200;
 /// Cases of one job.
 pub const CASES_PER_JOB: usize = 10_000;
+/// Dependencies between the cases of one job, all together.
+pub const AFTER_PER_JOB: usize = 50_000;
+/// Different reasons why cases of one job are skipped at once.
+pub const REFUSALS_PER_JOB: usize = 64;
 /// Cases of all jobs on record.
 pub const CASES: usize = 50_000;
 /// Barriers of one attempt that are on record at the same time, and distinct tags of one attempt.

@@ -12,7 +12,7 @@ use vt_protocol::{
     verdict::{Outcome, Verdict},
 };
 
-use crate::state::{BarrierKey, Role};
+use crate::state::{BarrierKey, ClientGrant, Role};
 
 /// A mutation with the id that makes it happen once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +87,17 @@ pub struct NewHost {
 pub struct NewCase {
     /// The hosts it runs on, host1 first; empty for one that was left without hosts.
     pub hosts: Vec<HostId>,
+    /// Indexes of the cases that have to pass before it begins, each smaller than its own.
+    pub after: Vec<u32>,
+    /// Why it is skipped at once: a place in the job's refusals.
+    pub refused: Option<u32>,
+}
+
+impl NewCase {
+    /// A case that waits for its hosts and nothing else.
+    pub fn on(hosts: Vec<HostId>) -> Self {
+        Self { hosts, after: Vec::new(), refused: None }
+    }
 }
 
 commands! {
@@ -144,12 +155,12 @@ commands! {
         /// Digest of its facts.
         facts: Option<Digest>,
     }
-    /// Replaces the labels of a host.
+    /// Sets and clears labels of a host; what is not named stays.
     SetLabels {
         /// Which.
         host: HostId,
-        /// All its labels.
-        labels: BTreeMap<String, String>,
+        /// Labels with their new values; `None` clears one.
+        labels: BTreeMap<String, Option<String>>,
     }
     /// Changes the role that a host is wished to have.
     SetRole {
@@ -217,6 +228,8 @@ commands! {
         submitted_unix_s: u64,
         /// Its cases.
         cases: Vec<NewCase>,
+        /// Why some of them cannot run at all; each reason stands here once.
+        refusals: Vec<Report>,
     }
     /// A user cancels a job: what waits is cancelled at once, what runs is told.
     CancelJob {
@@ -360,6 +373,49 @@ commands! {
     }
     /// Drops a finished job from the record.
     ForgetJob {
+        /// Which.
+        job: JobId,
+    }
+    /// Keeps new attempts off a host, or lets them come again. What runs there goes on.
+    Cordon {
+        /// Which.
+        host: HostId,
+        /// Whether they are kept off.
+        cordoned: bool,
+    }
+    /// Makes a token that admits a client.
+    CreateClientToken {
+        /// Its public half.
+        token: TokenId,
+        /// Hash of its secret half.
+        secret_hash: Digest,
+        /// What the client is given.
+        grant: ClientGrant,
+        /// Who made it, for people.
+        made_by: String,
+        /// When it ends, seconds since 1970. Data only: [`ExpireToken`] ends it.
+        expires_unix_s: u64,
+    }
+    /// Consumes a token and admits a client, both or neither. The same key again is answered alike.
+    AdmitClient {
+        /// The token.
+        token: TokenId,
+        /// Hash of the secret that was shown.
+        secret_hash: Digest,
+        /// Digest of the client's public key: its identity.
+        key: Digest,
+        /// The name it wishes for, where the token names none.
+        name: Name,
+        /// When its certificate ends, seconds since 1970. Data only.
+        until_unix_s: u64,
+    }
+    /// An admin revokes a client's key.
+    RemoveClient {
+        /// Digest of the public key.
+        key: Digest,
+    }
+    /// A user lets go what a job has kept: parties that have come to their end give back what they hold.
+    ReleaseJob {
         /// Which.
         job: JobId,
     }

@@ -8,11 +8,11 @@ use vt_protocol::{
     ids::{ClusterId, Digest, Epoch, HostId, Name, TokenId},
 };
 
-use super::{Decision, Entry, Session, SessionStatus, State, TokenStatus, reject, within};
+use super::{Decision, Entry, Grant, Session, SessionStatus, State, TokenStatus, reject, within};
 use crate::{
     answer::{Answer, Effect, Rejected},
     bounds,
-    command::{AdmitHost, InitCluster, NewHost, RemoveHost, SetLabels, SetRole, SetSetting, UpdateHost},
+    command::{AdmitHost, Cordon, InitCluster, NewHost, RemoveHost, SetLabels, SetRole, SetSetting, UpdateHost},
 };
 
 /// What the cluster is.
@@ -63,6 +63,8 @@ pub struct Host {
     pub admitted_at: Epoch,
     /// Its session; `None` until its daemon opened the first.
     pub session: Option<Session>,
+    /// No new attempt begins on it.
+    pub cordoned: bool,
 }
 
 impl Host {
@@ -99,7 +101,9 @@ impl State {
 
     pub(super) fn admit_host(&mut self, entry: &mut Entry, c: &AdmitHost) -> Decision {
         let token = self.open_token(c.token, c.secret_hash, &c.host)?;
-        let role = token.role;
+        let Grant::Host(role) = token.grant else {
+            return reject(ErrorCode::TokenForOther, format!("token {} admits a client, not a host", c.token));
+        };
         if let TokenStatus::Used { host } = token.status {
             let admitted = self.hosts.get(&host).map_or_else(|| entry.epoch(), |host| host.admitted_at);
             return Ok(Answer::Epoch(admitted));
@@ -127,6 +131,7 @@ impl State {
             admitted_with: token,
             admitted_at: entry.epoch(),
             session: None,
+            cordoned: false,
         };
         self.hosts.insert(new.id, Arc::new(host));
         entry.tell(Effect::Host(new.id));
@@ -180,14 +185,33 @@ impl State {
     }
 
     pub(super) fn set_labels(&mut self, entry: &mut Entry, c: &SetLabels) -> Decision {
-        check_labels(&c.labels)?;
-        self.host_mut(c.host)?.labels.clone_from(&c.labels);
+        let mut labels = self.known_host(c.host)?.labels.clone();
+        for (key, value) in &c.labels {
+            match value {
+                Some(value) => labels.insert(key.clone(), value.clone()),
+                None => labels.remove(key),
+            };
+        }
+        check_labels(&labels)?;
+        self.host_mut(c.host)?.labels = labels;
         entry.tell(Effect::Host(c.host));
         Ok(Answer::Done)
     }
 
     pub(super) fn set_role(&mut self, entry: &mut Entry, c: &SetRole) -> Decision {
+        let name = &self.known_host(c.host)?.name;
+        let others = self.hosts.values().any(|host| host.id != c.host && host.role != Role::Learner);
+        if c.role == Role::Learner && !others {
+            let text = format!("{name} is the last host that may vote: without it nobody decides");
+            return reject(ErrorCode::LastVoter, text);
+        }
         self.host_mut(c.host)?.role = c.role;
+        entry.tell(Effect::Host(c.host));
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn cordon(&mut self, entry: &mut Entry, c: &Cordon) -> Decision {
+        self.host_mut(c.host)?.cordoned = c.cordoned;
         entry.tell(Effect::Host(c.host));
         Ok(Answer::Done)
     }

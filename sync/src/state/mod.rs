@@ -150,6 +150,7 @@ impl State {
             Command::CreateClientToken(c) => self.create_client_token(entry, c),
             Command::AdmitClient(c) => self.admit_client(entry, c),
             Command::RemoveClient(c) => self.remove_client(entry, c),
+            Command::ReleaseJob(c) => self.release_job(entry, c),
         }
     }
 

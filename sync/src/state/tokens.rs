@@ -1,18 +1,19 @@
-//! Join tokens: each admits one host once.
+//! Join tokens: each admits one host, or one client, once.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vt_protocol::{
+    admin::AccessRole,
     error::ErrorCode,
-    ids::{Digest, Epoch, HostId, TokenId},
+    ids::{Digest, Epoch, HostId, Name, TokenId},
 };
 
 use super::{Decision, Entry, Role, State, reject, within};
 use crate::{
     answer::{Answer, Effect, Rejected},
     bounds,
-    command::{CreateToken, ExpireToken, NewHost, RevokeToken},
+    command::{CreateClientToken, CreateToken, ExpireToken, NewHost, RevokeToken},
 };
 
 /// A join token, as far as the cluster keeps it.
@@ -22,8 +23,8 @@ pub struct Token {
     pub id: TokenId,
     /// Hash of its secret half.
     pub secret_hash: Digest,
-    /// Role of the host it admits.
-    pub role: Role,
+    /// Whom it admits.
+    pub grant: Grant,
     /// How it stands.
     pub status: TokenStatus,
     /// Who made it, for people.
@@ -32,6 +33,26 @@ pub struct Token {
     pub made_at: Epoch,
     /// When it ends, seconds since 1970. Data for the leader, never compared here.
     pub expires_unix_s: u64,
+}
+
+/// Whom a token admits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Grant {
+    /// A host, with this role.
+    Host(Role),
+    /// A client.
+    Client(ClientGrant),
+}
+
+/// What the client is given that a token admits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientGrant {
+    /// What it may do.
+    pub role: AccessRole,
+    /// Its name; `None`: the one it wishes for.
+    pub name: Option<Name>,
+    /// For how long, seconds from its admission.
+    pub valid_s: u32,
 }
 
 /// How a token stands.
@@ -48,13 +69,45 @@ pub enum TokenStatus {
     Revoked,
     /// Its time is over.
     Expired,
+    /// It admitted the client with this key.
+    Enrolled {
+        /// Digest of the client's public key.
+        client: Digest,
+    },
 }
 
 impl State {
     pub(super) fn create_token(&mut self, entry: &mut Entry, c: &CreateToken) -> Decision {
-        within("bytes of a user's name", c.made_by.len(), bounds::TEXT_BYTES)?;
-        if self.tokens.contains_key(&c.token) {
-            return reject(ErrorCode::RequestConflict, format!("token {} exists already", c.token));
+        let token = Token {
+            id: c.token,
+            secret_hash: c.secret_hash,
+            grant: Grant::Host(c.role),
+            status: TokenStatus::Open,
+            made_by: c.made_by.clone(),
+            made_at: entry.epoch(),
+            expires_unix_s: c.expires_unix_s,
+        };
+        self.add_token(entry, token)
+    }
+
+    pub(super) fn create_client_token(&mut self, entry: &mut Entry, c: &CreateClientToken) -> Decision {
+        let token = Token {
+            id: c.token,
+            secret_hash: c.secret_hash,
+            grant: Grant::Client(c.grant.clone()),
+            status: TokenStatus::Open,
+            made_by: c.made_by.clone(),
+            made_at: entry.epoch(),
+            expires_unix_s: c.expires_unix_s,
+        };
+        self.add_token(entry, token)
+    }
+
+    fn add_token(&mut self, entry: &mut Entry, token: Token) -> Decision {
+        within("bytes of a user's name", token.made_by.len(), bounds::TEXT_BYTES)?;
+        let id = token.id;
+        if self.tokens.contains_key(&id) {
+            return reject(ErrorCode::RequestConflict, format!("token {id} exists already"));
         }
         if self.tokens.len() >= bounds::TOKENS {
             let ended = self.tokens.values().filter(|token| token.status != TokenStatus::Open);
@@ -64,17 +117,8 @@ impl State {
             self.tokens.remove(&oldest);
             entry.tell(Effect::Token(oldest));
         }
-        let token = Token {
-            id: c.token,
-            secret_hash: c.secret_hash,
-            role: c.role,
-            status: TokenStatus::Open,
-            made_by: c.made_by.clone(),
-            made_at: entry.epoch(),
-            expires_unix_s: c.expires_unix_s,
-        };
-        self.tokens.insert(c.token, Arc::new(token));
-        entry.tell(Effect::Token(c.token));
+        self.tokens.insert(id, Arc::new(token));
+        entry.tell(Effect::Token(id));
         Ok(Answer::Done)
     }
 
@@ -100,17 +144,21 @@ impl State {
 
     /// The token, if it is open, or was used by this very host with this very key.
     pub(super) fn open_token(&self, id: TokenId, secret: Digest, host: &NewHost) -> Result<Arc<Token>, Rejected> {
-        // A wrong secret is told like an unknown token: who guesses learns nothing.
-        let token =
-            self.tokens.get(&id).filter(|token| token.secret_hash == secret).ok_or_else(|| unknown_token(id))?;
+        let token = self.known_token(id, secret)?;
         if let TokenStatus::Used { host: by } = token.status
             && by == host.id
             && self.hosts.get(&by).is_some_and(|known| known.public_key == host.public_key)
         {
-            return Ok(Arc::clone(token));
+            return Ok(token);
         }
-        check_open(token)?;
-        Ok(Arc::clone(token))
+        check_open(&token)?;
+        Ok(token)
+    }
+
+    /// The token. A wrong secret is told like an unknown token: who guesses learns nothing.
+    pub(super) fn known_token(&self, id: TokenId, secret: Digest) -> Result<Arc<Token>, Rejected> {
+        let token = self.tokens.get(&id).filter(|token| token.secret_hash == secret);
+        token.cloned().ok_or_else(|| unknown_token(id))
     }
 }
 
@@ -118,11 +166,14 @@ fn unknown_token(id: TokenId) -> Rejected {
     Rejected::new(ErrorCode::TokenUnknown, format!("token {id} is not known, or its secret is another one"))
 }
 
-fn check_open(token: &Token) -> Result<(), Rejected> {
+pub(super) fn check_open(token: &Token) -> Result<(), Rejected> {
     match token.status {
         TokenStatus::Open => Ok(()),
         TokenStatus::Used { host } => {
             reject(ErrorCode::TokenUsed, format!("token {} admitted {host} already", token.id))
+        }
+        TokenStatus::Enrolled { .. } => {
+            reject(ErrorCode::TokenUsed, format!("token {} admitted a client already", token.id))
         }
         TokenStatus::Revoked => reject(ErrorCode::TokenRevoked, format!("token {} was revoked", token.id)),
         TokenStatus::Expired => reject(ErrorCode::TokenExpired, format!("the time of token {} is over", token.id)),

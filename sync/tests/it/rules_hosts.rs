@@ -1,22 +1,23 @@
 //! Cluster, tokens, hosts, settings, sessions, and the memory of requests.
 
 use vt_protocol::{
+    admin::AccessRole,
     error::ErrorCode::{
-        AlreadyClaimed, BadParameter, HostRemoved, NameTaken, RequestConflict, SessionOver, TokenExpired, TokenRevoked,
-        TokenUnknown, TokenUsed, TooLarge, Unclaimed, UnknownHost,
+        AlreadyClaimed, BadParameter, HostRemoved, NameTaken, RequestConflict, SessionOver, TokenExpired,
+        TokenForOther, TokenRevoked, TokenUnknown, TokenUsed, TooLarge, Unclaimed, UnknownClient, UnknownHost,
     },
     ids::{ClusterId, Digest, RequestId, TokenId},
 };
 use vt_sync::{
     Answer, Request, bounds,
     command::{
-        ExpireSession, ExpireToken, InitCluster, OpenSession, RemoveHost, RenewSessions, RevokeToken, SetRole,
-        SetSetting, SuspectHost,
+        AdmitClient, CreateClientToken, ExpireSession, ExpireToken, InitCluster, OpenSession, RemoveClient, RemoveHost,
+        RenewSessions, RevokeToken, SetRole, SetSetting, SuspectHost,
     },
-    state::{Role, SessionStatus},
+    state::{ClientGrant, Role, SessionStatus},
 };
 
-use crate::world::{World, admit, h, new_host, token};
+use crate::world::{World, admit, h, new_host, secret, token};
 
 #[test]
 fn a_cluster_is_made_once_and_nothing_happens_before() {
@@ -180,4 +181,69 @@ fn the_memory_of_requests_is_bounded_and_forgets_the_oldest() {
     let index = world.index;
     assert_eq!(world.apply(&request(many - 1)).unwrap().index, index, "the latest is remembered");
     assert!(world.apply(&request(0)).unwrap().index > index, "the first is forgotten");
+}
+
+fn client_token(id: u64, name: Option<&str>) -> CreateClientToken {
+    let name = name.map(|name| name.parse().unwrap());
+    let grant = ClientGrant { role: AccessRole::Runner, name, valid_s: 60 };
+    CreateClientToken { token: TokenId(id), secret_hash: secret(), grant, made_by: "admin".into(), expires_unix_s: 1 }
+}
+
+fn enroll(id: u64, key: &[u8], name: &str) -> AdmitClient {
+    AdmitClient {
+        token: TokenId(id),
+        secret_hash: secret(),
+        key: Digest::of(key),
+        name: name.parse().unwrap(),
+        until_unix_s: 99,
+    }
+}
+
+#[test]
+fn a_client_token_admits_one_key_under_the_tokens_name() {
+    let mut world = World::of(1);
+    world.ok(client_token(5, Some("alice")));
+    let first = world.ok(enroll(5, b"a", "mallory")).epoch();
+    let (key, alice) = world.state.client_named("alice").unwrap();
+    assert_eq!((key, alice.role, alice.until_unix_s), (Digest::of(b"a"), AccessRole::Runner, 99));
+    assert!(world.state.client_named("mallory").is_none(), "the admin names, not the client");
+    assert_eq!(world.ok(enroll(5, b"a", "mallory")).epoch(), first, "the same key again is answered alike");
+    assert_eq!(world.no(enroll(5, b"b", "bob")), TokenUsed);
+    let mut guess = enroll(5, b"b", "bob");
+    guess.secret_hash = Digest::of(b"guess");
+    assert_eq!(world.no(guess), TokenUnknown);
+
+    world.ok(client_token(6, None));
+    assert_eq!(world.no(enroll(6, b"b", "alice")), NameTaken);
+    world.ok(enroll(6, b"b", "bob"));
+    world.ok(RemoveClient { key: Digest::of(b"a") });
+    assert!(world.state.client_named("alice").is_none());
+    assert_eq!(world.no(RemoveClient { key: Digest::of(b"a") }), UnknownClient);
+    assert_eq!(world.no(enroll(5, b"a", "alice")), TokenUsed, "a revoked key does not come back by its old token");
+}
+
+#[test]
+fn a_token_for_a_client_admits_no_host_and_the_other_way_round() {
+    let mut world = World::of(1);
+    world.ok(client_token(5, None));
+    assert_eq!(world.no(admit(5)), TokenForOther);
+    world.ok(token(6));
+    assert_eq!(world.no(enroll(6, b"a", "alice")), TokenForOther);
+    world.ok(enroll(5, b"a", "alice"));
+    world.ok(admit(6));
+}
+
+#[test]
+fn clients_are_bounded() {
+    let mut world = World::of(1);
+    for id in 0..=bounds::CLIENTS as u64 {
+        // Tokens that were used make room for new ones.
+        world.ok(client_token(100 + id, None));
+        let next = enroll(100 + id, &id.to_le_bytes(), &format!("c{id}"));
+        if id < bounds::CLIENTS as u64 {
+            world.ok(next);
+        } else {
+            assert_eq!(world.no(next), TooLarge);
+        }
+    }
 }
