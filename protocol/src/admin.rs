@@ -6,10 +6,12 @@ use std::{collections::BTreeMap, net::SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    audit::{AuditQuery, AuditTrail},
     error::Report,
     facts::HostFacts,
-    ids::{AttemptId, ClusterId, Epoch, HostId, JobId, Name, RequestId, TokenId},
+    ids::{AttemptId, ClusterId, Digest, Epoch, HostId, JobId, Name, RequestId, TokenId},
     job::{AttemptEvent, JobView, Plan, ScenarioInfo},
+    membership::{HostChange, Leave},
 };
 
 /// What a certificate allows. Later roles include the earlier ones.
@@ -75,17 +77,24 @@ pub enum AdminRequest {
     Inventory,
     /// A stream of [`AdminReply::Watch`] items with events only: the log of one job, all hosts, from the beginning.
     JobLogs(JobLogs),
-}
-
-impl AdminRequest {
-    /// The least role that may ask this.
-    pub fn needs(&self) -> AccessRole {
-        match self {
-            Self::RunSubmit(_) | Self::JobCancel(_) => AccessRole::Runner,
-            Self::Init(_) | Self::Join(_) | Self::TokenCreate(_) | Self::TokenRevoke(_) => AccessRole::Admin,
-            _ => AccessRole::Viewer,
-        }
-    }
+    /// Make a token that admits a client.
+    ClientToken(ClientToken),
+    /// Clients that are admitted.
+    AccessList,
+    /// Revoke the key of the client of this name.
+    AccessRevoke(Name),
+    /// Who did what, of all hosts that answer.
+    Audit(AuditQuery),
+    /// Change a host.
+    HostChange(HostChange),
+    /// Hand leadership to this host.
+    TransferLeader(Name),
+    /// Take this daemon's host out of its cluster. Unix socket only.
+    Leave(Leave),
+    /// Let go what a job has kept after its cases.
+    JobRelease(JobId),
+    /// The plan of a job, so that it can be run again.
+    JobPlan(JobId),
 }
 
 /// Makes a cluster of one voter.
@@ -134,6 +143,21 @@ pub struct TokenCreate {
     pub role: HostRole,
     /// How long it is valid, seconds, at most a day.
     pub ttl_s: u32,
+}
+
+/// Makes a token that admits a client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientToken {
+    /// Repeating it with the same id makes one token.
+    pub request: RequestId,
+    /// What the client may do.
+    pub role: AccessRole,
+    /// Its name; `None`: the client names itself.
+    pub name: Option<Name>,
+    /// How long the token is valid, seconds, at most a day.
+    pub ttl_s: u32,
+    /// How long the client's certificate is valid, seconds, at most 400 days.
+    pub valid_s: u32,
 }
 
 /// Submits a job.
@@ -191,6 +215,29 @@ pub enum AdminReply {
     Inventory(Vec<String>),
     /// The stream is complete.
     End,
+    /// Answer to `AccessList`, in natural order of names.
+    Access(Vec<ClientView>),
+    /// Answer to `Audit`.
+    Audit(AuditTrail),
+    /// Answer to `HostChange`, `TransferLeader` and `Leave`: what was done, for people.
+    Steps(Vec<String>),
+    /// Answer to `JobPlan`.
+    Plan(Box<Plan>),
+}
+
+/// A client as it is listed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientView {
+    /// Its name.
+    pub name: Name,
+    /// What it may do.
+    pub role: AccessRole,
+    /// Digest of its public key.
+    pub key: Digest,
+    /// When its certificate ends: seconds since 1970.
+    pub until_unix_s: u64,
+    /// The token that admitted it.
+    pub admitted_with: TokenId,
 }
 
 /// Who a daemon is.
@@ -239,13 +286,22 @@ impl std::fmt::Debug for NewToken {
     }
 }
 
+/// What a token gives to the one it admits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TokenGrant {
+    /// A host, with this part in decisions.
+    Host(HostRole),
+    /// A client, with this role.
+    Client(AccessRole),
+}
+
 /// A token as it is listed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenView {
     /// Its public half.
     pub id: TokenId,
-    /// The role it gives.
-    pub role: HostRole,
+    /// What it gives.
+    pub grant: TokenGrant,
     /// `open`, `used by HOST`, `revoked`, `expired`.
     pub state: String,
     /// When it ends: seconds since 1970.
@@ -310,6 +366,8 @@ pub struct HostView {
     pub vms: u32,
     /// Log entries it is behind, where the leader answered.
     pub lag: Option<u64>,
+    /// No new case begins on it.
+    pub cordoned: bool,
 }
 
 /// One host, with what it says of itself.
@@ -356,6 +414,8 @@ pub enum WatchItem {
         /// What.
         event: AttemptEvent,
     },
+    /// The job changed: without the cases that are as they were in the item before.
+    Changed(JobView),
 }
 
 /// A piece of a file. Pieces come in order, file after file.

@@ -109,9 +109,15 @@ impl CallError {
                     Refusal::Unclaimed => ErrorCode::Unclaimed,
                     Refusal::NotAdmitted => ErrorCode::HostRemoved,
                     Refusal::Garbled | Refusal::Busy => ErrorCode::Unreachable,
-                    Refusal::NoCertificate(_) | Refusal::WrongKind(_) | Refusal::Expired => ErrorCode::Denied,
+                    Refusal::NoCertificate(_) | Refusal::WrongKind(_) => ErrorCode::Denied,
+                    Refusal::Expired => ErrorCode::CertificateExpired,
+                    Refusal::Revoked => ErrorCode::ClientRevoked,
                 };
-                Report::new(code, refusal.to_string()).with("address", to.clone())
+                let report = Report::new(code, refusal.to_string()).with("address", to.clone());
+                match refusal {
+                    Refusal::Expired | Refusal::Revoked => new_certificate(report),
+                    _ => report,
+                }
             }
             CallError::WrongKey { to, host } => {
                 Report::new(ErrorCode::Denied, "the host that answered does not hold the admitted key")
@@ -130,6 +136,13 @@ impl CallError {
         };
         report.caused_by(self)
     }
+}
+
+/// What to type where a client's certificate is of no use any more.
+pub fn new_certificate(report: Report) -> Report {
+    report
+        .help("vtctl cluster token create --role client-runner   (an admin, on a host of the cluster)")
+        .help("vtctl config use-context --join TOKEN   (here)")
 }
 
 /// Sends a request and waits for its one reply.

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Exit codes of vtctl: a contract, listed in `--help`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -61,7 +61,7 @@ impl Exit {
 macro_rules! codes {
     ($( $variant:ident = $number:literal, $exit:ident, $explain:literal; )*) => {
         /// The closed list of error codes.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[allow(missing_docs, reason = "the explain text is the documentation")]
         #[repr(u16)]
         pub enum ErrorCode { $( $variant = $number, )* }
@@ -84,9 +84,11 @@ codes! {
     BadParameter = 2, Usage, "A parameter given with -p or in a configuration has a value that the scenario cannot use. The message names key, value and what is wanted. `vtctl scenario show NAME` lists the parameters.";
     BadHostsFile = 3, Usage, "The file given with -M has a line that is not a host name. One name a line; empty lines and lines beginning with # are skipped.";
     BadConfig = 101, Config, "A configuration file is invalid. Each mistake is shown with file, line and column.";
+    BadProvider = 102, Config, "A test provider's definition, its tree, or the folder they are in cannot be used. The message names file and line. `vtctl provider list` shows what is defined.";
+    ProviderMissing = 103, Precondition, "The tests of a provider are not on this machine. `vtctl provider sync` fetches them with git; a provider whose uri is file:///folder has to be at that folder.";
     NoVariants = 134, NoneSelected, "The filters leave no variant. `vtctl variants count` and `vtctl variants explain` show which line removed them.";
     Unclaimed = 201, Precondition, "This daemon belongs to no cluster yet. Make one with `vtctl cluster init`, or join one with `vtctl cluster join TOKEN`.";
-    AlreadyClaimed = 202, Conflict, "This daemon already belongs to a cluster. A daemon joins once; to move it, stop it, move its data directory away and start it again.";
+    AlreadyClaimed = 202, Conflict, "This daemon already belongs to a cluster. To move it to another one, run `vtctl cluster leave` on it first.";
     NoQuorum = 203, NoQuorum, "Most voters do not answer, so the cluster cannot decide. Running VMs are not touched; new jobs wait. Bring a voter back: `vtctl cluster status` names them.";
     Unreachable = 204, Unreachable, "No daemon answered. Check that vtd runs (`systemctl status vtd`, or `vtctl lab status`) and that the socket or address is the right one.";
     Denied = 205, Denied, "The role of your certificate does not allow this. Roles are viewer, runner and admin.";
@@ -97,6 +99,7 @@ codes! {
     TokenUnknown = 211, Denied, "The cluster does not know this token. It may be from before a restore, or its record was cleared after it ended.";
     TokenOtherCluster = 212, Denied, "The token belongs to another cluster than the one that answered.";
     TokenExpired = 213, Denied, "A join token lives for a limited time. Make a new one on any host: `vtctl cluster token create`.";
+    TokenForOther = 214, Denied, "A token admits either a host (`vtctl cluster join`) or a client (`vtctl config use-context --join`), as `--role` said when it was made. Make one of the right kind: `vtctl cluster token create`.";
     TokenUsed = 215, Denied, "A join token admits one host. If that was this host, its data directory was lost; make a new token: `vtctl cluster token create`.";
     TokenRevoked = 216, Denied, "An admin revoked the token. Make a new one: `vtctl cluster token create`.";
     CaMismatch = 217, Denied, "The certificate authority of the host that answered is not the one in the token. Someone may be in the middle, or the address now belongs to another cluster.";
@@ -104,8 +107,13 @@ codes! {
     DialBackFailed = 219, Precondition, "The cluster could not reach this host at the address it advertises. Check --advertise and that port 7465/udp is open here.";
     NameTaken = 220, Conflict, "A host of this name is already in the cluster. Choose another with --name.";
     HostRemoved = 221, Denied, "The key of this host is not, or no longer, admitted to the cluster.";
+    ClientRevoked = 222, Denied, "The key of this client is not, or no longer, admitted to the cluster. An admin makes a token for a new one: `vtctl cluster token create --role client-runner`.";
+    CertificateExpired = 223, Denied, "The client certificate is outside its dates. An admin makes a token for a new one, `vtctl cluster token create --role client-runner`; the client takes it with `vtctl config use-context --join TOKEN`.";
+    LastVoter = 224, Precondition, "The host is the last one that votes, or may vote, and answers. Without it nobody decides. Promote another host first, `vtctl host promote HOST`, and wait until `vtctl cluster status` shows that it votes.";
+    NotAVoter = 225, Precondition, "Leadership goes to a host that votes and answers. `vtctl cluster status` shows who does; `vtctl host promote HOST` makes a host vote.";
     RequestConflict = 230, Conflict, "A request came again under the same id, but with other content. The first one stands; send the new one under an id of its own.";
     SessionOver = 231, Conflict, "The host acted with an epoch that is no longer its own: its session ended, or was opened anew. What it held was given up.";
+    UnknownClient = 232, NotFound, "No client of this name is admitted. `vtctl cluster access list` shows the names.";
     UnknownHost = 302, NotFound, "No host of the cluster has this name. `vtctl host list` shows the names.";
     HostDown = 303, Precondition, "A host that the job needs does not answer. `vtctl host list` shows who does.";
     TooFewHosts = 304, Precondition, "The scenario needs more hosts than were given with -m.";
@@ -114,6 +122,8 @@ codes! {
     HostBusy = 307, Conflict, "A host serves another attempt. Jobs wait their turn; `vtctl job list` shows whose it is.";
     UnknownJob = 308, NotFound, "No job has this id. `vtctl job list` shows them.";
     CaseClosed = 309, Conflict, "The case or attempt has ended, or is not in a state that allows this. `vtctl job show` tells where it stands.";
+    Cordoned = 310, Precondition, "The host is cordoned: no new case begins on it. `vtctl host uncordon HOST` lets cases come again.";
+    HostInUse = 311, Conflict, "The host serves an attempt or owns a VM. `vtctl host drain HOST` keeps new cases off and waits for those that run; `vtctl job cancel JOB` ends them.";
     LabExists = 320, Conflict, "A lab of this name exists. `vtctl lab status` shows it, `vtctl lab down` removes it.";
     LabBroken = 321, Precondition, "The lab is half made or its record is damaged. `vtctl lab down` clears what is left of it.";
     LabPrecondition = 322, Precondition, "A lab needs root and the programs ip and nft (packages iproute2 and nftables).";
@@ -139,6 +149,8 @@ codes! {
     MigrationFailed = 613, Failed, "QEMU reports that the migration failed. Its own words are quoted; the VM goes on at the source.";
     DestinationUnreachable = 614, Infra, "The destination stopped answering during the migration. The VM goes on at the source.";
     MigrationTimeout = 615, Failed, "The migration did not complete within its time and was cancelled. The VM goes on at the source.";
+    MigrationCancelled = 616, Cancelled, "The scenario had the migration cancelled in the named phase. The VM goes on at the source.";
+    PostcopyLost = 617, Failed, "A side of a post-copy was lost while pages were missing at the destination: the guest is LOST. That is post-copy's nature; the message names the side.";
     MemoryDamaged = 620, Failed, "Pages of the guest's memory do not hold what was written to them.";
     DiskDamaged = 621, Failed, "Records on the guest's disk that were acknowledged are lost or torn.";
     GuestRebooted = 622, Failed, "The guest's boot id changed: it was restarted instead of moved.";
@@ -152,6 +164,7 @@ codes! {
     Cancelled = 705, Cancelled, "A user cancelled the job; cases without a verdict got none.";
     CannotRunHere = 706, Ok, "The case cannot run on these hosts; the message says why. It is skipped, not failed.";
     Leftover = 707, Infra, "After the case something was left on a host that was not there before. The message names it.";
+    ParentNotPassed = 708, Ok, "The case depends on another one of its job (`- name: other` in the configuration), and that one did not pass. It is skipped, not failed; `vtctl job show` tells what became of the other.";
     ResultsMissing = 801, NotFound, "The evidence of this job is on no host that answers.";
     ResultsWrite = 802, Precondition, "The results could not be written where you asked for them.";
     Internal = 901, Internal, "A bug in vtmesh. Please report it with the message and the daemon's log.";
@@ -168,8 +181,35 @@ impl ErrorCode {
     /// The code a user typed: `E0213`, `e0213` or `213`.
     pub fn parse(text: &str) -> Option<Self> {
         let digits = text.strip_prefix(['E', 'e']).unwrap_or(text);
-        let number: u16 = digits.parse().ok()?;
+        Self::of_number(digits.parse().ok()?)
+    }
+
+    fn of_number(number: u16) -> Option<Self> {
         Self::ALL.iter().copied().find(|code| *code as u16 == number)
+    }
+}
+
+/// By its number, which never changes, and not by its place in the list, into which new codes are put. In JSON as it is
+/// shown.
+impl Serialize for ErrorCode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.collect_str(self)
+        } else {
+            serializer.serialize_u16(*self as u16)
+        }
+    }
+}
+
+/// A code of a newer build is read as [`ErrorCode::Internal`]: title and help of its report are still worth reading.
+impl<'de> Deserialize<'de> for ErrorCode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let known = if deserializer.is_human_readable() {
+            Self::parse(&String::deserialize(deserializer)?)
+        } else {
+            Self::of_number(u16::deserialize(deserializer)?)
+        };
+        Ok(known.unwrap_or(Self::Internal))
     }
 }
 
@@ -276,6 +316,19 @@ mod tests {
         }
         assert_eq!(ErrorCode::parse("E9999"), None);
         assert_eq!(ErrorCode::parse("x"), None);
+    }
+
+    #[test]
+    fn a_code_travels_as_its_number_and_an_unknown_one_is_not_the_end_of_its_report() {
+        let bytes = postcard::to_stdvec(&ErrorCode::TokenExpired).unwrap();
+        assert_eq!(bytes, [0xd5, 0x01], "213");
+        for code in ErrorCode::ALL {
+            let bytes = postcard::to_stdvec(code).unwrap();
+            assert_eq!(postcard::from_bytes::<ErrorCode>(&bytes).unwrap(), *code);
+        }
+        assert_eq!(postcard::from_bytes::<ErrorCode>(&[0xff, 0x7f]).unwrap(), ErrorCode::Internal);
+        assert_eq!(serde_json::to_string(&ErrorCode::TokenExpired).unwrap(), "\"E0213\"");
+        assert_eq!(serde_json::from_str::<ErrorCode>("\"E0213\"").unwrap(), ErrorCode::TokenExpired);
     }
 
     #[test]

@@ -92,6 +92,9 @@ pub enum Refusal {
     /// Too many connections at once.
     #[error("that host serves too many connections")]
     Busy,
+    /// The key of a client is not, or no longer, admitted.
+    #[error("the key of this client is not, or no longer, admitted to the cluster")]
+    Revoked,
 }
 
 /// Why a hello failed.

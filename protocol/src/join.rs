@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::admin::HostRole;
+use crate::admin::{AccessRole, HostRole};
 use crate::error::{ErrorCode, Report};
 use crate::facts::HostFacts;
 use crate::identity::PublicKey;
@@ -23,6 +23,8 @@ pub enum JoinCall {
     Admit(Box<JoinRequest>),
     /// Are you the one who wants in? The answer is the nonce.
     Echo([u8; 32]),
+    /// Let me use the cluster, as a client.
+    Enroll(EnrollRequest),
 }
 
 /// The answers to [`JoinCall`].
@@ -34,6 +36,42 @@ pub enum JoinAnswer {
     Refused(JoinRefusal),
     /// The nonce.
     Echo([u8; 32]),
+    /// You may use the cluster.
+    Enrolled(Box<Enrolled>),
+}
+
+/// What a client-to-be says of itself. It holds the token's secret: it is sent only into a pinned channel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrollRequest {
+    /// The token's public half.
+    pub token: TokenId,
+    /// The token's secret half.
+    pub secret: Secret,
+    /// A signing request in DER: proves possession of the client's new key.
+    pub signing_request: Vec<u8>,
+    /// The name it wishes for, where the token names none.
+    pub name: Name,
+}
+
+/// What an admitted client needs to use the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its name.
+    pub cluster_name: Name,
+    /// The client's name.
+    pub name: Name,
+    /// What it may do.
+    pub role: AccessRole,
+    /// Its certificate, in DER.
+    pub certificate: Vec<u8>,
+    /// The CA's certificate, in DER.
+    pub ca: Vec<u8>,
+    /// When the certificate ends, seconds since 1970.
+    pub until_unix_s: u64,
+    /// Where daemons listen, voters first.
+    pub endpoints: Vec<SocketAddr>,
 }
 
 /// What a joiner says of itself. It holds the token's secret: it is sent only into a pinned channel.
@@ -157,6 +195,12 @@ pub enum JoinRefusal {
     /// Something the state machine refused.
     #[error("{0}")]
     Other(Box<Report>),
+    /// The token was made for the other kind of thing.
+    #[error("the token admits {admits}")]
+    TokenForOther {
+        /// What it admits: `a host` or `a client`.
+        admits: String,
+    },
 }
 
 impl JoinRefusal {
@@ -170,6 +214,7 @@ impl JoinRefusal {
                 | JoinRefusal::TokenRevoked
                 | JoinRefusal::NameTaken(_)
                 | JoinRefusal::Removed
+                | JoinRefusal::TokenForOther { .. }
         )
     }
 
@@ -211,6 +256,9 @@ impl JoinRefusal {
                     .retryable()
             }
             JoinRefusal::Other(report) => (**report).clone(),
+            JoinRefusal::TokenForOther { .. } => Report::new(ErrorCode::TokenForOther, title)
+                .help("for a host:    vtctl cluster token create; on it: vtctl cluster join TOKEN")
+                .help("for a client:  vtctl cluster token create --role client-runner; there: vtctl config use-context --join TOKEN"),
         }
     }
 }

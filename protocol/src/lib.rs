@@ -5,11 +5,14 @@
 //! byte, because positional codecs cannot take an appended field. Nothing here acts on a host.
 
 pub mod admin;
+pub mod audit;
+pub mod beacon;
 pub mod bulk;
 pub mod call;
 pub mod client;
 pub mod codec;
 pub mod endpoint;
+pub mod enroll;
 pub mod error;
 pub mod facts;
 pub mod frame;
@@ -19,13 +22,17 @@ pub mod ids;
 pub mod image;
 pub mod job;
 pub mod join;
+pub mod matrix;
+pub mod membership;
 pub mod params;
 pub mod party;
 pub mod peer;
+pub mod pinned;
 pub mod probe;
 pub mod service;
 pub mod token;
 pub mod transport;
+pub mod verbs;
 pub mod verdict;
 pub mod version;
 pub mod vm;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    audit::{AuditEntry, AuditQuery},
     error::Report,
     facts::HostFacts,
     ids::{AttemptId, Digest, Epoch, HostId, MigrationId},
@@ -63,6 +64,12 @@ pub enum PeerRequest {
     Ping,
     /// Keep the key of the cluster's authority: you are to vote.
     KeepAuthority(AuthorityKey),
+    /// Your part of the audit trail.
+    Audit(AuditQuery),
+    /// Hand leadership to this voter; only a leader does.
+    HandOver(HostId),
+    /// The connection of this post-copy is broken: listen anew.
+    RecoverIncoming(MigrationId),
 }
 
 /// The private key of the cluster's authority, PKCS#8 in PEM. It is only ever sent from a voter to a voter-to-be.
@@ -142,6 +149,10 @@ pub enum PeerReply {
     Prepared(Prepared),
     /// Answer to `IncomingState`.
     Incoming(IncomingState),
+    /// Answer to `Audit`, oldest first.
+    Audit(Vec<AuditEntry>),
+    /// Answer to `RecoverIncoming`: QEMU's URI that the source goes on with.
+    Recovering(String),
 }
 
 /// The destination is ready.

@@ -1,4 +1,4 @@
-//! Identity files: `host.key`, `host.crt`, `ca.crt`, and `ca.key` on voters.
+//! Identity files: `host.key`, `host.crt`, `ca.crt`, and `ca.key` on voters; `client.key` and `client.crt` of a client.
 //!
 //! A file is written under another name, synced, and renamed, so that it is there whole or not at all. Keys are 0600
 //! from their first byte.
@@ -11,26 +11,41 @@ use std::path::Path;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use super::{ClusterCa, Identity, IdentityError, PrivateKey};
+use super::{ClusterCa, Identity, IdentityError, PrivateKey, Subject};
 use crate::ids::ClusterId;
 
 const KEY: &str = "host.key";
 const CERTIFICATE: &str = "host.crt";
+const CLIENT_KEY: &str = "client.key";
+const CLIENT_CERTIFICATE: &str = "client.crt";
 const CA_CERTIFICATE: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
 
 /// Writes key and certificates of a host or client into `dir`.
 pub fn save(dir: &Path, identity: &Identity) -> Result<(), IdentityError> {
-    write(dir, KEY, identity.key().to_pem().as_bytes(), 0o600)?;
+    let (key, certificate) = match identity.facts().subject {
+        Subject::Host { .. } => (KEY, CERTIFICATE),
+        Subject::Client { .. } => (CLIENT_KEY, CLIENT_CERTIFICATE),
+    };
+    write(dir, key, identity.key().to_pem().as_bytes(), 0o600)?;
     write(dir, CA_CERTIFICATE, to_pem(identity.ca()).as_bytes(), 0o644)?;
-    write(dir, CERTIFICATE, to_pem(identity.certificate()).as_bytes(), 0o644)?;
+    write(dir, certificate, to_pem(identity.certificate()).as_bytes(), 0o644)?;
     sync(dir)
 }
 
-/// Reads what [`save`] wrote.
+/// Reads what [`save`] wrote of a host.
 pub fn load(dir: &Path) -> Result<Identity, IdentityError> {
-    let key = read_key(&dir.join(KEY))?;
-    Identity::new(key, read_certificate(&dir.join(CERTIFICATE))?, read_certificate(&dir.join(CA_CERTIFICATE))?)
+    load_as(dir, KEY, CERTIFICATE)
+}
+
+/// Reads what [`save`] wrote of a client.
+pub fn load_client(dir: &Path) -> Result<Identity, IdentityError> {
+    load_as(dir, CLIENT_KEY, CLIENT_CERTIFICATE)
+}
+
+fn load_as(dir: &Path, key: &str, certificate: &str) -> Result<Identity, IdentityError> {
+    let key = read_key(&dir.join(key))?;
+    Identity::new(key, read_certificate(&dir.join(certificate))?, read_certificate(&dir.join(CA_CERTIFICATE))?)
 }
 
 /// Writes the CA's key: on voters only.

@@ -3,9 +3,10 @@
 //! - [`HostOfCluster`]: a server that the known CA signed for this cluster; dates ignored.
 //! - [`PinnedCa`]: the same, for one who knows only the CA's digest (a joiner).
 //! - [`PinnedKey`]: a server that holds one given key (the probe back to a joiner).
-//! - [`ClientOfCluster`]: a client that the CA signed, or none at all; a host's dates ignored, a client's bind.
+//! - [`ClientOfCluster`]: a client that the CA signed, or none at all; dates ignored.
 //!
-//! Whether a key is admitted is not decided here: the router asks the membership.
+//! Whether a key is admitted, and whether a client's dates hold, is not decided here: the router does, for every
+//! request, and can say why not.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -243,17 +244,14 @@ impl ClientCertVerifier for ClientOfCluster {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
+        _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         check_length(intermediates)?;
         let facts = Facts::read(end_entity).map_err(|_| Error::from(CertificateError::BadEncoding))?;
         if facts.subject.cluster() != self.cluster {
             return Err(CertificateError::ApplicationVerificationFailure.into());
         }
-        let at = match facts.subject {
-            Subject::Host { .. } => UnixTime::since_unix_epoch(Duration::from_secs(facts.not_before)),
-            Subject::Client { .. } => now,
-        };
+        let at = UnixTime::since_unix_epoch(Duration::from_secs(facts.not_before));
         self.chain.verify_client_cert(end_entity, intermediates, at)
     }
 

@@ -1,0 +1,107 @@
+//! Every verb of the admin service in one table: what it is called, who may use it, whether it changes something.
+//!
+//! There is no default: a request that is added gets its line here, or does not compile. Daemons check [`Verb::needs`]
+//! before a request reaches its handler; what [`Verb::changes`] says is written into the audit trail.
+
+use crate::admin::{AccessRole, AdminRequest};
+
+/// What is to be known of a request before it is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verb {
+    /// As vtctl calls it.
+    pub name: &'static str,
+    /// The least role that may ask it.
+    pub needs: AccessRole,
+    /// Whether it changes something.
+    pub changes: bool,
+}
+
+const fn look(name: &'static str) -> Verb {
+    Verb { name, needs: AccessRole::Viewer, changes: false }
+}
+
+const fn run(name: &'static str) -> Verb {
+    Verb { name, needs: AccessRole::Runner, changes: true }
+}
+
+const fn change(name: &'static str) -> Verb {
+    Verb { name, needs: AccessRole::Admin, changes: true }
+}
+
+impl AdminRequest {
+    /// The line of this request.
+    pub fn verb(&self) -> Verb {
+        match self {
+            Self::Hello => look("hello"),
+            Self::Init(_) => change("cluster init"),
+            Self::Join(_) => change("cluster join"),
+            Self::Status => look("cluster status"),
+            Self::TokenCreate(_) => change("cluster token create"),
+            Self::TokenList => look("cluster token list"),
+            Self::TokenRevoke(_) => change("cluster token revoke"),
+            Self::HostShow(_) => look("host show"),
+            Self::ScenarioList => look("scenario list"),
+            Self::RunSubmit(_) => run("run"),
+            Self::JobList => look("job list"),
+            Self::JobShow(_) => look("job show"),
+            Self::JobWatch(_) => look("job watch"),
+            Self::JobCancel(_) => run("job cancel"),
+            Self::JobFetch(_) => look("job fetch"),
+            Self::VmList => look("vm list"),
+            Self::Inventory => look("host inventory"),
+            Self::JobLogs(_) => look("job logs"),
+            Self::ClientToken(_) => change("cluster token create"),
+            Self::AccessList => look("cluster access list"),
+            Self::AccessRevoke(_) => change("cluster access revoke"),
+            // It tells who did what from where.
+            Self::Audit(_) => Verb { needs: AccessRole::Admin, ..look("cluster audit") },
+            Self::HostChange(host) => change(host.what.verb()),
+            Self::TransferLeader(_) => change("cluster transfer"),
+            Self::Leave(_) => change("cluster leave"),
+            Self::JobRelease(_) => run("job release"),
+            Self::JobPlan(_) => look("job plan"),
+        }
+    }
+
+    /// The least role that may ask this.
+    pub fn needs(&self) -> AccessRole {
+        self.verb().needs
+    }
+
+    /// What the request is about, for the audit trail: what it names itself, not what becomes of it. Never a secret.
+    pub fn object(&self) -> String {
+        match self {
+            Self::Init(init) => format!("cluster {}", init.cluster),
+            Self::TokenCreate(create) => format!("token for a host, ttl {} s", create.ttl_s),
+            Self::ClientToken(create) => {
+                let name = create.name.as_ref().map(|name| format!(" {name}")).unwrap_or_default();
+                format!("token for client{name}, role {}", crate::identity::subject::role_name(create.role))
+            }
+            Self::TokenRevoke(token) => format!("token {token}"),
+            Self::HostShow(name) => format!("host {name}"),
+            Self::RunSubmit(submit) => format!("{} of {} cases", submit.plan.scenario, submit.plan.cases.len()),
+            Self::JobShow(job)
+            | Self::JobWatch(job)
+            | Self::JobCancel(job)
+            | Self::JobFetch(job)
+            | Self::JobPlan(job)
+            | Self::JobRelease(job) => job.to_string(),
+            Self::JobLogs(logs) => logs.job.to_string(),
+            Self::AccessRevoke(name) => format!("client {name}"),
+            Self::HostChange(change) => format!("host {}{}", change.host, change.what.object()),
+            Self::TransferLeader(name) => format!("host {name}"),
+            Self::Leave(leave) if leave.forget => "without asking the cluster".to_owned(),
+            Self::Hello
+            | Self::Join(_)
+            | Self::Status
+            | Self::TokenList
+            | Self::ScenarioList
+            | Self::JobList
+            | Self::VmList
+            | Self::Inventory
+            | Self::AccessList
+            | Self::Leave(_)
+            | Self::Audit(_) => String::new(),
+        }
+    }
+}
