@@ -82,6 +82,11 @@ impl DataDir {
         self.path.join("copies")
     }
 
+    /// Where the audit trail of this host is.
+    pub fn audit(&self) -> PathBuf {
+        self.path.join("audit")
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path

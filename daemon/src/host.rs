@@ -29,8 +29,7 @@ use vt_protocol::{
     hello::{BUILD, Hello},
     identity::Identity,
     ids::{Digest, HostId, JobId, RequestId},
-    job::Plan,
-    join::{JoinAnswer, JoinRequest},
+    join::{EnrollRequest, JoinAnswer, JoinRequest},
     peer::{PeerReply, PeerRequest},
     service::Service,
     transport::Transport,
@@ -44,6 +43,7 @@ use vt_sync::{
 
 use crate::{
     api::views::Consensus,
+    audit::Audit,
     blob::BlobStore,
     cluster::{AskError, Cluster, ProposeError},
     control::{
@@ -66,6 +66,7 @@ use crate::{
         },
     },
     party::{self, Places, Supervisor},
+    plan::OpenPlan,
     settings::Settings,
 };
 
@@ -112,6 +113,8 @@ pub struct Parts {
     pub claim: Claim,
     /// Where this host founds its cluster: what it says of itself.
     pub first: First,
+    /// Where it is written down who did what.
+    pub audit: Arc<Audit>,
     /// Told why this host cannot go on.
     pub broken: watch::Sender<Option<String>>,
 }
@@ -138,6 +141,7 @@ pub struct Host {
     renew_now: Arc<Notify>,
     places: Places,
     supervisor: OnceLock<Arc<Supervisor>>,
+    audit: Arc<Audit>,
     broken: watch::Sender<Option<String>>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -149,7 +153,7 @@ impl Host {
     /// # Errors
     /// The port is taken, or the log is damaged; nothing runs then.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, Report> {
-        let Parts { settings, data, facts, incarnation, claim: Claim { identity, record }, first, broken } = parts;
+        let Parts { settings, data, facts, incarnation, claim: Claim { identity, record }, first, audit, broken } = parts;
         let identity = Arc::new(identity);
         let listen = settings.host.listen;
         let endpoint = MeshEndpoint::serve(listen, Arc::clone(&identity)).map_err(|error| port(listen, &error))?;
@@ -184,6 +188,7 @@ impl Host {
             renew_now: Arc::default(),
             places,
             supervisor: OnceLock::new(),
+            audit,
             broken,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -369,6 +374,11 @@ impl Host {
         Digest::of(self.identity.ca()).to_string()
     }
 
+    /// Who did what here.
+    pub fn audit_trail(&self) -> &Arc<Audit> {
+        &self.audit
+    }
+
     /// Its blobs.
     pub fn blobs(&self) -> &BlobStore {
         &self.blobs
@@ -523,7 +533,7 @@ async fn extend_guards(supervisor: Arc<Supervisor>, mut held: watch::Receiver<Op
     loop {
         let renewed = *held.borrow_and_update();
         if let Some(renewed) = renewed {
-            supervisor.renewed(renewed.since).await;
+            supervisor.renewed(renewed.since);
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -669,6 +679,10 @@ impl AdminService for Host {
         Hello::of(Some(self.record.cluster), Some(self.record.host), self.incarnation)
     }
 
+    fn audit(&self) -> &Arc<Audit> {
+        &self.audit
+    }
+
     async fn admin(&self, caller: Caller, request: AdminRequest, replies: ReplySink, by: Instant) {
         if let Some(itself) = self.itself.upgrade() {
             itself.answer_admin(caller, request, replies, by).await;
@@ -699,6 +713,10 @@ impl Services for Host {
         let prober = QuicProber::new(self.endpoint.clone(), self.hello(), self.record.name.clone());
         member::admit(self, &prober, &self.endpoint, request, by).await
     }
+
+    async fn enroll(&self, request: EnrollRequest, by: Instant) -> JoinAnswer {
+        self.enroll_client(request, by).await
+    }
 }
 
 #[async_trait]
@@ -712,7 +730,7 @@ impl Holdings for Host {
 
 #[async_trait]
 impl party::Plans for Host {
-    async fn plan(&self, job: JobId) -> Result<Arc<Plan>, Report> {
+    async fn plan(&self, job: JobId) -> Result<Arc<OpenPlan>, Report> {
         let state = self.state();
         let job =
             state.jobs.get(&job).ok_or_else(|| Report::new(ErrorCode::UnknownJob, format!("there is no job {job}")))?;
@@ -720,17 +738,17 @@ impl party::Plans for Host {
     }
 }
 
-/// The latest plans, decoded.
+/// The latest plans, opened.
 #[derive(Debug, Default)]
-pub(crate) struct Plans(Mutex<Vec<(Digest, Arc<Plan>)>>);
+pub(crate) struct Plans(Mutex<Vec<(Digest, Arc<OpenPlan>)>>);
 
 impl Plans {
-    pub(crate) fn get(&self, digest: Digest) -> Option<Arc<Plan>> {
+    pub(crate) fn get(&self, digest: Digest) -> Option<Arc<OpenPlan>> {
         let plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         plans.iter().find(|(known, _)| *known == digest).map(|(_, plan)| Arc::clone(plan))
     }
 
-    pub(crate) fn keep(&self, digest: Digest, plan: Arc<Plan>) {
+    pub(crate) fn keep(&self, digest: Digest, plan: Arc<OpenPlan>) {
         let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         plans.retain(|(known, _)| *known != digest);
         plans.push((digest, plan));

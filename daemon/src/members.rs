@@ -33,7 +33,7 @@ impl Members {
     /// What the host was told when it joined; the state comes later.
     pub fn new(cluster: ClusterId, me: HostId, members: Vec<Member>) -> Arc<Self> {
         let hosts = members.into_iter().map(|member| (member.host, member)).collect();
-        let told = Arc::new(Membership { cluster, hosts });
+        let told = Arc::new(Membership { cluster, hosts, clients: Arc::default() });
         let cached = Mutex::new((BTreeMap::new(), Arc::clone(&told)));
         Arc::new(Self { cluster, me, told, state: OnceLock::new(), cached })
     }
@@ -52,7 +52,8 @@ impl MembershipView for Members {
             return Arc::clone(&self.told);
         }
         let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = cached.0.len() == state.hosts.len()
+        let same = Arc::ptr_eq(&cached.1.clients, &state.clients)
+            && cached.0.len() == state.hosts.len()
             && cached.0.iter().zip(&state.hosts).all(|((a, one), (b, other))| a == b && Arc::ptr_eq(one, other));
         if !same {
             let member = |host: &Arc<Host>| Member {
@@ -68,7 +69,8 @@ impl MembershipView for Members {
                     hosts.entry(*id).or_insert_with(|| told.clone());
                 }
             }
-            *cached = (state.hosts.clone(), Arc::new(Membership { cluster: self.cluster, hosts }));
+            let clients = Arc::clone(&state.clients);
+            *cached = (state.hosts.clone(), Arc::new(Membership { cluster: self.cluster, hosts, clients }));
         }
         Arc::clone(&cached.1)
     }

@@ -21,11 +21,14 @@ use vt_protocol::{
     error::{ErrorCode, Report},
     hello::{BUILD, Hello},
     ids::Name,
+    membership::Leave,
     token::{Token, TokenError},
 };
 
 use crate::{
     api::views::stored_role,
+    audit::Audit,
+    control::session::Holdings,
     data::DataDir,
     facts::Facts,
     host::{First, Host, Parts},
@@ -50,6 +53,7 @@ pub struct Front {
     facts: Arc<Facts>,
     incarnation: u64,
     host: RwLock<Option<Arc<Host>>>,
+    audit: Arc<Audit>,
     broken: watch::Sender<Option<String>>,
     /// Held by the one `init` or `join` under way.
     claiming: Mutex<()>,
@@ -59,12 +63,14 @@ impl Front {
     /// The front of a daemon that is not claimed yet, or whose host is not started yet.
     pub fn new(settings: Arc<Settings>, data: Arc<DataDir>, facts: Arc<Facts>) -> Arc<Self> {
         let incarnation = rand::random();
+        let audit = Audit::new(&data.audit());
         Arc::new(Self {
             settings,
             data,
             facts,
             incarnation,
             host: RwLock::new(None),
+            audit,
             broken: watch::Sender::new(None),
             claiming: Mutex::new(()),
         })
@@ -103,6 +109,7 @@ impl Front {
             incarnation: self.incarnation,
             claim,
             first,
+            audit: Arc::clone(&self.audit),
             broken: self.broken.clone(),
         })
         .await?;
@@ -195,13 +202,38 @@ impl Front {
         }
     }
 
+    /// Takes this host out of its cluster; afterwards the daemon is as unclaimed as a new one.
+    async fn leave(&self, leave: Leave, by: Instant) -> Result<Vec<String>, Report> {
+        let _claiming = self.claiming.lock().await;
+        let Some(host) = self.host() else { return Err(unclaimed()) };
+        let mut steps = if leave.forget { Vec::new() } else { host.leave_cluster(leave.request, by).await? };
+        self.let_go(&host).await;
+        // The claim goes first: without it the rest is cleared by the next start, whatever happens in between.
+        let cleared = remove(&self.data.cluster()).and_then(|()| remove(&self.data.raft()));
+        cleared.map_err(|error| {
+            Report::new(ErrorCode::StorageFailed, "what this host kept of its cluster cannot be removed")
+                .caused_by(&error)
+                .help("vtctl cluster leave --forget --yes   (goes on from here)")
+        })?;
+        steps.push(format!("this daemon forgot cluster {}", host.record().cluster_name));
+        tracing::info!(cluster = %host.record().cluster_name, forget = leave.forget, "this host left its cluster");
+        Ok(steps)
+    }
+
+    /// Stops the host and what hangs from its session. The daemon goes on without one.
+    async fn let_go(&self, host: &Arc<Host>) {
+        host.lost().await;
+        *self.host.write().unwrap_or_else(PoisonError::into_inner) = None;
+        host.stop().await;
+    }
+
     fn check_unclaimed(&self) -> Result<(), Report> {
         let Some(host) = self.host() else { return Ok(()) };
         let record = host.record();
         Err(Report::new(ErrorCode::AlreadyClaimed, "this daemon already belongs to a cluster")
             .with("cluster", format!("{} ({})", record.cluster_name, record.cluster))
             .with("host", record.name.to_string())
-            .help("to move it: stop vtd, move its data directory away, start it again"))
+            .help("vtctl cluster leave   (first)"))
     }
 
     /// Removes a log that belongs to no claim, and allows one to be made.
@@ -233,6 +265,12 @@ impl Front {
     }
 }
 
+fn unclaimed() -> Report {
+    Report::new(ErrorCode::Unclaimed, "this daemon belongs to no cluster yet")
+        .help("vtctl cluster init   (a new cluster)")
+        .help("vtctl cluster join TOKEN   (an existing one)")
+}
+
 fn joined(host: &Host) -> Joined {
     let record = host.record();
     Joined {
@@ -261,11 +299,19 @@ impl AdminService for Front {
         }
     }
 
+    fn audit(&self) -> &Arc<Audit> {
+        &self.audit
+    }
+
     async fn admin(&self, caller: Caller, request: AdminRequest, replies: ReplySink, by: Instant) {
         let reply = match request {
             AdminRequest::Init(_) | AdminRequest::Join(_) if !caller.is_local() => {
                 Err(Report::new(ErrorCode::Denied, "a daemon is claimed over its own socket only"))
             }
+            AdminRequest::Leave(_) if !caller.is_local() => {
+                Err(Report::new(ErrorCode::Denied, "a host leaves its cluster over its own socket only"))
+            }
+            AdminRequest::Leave(leave) => self.leave(leave, by).await.map(AdminReply::Steps),
             AdminRequest::Init(init) => self.init(init).await.map(AdminReply::Joined),
             AdminRequest::Join(join) => self.join(join, by).await.map(AdminReply::Joined),
             request => match (self.host(), request) {
@@ -273,9 +319,7 @@ impl AdminService for Front {
                 (None, AdminRequest::Hello) => {
                     Ok(AdminReply::Hello(WhoAreYou { build: BUILD.to_owned(), cluster: None, host: None }))
                 }
-                (None, _) => Err(Report::new(ErrorCode::Unclaimed, "this daemon belongs to no cluster yet")
-                    .help("vtctl cluster init   (a new cluster)")
-                    .help("vtctl cluster join TOKEN   (an existing one)")),
+                (None, _) => Err(unclaimed()),
             },
         };
         let reply = reply.unwrap_or_else(|report| {

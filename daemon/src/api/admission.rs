@@ -1,19 +1,19 @@
 //! What the cluster knows and decides about a host that wants to join.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use tokio::time::{Instant, timeout};
 use vt_protocol::{
     error::{ErrorCode, Report},
-    identity::store,
-    ids::Digest,
+    identity::{ClusterCa, store},
+    ids::{Digest, TokenId},
     join::{JoinRefusal, Member},
 };
 use vt_sync::{
     Rejected, State,
     command::{AdmitHost, NewHost},
-    state::TokenStatus,
+    state::{Grant, TokenStatus},
 };
 
 use super::{blocking, left, views::stored_role};
@@ -33,29 +33,11 @@ const COMES: Duration = Duration::from_secs(2);
 #[async_trait]
 impl Admission for Host {
     async fn look(&self, applicant: &Applicant, _by: Instant) -> Result<Standing, JoinRefusal> {
-        let mut watch = self.watch();
-        let known = watch.wait_for(|state| state.tokens.contains_key(&applicant.token));
-        let state = match timeout(COMES, known).await {
-            Ok(Ok(state)) => state.clone(),
-            Ok(Err(_)) => return Err(JoinRefusal::Unavailable("the daemon is stopping".to_owned())),
-            Err(_) => return Err(JoinRefusal::TokenUnknown),
-        };
-        standing(&state, applicant, unix_s())
+        standing(&*self.with_token(applicant.token).await?, applicant, unix_s())
     }
 
     async fn certify(&self, applicant: &Applicant) -> Result<Vec<u8>, JoinRefusal> {
-        let (directory, cluster) = (self.data().cluster(), self.record().cluster);
-        let authority = blocking(move || store::load_ca(&directory, cluster)).await;
-        let unusable = |error: &dyn std::error::Error| {
-            let title = "the key of the cluster's authority cannot be used on this host";
-            JoinRefusal::Other(Box::new(Report::new(ErrorCode::StoreDamaged, title).caused_by(error)))
-        };
-        let Some(authority) = authority.map_err(|error| unusable(&error))? else {
-            let (state, consensus) = (self.state(), self.consensus());
-            let voters = consensus.voters.iter().filter_map(|voter| state.hosts.get(voter));
-            let voters = voters.filter(|host| host.id != self.me());
-            return Err(JoinRefusal::NotHere { voters: voters.flat_map(|host| host.addresses.clone()).collect() });
-        };
+        let authority = self.authority().await?;
         let issued = authority.issue_host(&applicant.signing_request, applicant.host, &applicant.name);
         issued.map(|certificate| certificate.to_vec()).map_err(|error| JoinRefusal::BadRequest(error.to_string()))
     }
@@ -89,6 +71,35 @@ impl Admission for Host {
     }
 }
 
+impl Host {
+    /// The state, once it holds this token.
+    pub(super) async fn with_token(&self, token: TokenId) -> Result<Arc<State>, JoinRefusal> {
+        let mut watch = self.watch();
+        let known = watch.wait_for(|state| state.tokens.contains_key(&token));
+        match timeout(COMES, known).await {
+            Ok(Ok(state)) => Ok(state.clone()),
+            Ok(Err(_)) => Err(JoinRefusal::Unavailable("the daemon is stopping".to_owned())),
+            Err(_) => Err(JoinRefusal::TokenUnknown),
+        }
+    }
+
+    /// The cluster's authority, where this host holds its key.
+    pub(super) async fn authority(&self) -> Result<ClusterCa, JoinRefusal> {
+        let (directory, cluster) = (self.data().cluster(), self.record().cluster);
+        let authority = blocking(move || store::load_ca(&directory, cluster)).await;
+        let unusable = |error: &dyn std::error::Error| {
+            let title = "the key of the cluster's authority cannot be used on this host";
+            JoinRefusal::Other(Box::new(Report::new(ErrorCode::StoreDamaged, title).caused_by(error)))
+        };
+        authority.map_err(|error| unusable(&error))?.ok_or_else(|| {
+            let (state, consensus) = (self.state(), self.consensus());
+            let voters = consensus.voters.iter().filter_map(|voter| state.hosts.get(voter));
+            let voters = voters.filter(|host| host.id != self.me());
+            JoinRefusal::NotHere { voters: voters.flat_map(|host| host.addresses.clone()).collect() }
+        })
+    }
+}
+
 /// How an applicant stands with the state as it is, at `now` (unix seconds).
 fn standing(state: &State, applicant: &Applicant, now: u64) -> Result<Standing, JoinRefusal> {
     let token = state.tokens.get(&applicant.token).ok_or(JoinRefusal::TokenUnknown)?;
@@ -98,12 +109,16 @@ fn standing(state: &State, applicant: &Applicant, now: u64) -> Result<Standing, 
     match token.status {
         TokenStatus::Used { host } if host == applicant.host => return Ok(Standing::Admitted),
         TokenStatus::Used { .. } => return Err(used(state, applicant)),
+        TokenStatus::Enrolled { .. } => return Err(JoinRefusal::TokenForOther { admits: "a client".to_owned() }),
         TokenStatus::Revoked => return Err(JoinRefusal::TokenRevoked),
         TokenStatus::Expired => return Err(JoinRefusal::TokenExpired { at: token.expires_unix_s, now }),
         TokenStatus::Open if token.expires_unix_s <= now => {
             return Err(JoinRefusal::TokenExpired { at: token.expires_unix_s, now });
         }
         TokenStatus::Open => {}
+    }
+    if matches!(token.grant, Grant::Client(_)) {
+        return Err(JoinRefusal::TokenForOther { admits: "a client".to_owned() });
     }
     if state.host_named(applicant.name.as_str()).is_some() {
         return Err(JoinRefusal::NameTaken(applicant.name.clone()));
@@ -126,6 +141,7 @@ fn refusal(state: &State, applicant: &Applicant, rejected: Rejected) -> JoinRefu
         ErrorCode::TokenExpired => JoinRefusal::TokenExpired { at: ended, now: unix_s() },
         ErrorCode::TokenUsed => used(state, applicant),
         ErrorCode::TokenRevoked => JoinRefusal::TokenRevoked,
+        ErrorCode::TokenForOther => JoinRefusal::TokenForOther { admits: "a client".to_owned() },
         ErrorCode::NameTaken => JoinRefusal::NameTaken(applicant.name.clone()),
         ErrorCode::HostRemoved => JoinRefusal::Removed,
         _ => JoinRefusal::Other(Box::new(rejected.into())),

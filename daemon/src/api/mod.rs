@@ -3,8 +3,10 @@
 //! Every host answers every request. What only looks is answered from the state this host has applied; what changes
 //! something is proposed, and answered once this host has applied it too, so that a caller reads its own writes.
 
+mod access;
 mod admission;
 mod fetch;
+mod hosts;
 mod inventory;
 mod job_json;
 mod peer;
@@ -25,13 +27,14 @@ use vt_protocol::{
     job::{PLAN_MAX, Plan},
     peer::{PeerReply, PeerRequest},
 };
-use vt_sync::{State, command::CancelJob, state::Job};
+use vt_sync::{State, command::{CancelJob, ReleaseJob}, state::Job};
 
 use crate::{
     cluster::Cluster,
     host::Host,
     mesh::{Caller, ReplySink},
     nearest::nearest,
+    plan::OpenPlan,
     scenario,
 };
 
@@ -63,12 +66,23 @@ impl Host {
             AdminRequest::RunSubmit(submit) => self.submit(submit, by).await.map(AdminReply::Submitted),
             AdminRequest::JobList => Ok(AdminReply::Jobs(self.list_jobs())),
             AdminRequest::JobShow(job) => self.show_job(job).await.map(|job| AdminReply::Job(Box::new(job))),
+            AdminRequest::JobPlan(job) => self.job_plan(job).await.map(|plan| AdminReply::Plan(Box::new(plan))),
             AdminRequest::JobCancel(job) => self.cancel(job, &caller, by).await.map(|()| AdminReply::Done),
+            AdminRequest::JobRelease(job) => self.release(job, by).await.map(|()| AdminReply::Done),
             AdminRequest::JobWatch(job) => self.watch_job(job, &replies).await.map(|()| AdminReply::End),
             AdminRequest::JobLogs(logs) => self.job_logs(logs, &replies).await.map(|()| AdminReply::End),
             AdminRequest::JobFetch(job) => self.fetch_job(job, &replies).await.map(|()| AdminReply::End),
             AdminRequest::VmList => Ok(AdminReply::Vms(views::vms(&self.state()))),
             AdminRequest::Inventory => Ok(AdminReply::Inventory(self.inventory().await)),
+            AdminRequest::ClientToken(create) => self.create_client_token(create, by).await.map(AdminReply::Token),
+            AdminRequest::AccessList => Ok(AdminReply::Access(self.clients())),
+            AdminRequest::AccessRevoke(name) => self.revoke_client(&name, by).await.map(|()| AdminReply::Done),
+            AdminRequest::Audit(query) => Ok(AdminReply::Audit(self.audit_everywhere(query).await)),
+            AdminRequest::HostChange(change) => self.change_host(change, by).await.map(AdminReply::Steps),
+            AdminRequest::TransferLeader(to) => self.transfer_leader(&to, by).await.map(AdminReply::Steps),
+            AdminRequest::Leave(_) => {
+                Err(Report::new(ErrorCode::Denied, "a host leaves its cluster over its own socket only"))
+            }
         };
         let reply = reply.unwrap_or_else(|report| {
             tracing::debug!(%report, "a request was refused");
@@ -127,6 +141,11 @@ impl Host {
         Ok(views::job(&state, job, Some(&plan)))
     }
 
+    async fn job_plan(&self, id: JobId) -> Result<Plan, Report> {
+        let state = self.state();
+        Ok(self.plan_of(known_job(&state, id)?).await?.plan().clone())
+    }
+
     async fn cancel(&self, id: JobId, caller: &Caller, by: Instant) -> Result<(), Report> {
         known_job(&self.state(), id)?;
         let who = match caller {
@@ -137,16 +156,26 @@ impl Host {
         Ok(())
     }
 
+    async fn release(&self, id: JobId, by: Instant) -> Result<(), Report> {
+        known_job(&self.state(), id)?;
+        self.propose(RequestId::random(), ReleaseJob { job: id }.into(), left(by)).await?;
+        Ok(())
+    }
+
     /// The plan of a job: from this host, else from a host that holds it.
-    pub(crate) async fn plan_of(&self, job: &Job) -> Result<Arc<Plan>, Report> {
+    pub(crate) async fn plan_of(&self, job: &Job) -> Result<Arc<OpenPlan>, Report> {
         if let Some(plan) = self.plans().get(job.plan) {
             return Ok(plan);
         }
         let bytes = self.blob(job.plan, &job.holders).await?;
-        let plan: Plan = codec::decode_wire(&bytes, PLAN_MAX).map_err(|error| {
-            Report::new(ErrorCode::StoreDamaged, "the plan of the job cannot be read").caused_by(&error)
-        })?;
-        let plan = Arc::new(plan);
+        let unreadable = |error: &dyn std::error::Error| {
+            Report::new(ErrorCode::StoreDamaged, "the plan of the job cannot be read").caused_by(error)
+        };
+        let open = move || {
+            let plan: Plan = codec::decode_wire(&bytes, PLAN_MAX).map_err(|error| unreadable(&error))?;
+            OpenPlan::new(plan).map_err(|error| unreadable(&error))
+        };
+        let plan = Arc::new(blocking(open).await?);
         self.plans().keep(job.plan, Arc::clone(&plan));
         Ok(plan)
     }

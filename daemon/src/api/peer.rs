@@ -23,7 +23,9 @@ impl Host {
     pub async fn answer_peer(self: &Arc<Self>, from: HostId, request: PeerRequest, by: Instant) -> PeerReply {
         match request {
             PeerRequest::Ping => PeerReply::Done,
+            PeerRequest::Audit(query) => PeerReply::Audit(self.audit_here(query).await),
             PeerRequest::KeepAuthority(key) => self.keep_authority(from, key).await,
+            PeerRequest::HandOver(to) => self.hand_over_to(to).await,
             PeerRequest::Facts => PeerReply::Facts(Box::new(self.facts().now())),
             PeerRequest::Propose(bytes) => self.propose_for(from, &bytes, by).await,
             PeerRequest::Renew(renew) if renew.host != from => {
@@ -62,6 +64,10 @@ impl Host {
             }
             PeerRequest::PrepareIncoming(prepare) => match self.supervisor() {
                 Some(supervisor) => refused_or(supervisor.prepare_incoming(*prepare).await, PeerReply::Prepared),
+                None => starting(),
+            },
+            PeerRequest::RecoverIncoming(migration) => match self.supervisor() {
+                Some(supervisor) => refused_or(supervisor.recover_incoming(&migration).await, PeerReply::Recovering),
                 None => starting(),
             },
             PeerRequest::IncomingState { migration, wait_ms } => match self.supervisor() {

@@ -6,10 +6,13 @@ use tokio::time::Instant;
 use vt_protocol::{
     admin::{NewToken, TokenCreate, TokenView},
     error::{ErrorCode, Report},
-    ids::{RequestId, TokenId},
+    ids::{Digest, RequestId, TokenId},
     token::{ADDRESSES_MAX, Secret, Token},
 };
-use vt_sync::command::{CreateToken, RevokeToken};
+use vt_sync::{
+    Command,
+    command::{CreateToken, RevokeToken},
+};
 
 use super::{
     left,
@@ -22,17 +25,32 @@ const TTL_MAX_S: u32 = 24 * 3600;
 
 impl Host {
     pub(super) async fn create_token(&self, create: TokenCreate, by: Instant) -> Result<NewToken, Report> {
-        if !(1..=TTL_MAX_S).contains(&create.ttl_s) {
-            let title = format!("a join token lives from 1 to {TTL_MAX_S} seconds, not {}", create.ttl_s);
+        let role = stored_role(create.role);
+        self.new_token(create.request, create.ttl_s, by, |token, secret_hash, made_by, expires_unix_s| {
+            CreateToken { token, secret_hash, role, made_by, expires_unix_s }.into()
+        })
+        .await
+    }
+
+    /// Makes a token with the command that puts it into the log: of its id, the hash of its secret, its maker, its end.
+    pub(super) async fn new_token(
+        &self,
+        request: RequestId,
+        ttl_s: u32,
+        by: Instant,
+        command: impl FnOnce(TokenId, Digest, String, u64) -> Command,
+    ) -> Result<NewToken, Report> {
+        if !(1..=TTL_MAX_S).contains(&ttl_s) {
+            let title = format!("a join token lives from 1 to {TTL_MAX_S} seconds, not {ttl_s}");
             return Err(Report::new(ErrorCode::Usage, title));
         }
         // The secret follows from the request and a key of this host alone, so that a repeated call gives the same
         // token although the secret is stored nowhere.
-        let id = TokenId((RequestId::derived(&[b"token", &create.request.0.to_le_bytes()]).0 as u64) | 1);
+        let id = TokenId((RequestId::derived(&[b"token", &request.0.to_le_bytes()]).0 as u64) | 1);
         let state = self.state();
         let known = state.tokens.get(&id);
-        let secret = self.token_secret(create.request);
-        let expires = known.map_or_else(|| unix_s() + u64::from(create.ttl_s), |token| token.expires_unix_s);
+        let secret = self.token_secret(request);
+        let expires = known.map_or_else(|| unix_s() + u64::from(ttl_s), |token| token.expires_unix_s);
         match known {
             Some(token) if token.secret_hash == secret.hash() => {}
             Some(_) => {
@@ -40,14 +58,8 @@ impl Host {
                     .help("vtctl cluster token create"));
             }
             None => {
-                let command = CreateToken {
-                    token: id,
-                    secret_hash: secret.hash(),
-                    role: stored_role(create.role),
-                    made_by: self.record().name.to_string(),
-                    expires_unix_s: expires,
-                };
-                self.propose(create.request, command.into(), left(by)).await?;
+                let command = command(id, secret.hash(), self.record().name.to_string(), expires);
+                self.propose(request, command, left(by)).await?;
             }
         }
         let token = Token {
@@ -56,13 +68,13 @@ impl Host {
             id,
             secret,
             expires,
-            addresses: self.addresses_for_token(),
+            addresses: self.addresses(ADDRESSES_MAX),
         };
         Ok(NewToken { id, text: token.reveal(), expires_unix_s: expires })
     }
 
-    /// Voters first, the leader before all: they can admit.
-    fn addresses_for_token(&self) -> Vec<SocketAddr> {
+    /// Where hosts are reached: voters first, the leader before all, because they can admit.
+    pub(super) fn addresses(&self, most: usize) -> Vec<SocketAddr> {
         let (state, consensus) = (self.state(), self.consensus());
         let mut hosts: Vec<_> = state.hosts.values().collect();
         hosts.sort_by_key(|host| {
@@ -70,7 +82,7 @@ impl Host {
         });
         let mut addresses: Vec<SocketAddr> = Vec::new();
         for address in hosts.iter().filter_map(|host| host.addresses.first()) {
-            if !addresses.contains(address) && addresses.len() < ADDRESSES_MAX {
+            if !addresses.contains(address) && addresses.len() < most {
                 addresses.push(*address);
             }
         }

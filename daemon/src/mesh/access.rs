@@ -1,7 +1,7 @@
 //! Which connection may use which service: one pure decision.
 //!
 //! TLS has verified the chain by then, or the client showed no certificate at all. A host is its admitted key; what its
-//! certificate says besides must agree. Asked for every connection and again for every request, because a key may be
+//! certificate says besides must agree. A client is its admitted key, within the dates of its certificate. Asked for every connection and again for every request, because a key may be
 //! removed while its connection lives.
 
 use vt_protocol::admin::AccessRole;
@@ -46,18 +46,23 @@ pub fn admit(service: Service, shown: Option<&Facts>, membership: &Membership, n
             }
         }
         (Subject::Client { .. }, _) if facts.out_of_date(now) => Err(Refusal::Expired),
-        (Subject::Client { role, name, .. }, Service::Admin | Service::Blob) => {
-            Ok(Pass::Client { name: name.clone(), role: *role })
-        }
+        (Subject::Client { .. }, Service::Admin | Service::Blob) => match membership.clients.get(&facts.key.digest()) {
+            // The record counts, not what the certificate says besides.
+            Some(client) => Ok(Pass::Client { name: client.name.clone(), role: client.role }),
+            None => Err(Refusal::Revoked),
+        },
         _ => Err(Refusal::WrongKind(service)),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use vt_protocol::identity::PublicKey;
-    use vt_protocol::ids::ClusterId;
+    use vt_protocol::ids::{ClusterId, Epoch, TokenId};
     use vt_protocol::join::Member;
+    use vt_sync::state::Client;
 
     use super::*;
 
@@ -68,9 +73,9 @@ mod tests {
         Facts { subject, key: PublicKey(vec![key]), not_before: 0, not_after: 1 }
     }
 
-    fn client(role: AccessRole) -> Facts {
+    fn client(role: AccessRole, key: u8) -> Facts {
         let subject = Subject::Client { cluster: CLUSTER, role, name: "alice".parse().unwrap() };
-        Facts { subject, key: PublicKey(vec![99]), not_before: 100, not_after: 200 }
+        Facts { subject, key: PublicKey(vec![key]), not_before: 100, not_after: 200 }
     }
 
     fn membership() -> Membership {
@@ -81,7 +86,14 @@ mod tests {
             addresses: Vec::new(),
         };
         let hosts = [member(1, 11), member(2, 12)].into_iter().map(|member| (member.host, member)).collect();
-        Membership { cluster: CLUSTER, hosts }
+        let alice = Client {
+            name: "alice".parse().unwrap(),
+            role: AccessRole::Viewer,
+            until_unix_s: 200,
+            admitted_with: TokenId(1),
+            admitted_at: Epoch(1),
+        };
+        Membership { cluster: CLUSTER, hosts, clients: Arc::new([(PublicKey(vec![99]).digest(), alice)].into()) }
     }
 
     #[test]
@@ -106,14 +118,19 @@ mod tests {
 
     #[test]
     fn a_client_reaches_admin_and_blobs_within_its_dates() {
-        let viewer = client(AccessRole::Viewer);
+        let viewer = client(AccessRole::Viewer, 99);
         for service in [Service::Admin, Service::Blob] {
             assert!(matches!(admit(service, Some(&viewer), &membership(), 150), Ok(Pass::Client { .. })));
             assert_eq!(admit(service, Some(&viewer), &membership(), 201), Err(Refusal::Expired));
             assert_eq!(admit(service, Some(&viewer), &membership(), 99), Err(Refusal::Expired));
+            let revoked = client(AccessRole::Viewer, 98);
+            assert_eq!(admit(service, Some(&revoked), &membership(), 150), Err(Refusal::Revoked));
+            // A certificate that says more than the record gives no more than the record.
+            let boasting = admit(service, Some(&client(AccessRole::Admin, 99)), &membership(), 150);
+            assert!(matches!(boasting, Ok(Pass::Client { role: AccessRole::Viewer, .. })), "{boasting:?}");
         }
         for service in [Service::Raft, Service::Peer] {
-            let refused = admit(service, Some(&client(AccessRole::Admin)), &membership(), 150);
+            let refused = admit(service, Some(&client(AccessRole::Admin, 99)), &membership(), 150);
             assert_eq!(refused, Err(Refusal::WrongKind(service)));
         }
     }

@@ -4,19 +4,22 @@
 //! membership of its moment, so that a removed key is refused on a connection that is already open. Whatever a peer
 //! sends, the worst that happens is that its connection ends.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use vt_protocol::call;
+use vt_protocol::audit::Outcome;
+use vt_protocol::call::{self, CallError};
 use vt_protocol::codec;
 use vt_protocol::endpoint::{self, CloseCode, MeshEndpoint};
 use vt_protocol::error::{ErrorCode, Report};
 use vt_protocol::frame::FrameError;
 use vt_protocol::hello::{self, HelloError, Refusal, Welcome};
-use vt_protocol::identity::subject::Facts;
+use vt_protocol::identity::Subject;
+use vt_protocol::identity::subject::{Facts, role_name};
 use vt_protocol::join::{JoinAnswer, JoinCall, JoinRefusal};
 use vt_protocol::peer::PeerRequest;
 use vt_protocol::service::Service;
@@ -24,6 +27,7 @@ use vt_protocol::service::Service;
 use super::access::{self, Pass};
 use super::serve;
 use super::services::{Caller, Services};
+use crate::audit::{Actor, Deed};
 
 /// Connections at once, and how many of them may be on `join`.
 const CONNECTIONS: usize = 512;
@@ -89,16 +93,17 @@ impl Shared {
         };
         let connection = match timeout(GREETING_TIME, connecting).await {
             Ok(Ok(connection)) => connection,
-            Ok(Err(error)) => return tracing::info!(%address, %error, "a handshake failed"),
-            Err(_) => return tracing::info!(%address, "a handshake took too long"),
+            Ok(Err(error)) => return self.refused(address, None, "handshake", &error.to_string()).await,
+            Err(_) => return self.refused(address, None, "handshake", "it took too long").await,
         };
         // Without a known service TLS ends the handshake, so there is one.
         let Some(service) = endpoint::service_of(&connection) else { return };
         let shown = match endpoint::peer_certificate(&connection).map(|shown| Facts::read(&shown)) {
             None => None,
             Some(Ok(facts)) => Some(facts),
-            Some(Err(error)) => return tracing::info!(%address, %error, "a certificate is unreadable"),
+            Some(Err(error)) => return self.refused(address, None, "handshake", &error.to_string()).await,
         };
+        let verb = format!("connect {service}");
         let joining = if service == Service::Join {
             match Arc::clone(&self.joining).try_acquire_owned() {
                 Ok(permit) => Some(permit),
@@ -110,12 +115,12 @@ impl Shared {
         match timeout(GREETING_TIME, self.greet(&connection, service, shown.as_ref())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::info!(%address, %service, %error, "a connection was refused");
+                self.refused(address, shown.as_ref(), &verb, &error.to_string()).await;
                 let _ = timeout(FAREWELL_TIME, connection.closed()).await;
                 return connection.close(CloseCode::Refused.into(), b"refused");
             }
             Err(_) => {
-                tracing::info!(%address, %service, "a peer said no hello");
+                self.refused(address, shown.as_ref(), &verb, "it said no hello").await;
                 return connection.close(CloseCode::Garbled.into(), b"no hello");
             }
         }
@@ -136,6 +141,12 @@ impl Shared {
         };
         tracing::debug!(%address, %service, reason = %ended, "a connection ended");
         drop(joining);
+    }
+
+    /// Writes down who was not let in, as far as is known who that was.
+    async fn refused(&self, address: SocketAddr, shown: Option<&Facts>, verb: &str, reason: &str) {
+        let actor = Actor::named(shown.map_or_else(|| "unknown".to_owned(), holder), address.to_string());
+        self.services.audit().refusal(actor, verb, "", reason).await;
     }
 
     async fn greet(
@@ -192,11 +203,10 @@ impl Shared {
             }
             Ok(pass) => self.unary(connection, service, pass, send, receive, permit).await,
             Err(refusal) => {
-                let code = match refusal {
-                    Refusal::NotAdmitted => ErrorCode::HostRemoved,
-                    _ => ErrorCode::Denied,
-                };
-                let told = call::put_failure(&mut send, &Report::new(code, refusal.to_string())).await;
+                let verb = format!("request {service}");
+                self.refused(connection.remote_address(), shown, &verb, &refusal.to_string()).await;
+                let report = CallError::Refused { to: self.services.hello().build, refusal }.report();
+                let told = call::put_failure(&mut send, &report).await;
                 let _ = send.finish();
                 let _ = timeout(FAREWELL_TIME, send.stopped()).await;
                 connection.close(CloseCode::Refused.into(), b"no longer admitted");
@@ -214,21 +224,22 @@ impl Shared {
         mut receive: quinn::RecvStream,
         permit: OwnedSemaphorePermit,
     ) -> Result<(), FrameError> {
+        let address = connection.remote_address();
         let (payload, by) = match serve::request(&mut receive, service).await {
             Ok(request) => request,
             Err(error @ (FrameError::Closed | FrameError::Io(_))) => return Err(error),
-            Err(error) => return call::put_failure(&mut send, &serve::unreadable(&error)).await,
+            Err(error) => return self.not_understood(&mut send, address, service, &pass, &error).await,
         };
         let services = Arc::clone(&self.services);
-        let handler = match (service, pass) {
-            (Service::Raft, Pass::Host(from)) => tokio::spawn(async move {
+        let handler = match (service, &pass) {
+            (Service::Raft, &Pass::Host(from)) => tokio::spawn(async move {
                 let _permit = permit;
                 services.raft(from, payload, by).await
             }),
-            (Service::Peer, Pass::Host(from)) => {
+            (Service::Peer, &Pass::Host(from)) => {
                 let request: PeerRequest = match codec::decode_wire(&payload, service.cap()) {
                     Ok(request) => request,
-                    Err(error) => return call::put_failure(&mut send, &serve::unreadable(&error)).await,
+                    Err(error) => return self.not_understood(&mut send, address, service, &pass, &error).await,
                 };
                 tokio::spawn(async move {
                     let _permit = permit;
@@ -238,23 +249,72 @@ impl Shared {
             (Service::Join, _) => {
                 let request: JoinCall = match codec::decode_wire(&payload, service.cap()) {
                     Ok(request) => request,
-                    Err(error) => return call::put_failure(&mut send, &serve::unreadable(&error)).await,
+                    Err(error) => return self.not_understood(&mut send, address, service, &pass, &error).await,
                 };
-                let address = connection.remote_address();
                 tokio::spawn(async move {
                     let _permit = permit;
-                    let answer = match request {
-                        JoinCall::Admit(request) => services.join(*request, address, by).await,
-                        JoinCall::Echo(_) => {
-                            JoinAnswer::Refused(JoinRefusal::BadRequest("this host is a member already".to_owned()))
-                        }
-                    };
-                    serve::encode(&answer, Service::Join)
+                    serve::encode(&joined(&*services, request, address, by).await, Service::Join)
                 })
             }
             _ => return call::put_failure(&mut send, &Report::new(ErrorCode::Denied, "the service is not open")).await,
         };
         serve::finish(&mut send, handler, by).await
+    }
+
+    async fn not_understood(
+        &self,
+        send: &mut quinn::SendStream,
+        address: SocketAddr,
+        service: Service,
+        pass: &Pass,
+        error: &(impl std::error::Error + Sync),
+    ) -> Result<(), FrameError> {
+        let who = match pass {
+            Pass::Host(host) => format!("host {host}"),
+            Pass::Client { name, role } => format!("client {name} ({})", role_name(*role)),
+            Pass::Anyone => "unknown".to_owned(),
+        };
+        let actor = Actor::named(who, address.to_string());
+        self.services.audit().refusal(actor, &format!("request {service}"), "", &error.to_string()).await;
+        call::put_failure(send, &serve::unreadable(error)).await
+    }
+}
+
+/// Lets a host or a client in, or does not, and writes down which.
+async fn joined(services: &dyn Services, request: JoinCall, from: SocketAddr, by: Instant) -> JoinAnswer {
+    let (verb, actor, answer) = match request {
+        JoinCall::Admit(request) => {
+            let actor = Actor::named(format!("joining host {}", request.name), from.to_string());
+            ("join", actor, services.join(*request, from, by).await)
+        }
+        JoinCall::Enroll(request) => {
+            let actor = Actor::named(format!("joining client {}", request.name), from.to_string());
+            ("enroll", actor, services.enroll(request, by).await)
+        }
+        JoinCall::Echo(_) => {
+            let refusal = JoinRefusal::BadRequest("this host is a member already".to_owned());
+            ("probe", Actor::named("unknown", from.to_string()), JoinAnswer::Refused(refusal))
+        }
+    };
+    let admitted = match &answer {
+        JoinAnswer::Admitted(admitted) => format!("{}", admitted.host),
+        JoinAnswer::Enrolled(enrolled) => format!("client {} ({})", enrolled.name, role_name(enrolled.role)),
+        JoinAnswer::Echo(_) => String::new(),
+        JoinAnswer::Refused(refusal) => {
+            services.audit().refusal(actor, verb, "", &refusal.to_string()).await;
+            return answer;
+        }
+    };
+    let deed = Deed { verb: verb.to_owned(), object: String::new(), outcome: Outcome::Done, detail: admitted };
+    services.audit().action(actor, deed).await;
+    answer
+}
+
+/// Whom a certificate names, for the audit trail. Whether it is admitted is another question.
+fn holder(facts: &Facts) -> String {
+    match &facts.subject {
+        Subject::Host { host, .. } => format!("host {host}"),
+        Subject::Client { name, role, .. } => format!("client {name} ({})", role_name(*role)),
     }
 }
 

@@ -3,14 +3,17 @@
 //! Handlers run as tasks of their own: a panic in one is an answer to its caller and nothing more, and one that
 //! outlives its deadline is not torn down half-way. Bytes that are not a request end the stream with a reason.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use vt_protocol::admin::{AccessRole, AdminReply, AdminRequest};
+use vt_protocol::audit::Outcome;
 use vt_protocol::call;
 use vt_protocol::codec;
 use vt_protocol::error::{ErrorCode, Report};
@@ -18,7 +21,8 @@ use vt_protocol::frame::FrameError;
 use vt_protocol::identity::subject::role_name;
 use vt_protocol::service::Service;
 
-use super::services::{AdminService, Caller, ReplySink};
+use super::services::{AdminService, Answered, Caller, ReplySink};
+use crate::audit::{Actor, Deed};
 
 /// A request must be there whole after this long.
 pub const REQUEST_TIME: Duration = Duration::from_secs(60);
@@ -77,23 +81,36 @@ where
     let (payload, by) = match request(reader, Service::Admin).await {
         Ok(request) => request,
         Err(error @ (FrameError::Closed | FrameError::Io(_))) => return Err(error),
-        Err(error) => return call::put_failure(writer, &unreadable(&error)).await,
+        Err(error) => {
+            services.audit().refusal(Actor::caller(&caller), "request", "", &error.to_string()).await;
+            return call::put_failure(writer, &unreadable(&error)).await;
+        }
     };
     let request: AdminRequest = match codec::decode_wire(&payload, Service::Admin.cap()) {
         Ok(request) => request,
-        Err(error) => return call::put_failure(writer, &unreadable(&error)).await,
+        Err(error) => {
+            services.audit().refusal(Actor::caller(&caller), "request", "", &error.to_string()).await;
+            return call::put_failure(writer, &unreadable(&error)).await;
+        }
     };
     drop(payload);
-    let needs = request.needs();
-    if caller.role() < needs {
-        return call::put_failure(writer, &denied(caller.role(), needs)).await;
+    let verb = request.verb();
+    if caller.role() < verb.needs {
+        let report = denied(caller.role(), verb.needs);
+        let reason = format!("needs role {}", role_name(verb.needs));
+        services.audit().refusal(Actor::caller(&caller), verb.name, &request.object(), &reason).await;
+        return call::put_failure(writer, &report).await;
     }
     let (sink, replies) = ReplySink::pair(REPLIES_WAITING);
+    let looks_only = !verb.changes;
     let handler = tokio::spawn(async move {
-        services.admin(caller, request, sink, by).await;
+        if looks_only {
+            services.admin(caller, request, sink, by).await;
+        } else {
+            on_the_record(caller, request, sink, services, by).await;
+        }
         drop(permit);
     });
-    let looks_only = needs == AccessRole::Viewer;
     let stop = handler.abort_handle();
     let outcome = pass_on(reader, writer, replies, handler, by).await;
     if looks_only {
@@ -101,6 +118,27 @@ where
         stop.abort();
     }
     outcome
+}
+
+/// Handles a request that changes something, and writes down who it was and what came of it, whatever that is.
+async fn on_the_record(
+    caller: Caller,
+    request: AdminRequest,
+    sink: ReplySink,
+    services: Arc<dyn AdminService>,
+    by: Instant,
+) {
+    let (actor, verb, object) = (Actor::caller(&caller), request.verb().name.to_owned(), request.object());
+    let answered = sink.answered();
+    let handled = AssertUnwindSafe(services.admin(caller, request, sink, by)).catch_unwind().await;
+    let Answered { outcome, detail } = answered.get().cloned().unwrap_or_else(|| Answered {
+        outcome: Outcome::Failed,
+        detail: "the handler of the request gave no answer".to_owned(),
+    });
+    services.audit().action(actor, Deed { verb, object, outcome, detail }).await;
+    if let Err(panic) = handled {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 async fn pass_on<R, W>(

@@ -2,18 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use vt_protocol::admin::{AccessRole, AdminReply, AdminRequest};
+use vt_protocol::audit::Outcome;
 use vt_protocol::error::Report;
 use vt_protocol::hello::Hello;
 use vt_protocol::identity::PublicKey;
 use vt_protocol::ids::{ClusterId, HostId, Name};
-use vt_protocol::join::{JoinAnswer, JoinRequest, Member};
+use vt_protocol::join::{EnrollRequest, JoinAnswer, JoinRequest, Member};
 use vt_protocol::peer::{PeerReply, PeerRequest};
+use vt_sync::state::Clients;
+
+use crate::audit::Audit;
 
 /// Who is admitted, as committed state says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,6 +26,8 @@ pub struct Membership {
     pub cluster: ClusterId,
     /// Its hosts by id.
     pub hosts: BTreeMap<HostId, Member>,
+    /// Its clients by the digest of their key.
+    pub clients: Arc<Clients>,
 }
 
 impl Membership {
@@ -74,6 +80,28 @@ impl Caller {
     }
 }
 
+/// The first reply of a request, as the audit trail tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// Whether it happened.
+    pub outcome: Outcome,
+    /// The id of what was made, or why it did not happen.
+    pub detail: String,
+}
+
+impl Answered {
+    fn of(reply: &AdminReply) -> Self {
+        let (outcome, detail) = match reply {
+            AdminReply::Refused(report) => (Outcome::Failed, format!("{}: {}", report.code, report.title)),
+            AdminReply::Submitted(job) => (Outcome::Done, job.to_string()),
+            AdminReply::Token(token) => (Outcome::Done, token.id.to_string()),
+            AdminReply::Joined(joined) => (Outcome::Done, format!("host {} of {}", joined.host_name, joined.name)),
+            _ => (Outcome::Done, String::new()),
+        };
+        Self { outcome, detail }
+    }
+}
+
 /// The caller went away; there is nobody to reply to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the caller went away")]
@@ -81,13 +109,21 @@ pub struct CallerGone;
 
 /// Where the replies of one admin request go. The end of the handler ends the replies.
 #[derive(Debug, Clone)]
-pub struct ReplySink(mpsc::Sender<AdminReply>);
+pub struct ReplySink {
+    sender: mpsc::Sender<AdminReply>,
+    answered: Arc<OnceLock<Answered>>,
+}
 
 impl ReplySink {
     /// A sink, and the end it is read from. At most `depth` replies wait.
     pub fn pair(depth: usize) -> (Self, mpsc::Receiver<AdminReply>) {
         let (sender, receiver) = mpsc::channel(depth);
-        (Self(sender), receiver)
+        (Self { sender, answered: Arc::default() }, receiver)
+    }
+
+    /// Where the first reply is noted, whether or not the caller is still there to hear it.
+    pub(super) fn answered(&self) -> Arc<OnceLock<Answered>> {
+        Arc::clone(&self.answered)
     }
 
     /// Sends one reply; waits while the caller is slow.
@@ -95,12 +131,14 @@ impl ReplySink {
     /// # Errors
     /// The caller went away.
     pub async fn send(&self, reply: AdminReply) -> Result<(), CallerGone> {
-        self.0.send(reply).await.map_err(|_| CallerGone)
+        // Only the first counts: the others follow from it.
+        let _ = self.answered.set(Answered::of(&reply));
+        self.sender.send(reply).await.map_err(|_| CallerGone)
     }
 
     /// Resolves when the caller goes away.
     pub async fn gone(&self) {
-        self.0.closed().await;
+        self.sender.closed().await;
     }
 }
 
@@ -109,6 +147,9 @@ impl ReplySink {
 pub trait AdminService: Send + Sync + 'static {
     /// What this daemon says of itself; no cluster while it is unclaimed.
     fn hello(&self) -> Hello;
+
+    /// Where it is written down who did what.
+    fn audit(&self) -> &Arc<Audit>;
 
     /// Answers one request, with one reply or many. The role has been checked against [`AdminRequest::needs`].
     ///
@@ -127,4 +168,7 @@ pub trait Services: AdminService + MembershipView {
 
     /// A host that wants to join: see [`crate::mesh::join::member::admit`].
     async fn join(&self, request: JoinRequest, from: SocketAddr, by: Instant) -> JoinAnswer;
+
+    /// A client that wants its certificate: one entry consumes its token and admits its key.
+    async fn enroll(&self, request: EnrollRequest, by: Instant) -> JoinAnswer;
 }

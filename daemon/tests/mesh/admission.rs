@@ -33,7 +33,7 @@ pub(crate) fn members_of(state: &State) -> Vec<Member> {
 pub(crate) fn membership_of(state: &State) -> Option<Membership> {
     let cluster = state.cluster.as_ref()?.id;
     let hosts = members_of(state).into_iter().map(|member| (member.host, member)).collect();
-    Some(Membership { cluster, hosts })
+    Some(Membership { cluster, hosts, clients: Arc::clone(&state.clients) })
 }
 
 /// How an applicant stands in `state` at `now` (unix seconds).
@@ -54,6 +54,7 @@ pub(crate) fn standing(state: &State, applicant: &Applicant, now: u64) -> Result
                 address: by.and_then(|by| by.addresses.first().copied()),
             });
         }
+        TokenStatus::Enrolled { .. } => return Err(JoinRefusal::TokenForOther { admits: "a client".to_owned() }),
         TokenStatus::Revoked => return Err(JoinRefusal::TokenRevoked),
         TokenStatus::Expired => return Err(JoinRefusal::TokenExpired { at: token.expires_unix_s, now }),
         TokenStatus::Open if token.expires_unix_s <= now => {

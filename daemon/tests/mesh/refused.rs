@@ -238,7 +238,10 @@ async fn a_clients_dates_bind() {
     let ahead = Validity { from: now() + 3600, until: now() + 7200 };
     for dates in [over, ahead] {
         let error = Client::remote(host.at, lab.client(AccessRole::Admin, dates), by()).await.unwrap_err();
-        assert!(matches!(error, CallError::Unreachable { .. } | CallError::Refused { .. }), "{error}");
+        assert!(matches!(error, CallError::Refused { refusal: Refusal::Expired, .. }), "{error}");
+        let report = error.report();
+        assert_eq!(report.code, ErrorCode::CertificateExpired);
+        assert!(report.help[0].starts_with("vtctl cluster token create --role client-"), "{:?}", report.help);
     }
     let good = lab.client(AccessRole::Viewer, Validity::from_now(Duration::from_secs(3600)));
     Client::remote(host.at, good, by()).await.unwrap();
@@ -254,7 +257,22 @@ async fn a_certificate_that_ends_while_its_connection_lives_is_refused_from_then
     client.call::<_, AdminReply>(&AdminRequest::Status, by()).await.unwrap();
     crate::support::until("the certificate has ended", || now() > until).await;
     let error = client.call::<_, AdminReply>(&AdminRequest::Status, by()).await.unwrap_err();
-    assert_eq!(error.report().code, ErrorCode::Denied, "{error}");
+    assert_eq!(error.report().code, ErrorCode::CertificateExpired, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_client_is_refused_on_open_and_on_new_connections() {
+    let (lab, host) = Lab::with_host().await;
+    let identity = lab.client(AccessRole::Admin, Validity::from_now(Duration::from_secs(3600)));
+    let client = Client::remote(host.at, Arc::clone(&identity), by()).await.unwrap();
+    client.call::<_, AdminReply>(&AdminRequest::Status, by()).await.unwrap();
+    lab.revoke(&identity);
+    let error = client.call::<_, AdminReply>(&AdminRequest::Status, by()).await.unwrap_err();
+    assert_eq!(error.report().code, ErrorCode::ClientRevoked, "{error}");
+    let error = Client::remote(host.at, identity, by()).await.unwrap_err();
+    assert_eq!(error.report().code, ErrorCode::ClientRevoked, "{error}");
+    let other = lab.add("host2").await;
+    lives_on(&host, &other).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

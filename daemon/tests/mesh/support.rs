@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use vt_daemon::audit::Audit;
 use vt_daemon::cluster::{AskError, Cluster, ProposeError};
 use vt_daemon::mesh::join::member::{self, QuicProber};
 use vt_daemon::mesh::{AdminService, Caller, Membership, MembershipView, Peers, ReplySink, Router, Services};
@@ -19,11 +20,13 @@ use vt_protocol::error::{ErrorCode, Report};
 use vt_protocol::hello::Hello;
 use vt_protocol::identity::{ClusterCa, Identity, PrivateKey, Validity};
 use vt_protocol::ids::{ClusterId, Digest, HostId, Name, RequestId, TokenId};
-use vt_protocol::join::{JoinAnswer, JoinRequest, host_id_of};
+use vt_protocol::join::{EnrollRequest, JoinAnswer, JoinRefusal, JoinRequest, host_id_of};
 use vt_protocol::peer::{PeerReply, PeerRequest};
 use vt_protocol::token::{Secret, Token};
-use vt_sync::command::{AdmitHost, CreateToken, InitCluster, NewHost, RemoveHost};
-use vt_sync::state::Role;
+use vt_sync::command::{
+    AdmitClient, AdmitHost, CreateClientToken, CreateToken, InitCluster, NewHost, RemoveClient, RemoveHost,
+};
+use vt_sync::state::{ClientGrant, Role};
 use vt_sync::{Applied, Command, Request, State};
 
 use crate::admission::{ClusterAdmission, membership_of};
@@ -227,12 +230,26 @@ impl Lab {
         self.log.apply(RemoveHost { host }).unwrap();
     }
 
-    /// A client's identity.
+    /// The identity of a client that is admitted.
     pub(crate) fn client(&self, role: AccessRole, dates: Validity) -> Arc<Identity> {
         let key = PrivateKey::generate().unwrap();
         let request = key.signing_request().unwrap();
-        let certificate = self.ca.issue_client(&request, role, &name("alice"), dates).unwrap();
+        let client = name(&format!("c{:08x}", rand::random::<u32>()));
+        let certificate = self.ca.issue_client(&request, role, &client, dates).unwrap();
+        let (token, secret_hash) = (TokenId(rand::random()), Secret::random().hash());
+        let grant = ClientGrant { role, name: Some(client.clone()), valid_s: 60 };
+        let made_by = "test".to_owned();
+        let made = CreateClientToken { token, secret_hash, grant, made_by, expires_unix_s: u64::MAX };
+        self.log.apply(made).unwrap();
+        let key_digest = key.public().digest();
+        let admit = AdmitClient { token, secret_hash, key: key_digest, name: client, until_unix_s: dates.until };
+        self.log.apply(admit).unwrap();
         Arc::new(Identity::new(key, certificate, self.ca.certificate().clone()).unwrap())
+    }
+
+    /// Takes a client's key out of the cluster.
+    pub(crate) fn revoke(&self, client: &Identity) {
+        self.log.apply(RemoveClient { key: client.key().public().digest() }).unwrap();
     }
 
     /// Starts the daemon's side of the mesh for an identity.
@@ -241,12 +258,15 @@ impl Lab {
         let hello = Hello::of(Some(CLUSTER), Some(id), rand::random());
         let endpoint = MeshEndpoint::serve(at, identity).unwrap();
         let seat = Arc::new(Seat { log: Arc::clone(&self.log), me: id });
+        let directory = tempfile::tempdir().unwrap();
         let services = Arc::new(Daemon {
             hello: hello.clone(),
             log: Arc::clone(&self.log),
             admission: ClusterAdmission::new(seat, name("lab"), Some(Arc::clone(&self.ca))),
             prober: QuicProber::new(endpoint.clone(), hello.clone(), name(text)),
             endpoint: endpoint.clone(),
+            audit: Audit::new(directory.path()),
+            _directory: directory,
             watching: Arc::default(),
             finished: Arc::default(),
         });
@@ -317,6 +337,8 @@ pub(crate) struct Daemon {
     admission: ClusterAdmission,
     prober: QuicProber,
     endpoint: MeshEndpoint,
+    pub(crate) audit: Arc<Audit>,
+    _directory: tempfile::TempDir,
     /// Watches that run.
     pub(crate) watching: Arc<AtomicUsize>,
     /// Requests that change something and came to their end.
@@ -348,6 +370,10 @@ impl Drop for Counted {
 impl AdminService for Daemon {
     fn hello(&self) -> Hello {
         self.hello.clone()
+    }
+
+    fn audit(&self) -> &Arc<Audit> {
+        &self.audit
     }
 
     async fn admin(&self, caller: Caller, request: AdminRequest, replies: ReplySink, _by: Instant) {
@@ -400,6 +426,10 @@ impl Services for Daemon {
 
     async fn join(&self, request: JoinRequest, _from: SocketAddr, by: Instant) -> JoinAnswer {
         member::admit(&self.admission, &self.prober, &self.endpoint, request, by).await
+    }
+
+    async fn enroll(&self, _request: EnrollRequest, _by: Instant) -> JoinAnswer {
+        JoinAnswer::Refused(JoinRefusal::TokenUnknown)
     }
 }
 

@@ -5,32 +5,28 @@
 //! the outcome is unknown the same request is sent again, for as long as the deadline allows.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use vt_protocol::admin::HostRole;
-use vt_protocol::call::{self, CallError};
-use vt_protocol::client::open_stream;
-use vt_protocol::codec;
-use vt_protocol::endpoint::{self, CloseCode, EndpointError};
+use vt_protocol::call::CallError;
+use vt_protocol::endpoint::{self, EndpointError};
 use vt_protocol::error::{ErrorCode, Report};
 use vt_protocol::facts::HostFacts;
-use vt_protocol::hello::{BUILD, Hello, Refusal};
-use vt_protocol::identity::verify::{PinFailure, check_host_certificate};
-use vt_protocol::identity::{Identity, PrivateKey, tls};
-use vt_protocol::ids::{ClusterId, Name};
+use vt_protocol::hello::BUILD;
+use vt_protocol::identity::verify::check_host_certificate;
+use vt_protocol::identity::{Identity, IdentityError, PrivateKey, tls};
+use vt_protocol::ids::Name;
 use vt_protocol::join::{Admitted, JoinAnswer, JoinCall, JoinRefusal, JoinRequest};
-use vt_protocol::service::Service;
+use vt_protocol::pinned::{Pinned, PinnedError};
 use vt_protocol::token::{CaDigest, Token};
 
 use super::claim::{Claim, ClaimError, Record, Staging};
 use super::echo::Echo;
 
-/// One address gets this long to answer.
-const DIAL_TIME: Duration = Duration::from_secs(2);
 /// One request gets this long: the probe and the entry are in it.
 const ASK_TIME: Duration = Duration::from_secs(20);
 /// Pause before the same request is sent again.
@@ -64,34 +60,9 @@ pub enum JoinError {
     /// No address in the token answered.
     #[error("no address in the join token answered")]
     Unreachable(Vec<(SocketAddr, String)>),
-    /// The host that answered shows another CA than the token's.
-    #[error("the certificate authority at {address} is not the one in the token")]
-    CaMismatch {
-        /// The address.
-        address: SocketAddr,
-        /// The digest in the token.
-        wanted: CaDigest,
-        /// The digest shown, if one was.
-        shown: Option<CaDigest>,
-    },
-    /// The host that answered belongs to another cluster.
-    #[error("the host at {address} belongs to another cluster")]
-    OtherCluster {
-        /// The address.
-        address: SocketAddr,
-        /// The cluster it says it is of.
-        theirs: ClusterId,
-        /// The cluster in the token.
-        wanted: ClusterId,
-    },
-    /// The host that answered refused the connection.
-    #[error("{address} refused the connection: {refusal}")]
-    Hello {
-        /// The address.
-        address: SocketAddr,
-        /// Why.
-        refusal: Refusal,
-    },
+    /// An address told why it is of no use.
+    #[error(transparent)]
+    Pinned(PinnedError),
     /// The cluster said no.
     #[error("{0}")]
     Refused(JoinRefusal),
@@ -118,17 +89,7 @@ impl JoinError {
                 let report = Report::new(ErrorCode::JoinUnreachable, title);
                 tried.iter().fold(report, |report, (address, why)| report.with(address.to_string(), why.clone()))
             }
-            JoinError::CaMismatch { address, wanted, shown } => Report::new(ErrorCode::CaMismatch, title)
-                .with("address", address.to_string())
-                .with("wanted", wanted.to_string())
-                .with("shown", shown.map_or("none".to_owned(), |shown| shown.to_string())),
-            JoinError::OtherCluster { address, theirs, wanted } => Report::new(ErrorCode::TokenOtherCluster, title)
-                .with("address", address.to_string())
-                .with("its cluster", theirs.to_string())
-                .with("token's", wanted.to_string()),
-            JoinError::Hello { address, refusal } => {
-                CallError::Refused { to: address.to_string(), refusal: refusal.clone() }.report()
-            }
+            JoinError::Pinned(error) => error.report(),
             JoinError::Refused(refusal) => refusal.report(),
             JoinError::Listen(error) => Report::new(ErrorCode::Unreachable, title).caused_by(error),
             JoinError::Answer(_) => Report::new(ErrorCode::Internal, title),
@@ -270,7 +231,7 @@ impl Attempt<'_> {
                     telling = Some(JoinError::Refused(refusal));
                 }
                 Ok(JoinAnswer::Refused(refusal)) => return Round::Failed(JoinError::Refused(refusal)),
-                Ok(JoinAnswer::Echo(_)) => return Round::Failed(JoinError::Answer("a nonce was not asked for")),
+                Ok(_) => return Round::Failed(JoinError::Answer("it is of another kind")),
                 Err(Asked::Fatal(error)) => return Round::Failed(error),
                 Err(Asked::Telling(error)) => {
                     tried.push((address, error.to_string()));
@@ -286,70 +247,42 @@ impl Attempt<'_> {
     async fn ask(&mut self, address: SocketAddr, by: Instant) -> Result<JoinAnswer, Asked> {
         let token = &self.plan.token;
         let internal = |error: &dyn std::fmt::Display| Asked::Unreachable(error.to_string());
-        let (config, pin) = tls::client_pinning(token.ca, Service::Join).map_err(|error| internal(&error))?;
-        let dial = endpoint::client_config(config, Service::Join).map_err(|error| internal(&error))?;
-        let any: SocketAddr = match address {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let dialler = endpoint::bind(any, None, rand::random()).map_err(|error| internal(&error))?;
-        let mine = Hello::of(Some(token.cluster), None, rand::random());
-        let until = by.min(Instant::now() + DIAL_TIME);
-        let met = endpoint::connect_with(&dialler, dial, address, token.cluster, &mine, until).await;
-        let (connection, _) = match (met, pin.failure()) {
-            (Ok(met), _) => met,
-            (Err(_), Some(PinFailure::OtherCa { cluster: Some(theirs), .. })) if theirs != token.cluster => {
-                return Err(Asked::Telling(JoinError::OtherCluster { address, theirs, wanted: token.cluster }));
-            }
-            (Err(_), Some(PinFailure::OtherCa { shown, .. })) => {
-                return Err(Asked::Telling(JoinError::CaMismatch { address, wanted: token.ca, shown }));
-            }
-            (Err(CallError::Refused { refusal, .. }), None) => {
-                return Err(Asked::Telling(JoinError::Hello { address, refusal }));
-            }
-            (Err(error), _) => return Err(Asked::Unreachable(error.to_string())),
-        };
-        let Some(ca) = pin.ca() else { return Err(Asked::Unreachable("no CA was shown".to_owned())) };
+        let pinned = Pinned::dial(token, address, by).await.map_err(|error| match error {
+            PinnedError::Unreachable(why) => Asked::Unreachable(why),
+            telling => Asked::Telling(JoinError::Pinned(telling)),
+        })?;
         if self.echo.is_none() {
             (self.tell)(format!("CA BLAKE3 {} at {address} matches the token", token.ca));
-            let config = tls::server_of_joiner(self.key, token.cluster, &ca).map_err(|error| internal(&error))?;
+            let config =
+                tls::server_of_joiner(self.key, token.cluster, pinned.ca()).map_err(|error| internal(&error))?;
             let serve = endpoint::server_config(config).map_err(|error| Asked::Fatal(JoinError::Listen(error)))?;
             let listening = endpoint::bind(self.plan.listen, Some(serve), rand::random())
                 .map_err(|error| Asked::Fatal(JoinError::Listen(error)))?;
             self.echo = Some(Echo::start(listening, token.cluster));
         }
         self.staging.hold();
-        let answered = self.send(&connection, by.min(Instant::now() + ASK_TIME)).await;
-        connection.close(CloseCode::Done.into(), b"done");
-        let _ = timeout(Duration::from_millis(200), dialler.wait_idle()).await;
-        answered
+        let request = self.request().map_err(|error| internal(&error))?;
+        let asked = pinned.ask(&JoinCall::Admit(Box::new(request)), by.min(Instant::now() + ASK_TIME)).await;
+        asked.map_err(|error| match error {
+            error if error.may_be_done() => Asked::Silent(error.to_string()),
+            // The handler of the other side failed or is late: that is no answer either.
+            CallError::Failed(report) => Asked::Silent(report.to_string()),
+            error => Asked::Unreachable(error.to_string()),
+        })
     }
 
-    async fn send(&self, connection: &quinn::Connection, by: Instant) -> Result<JoinAnswer, Asked> {
+    fn request(&self) -> Result<JoinRequest, IdentityError> {
         let plan = self.plan;
-        let cap = Service::Join.cap();
-        let request = JoinRequest {
+        Ok(JoinRequest {
             token: plan.token.id,
             secret: plan.token.secret.clone(),
-            signing_request: self.key.signing_request().map_err(|error| Asked::Unreachable(error.to_string()))?,
+            signing_request: self.key.signing_request()?,
             advertise: plan.advertise,
             name: plan.name.clone(),
             role: plan.role,
             labels: plan.labels.clone(),
             build: BUILD.to_owned(),
             facts: plan.facts.clone().map(Box::new),
-        };
-        let asked = async {
-            let payload = call::encode(&JoinCall::Admit(Box::new(request)), cap)?;
-            let (mut send, mut receive) = open_stream(connection, by).await?;
-            let reply = call::ask(&mut send, &mut receive, &payload, cap, by).await?;
-            Ok::<JoinAnswer, CallError>(codec::decode_wire(&reply, cap)?)
-        };
-        asked.await.map_err(|error| match error {
-            error if error.may_be_done() => Asked::Silent(error.to_string()),
-            // The handler of the other side failed or is late: that is no answer either.
-            CallError::Failed(report) => Asked::Silent(report.to_string()),
-            error => Asked::Unreachable(error.to_string()),
         })
     }
 }
