@@ -1,9 +1,13 @@
 //! The daemons that are asked: reaching the first that can answer, calling it, and streams that survive its end.
 //!
 //! A daemon without quorum is passed over where another can decide. Requests carry ids or change nothing, so a call
-//! whose answer was lost is asked again of the next daemon; `init` and `join` are not.
+//! whose answer was lost is asked again of the next daemon; `init`, `join` and `leave` are not.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::mpsc,
@@ -11,15 +15,18 @@ use tokio::{
 };
 use vt_protocol::{
     admin::{AdminReply, AdminRequest, ClusterStatus},
-    call::CallError,
+    call::{CallError, new_certificate},
     client::Client,
     error::{ErrorCode, Report},
-    identity,
+    identity::{self, Identity},
 };
 
 use crate::{
     endpoint::{Place, Way},
-    ui::report::unexpected,
+    ui::{
+        report::unexpected,
+        text::{date, now_ms},
+    },
 };
 
 /// How long a daemon may take to say how it is.
@@ -86,14 +93,21 @@ enum Probe {
 
 impl Mesh {
     /// The places in the order to be asked; `timeout` bounds everything that is asked, together.
-    pub fn new(places: Vec<Place>, timeout: Option<Duration>) -> Self {
+    ///
+    /// `identity` is the folder with the client certificate, where one is needed.
+    pub fn new(places: Vec<Place>, identity: Option<PathBuf>, timeout: Option<Duration>) -> Self {
         let until = timeout.map(|timeout| Instant::now() + timeout);
-        Self { places, reached: None, until, identity: identity_folder() }
+        Self { places, reached: None, until, identity }
     }
 
     /// The same daemons, of which only the one of `place` is asked.
     pub fn only(&self, place: &Place) -> Self {
         Self { places: vec![place.clone()], reached: None, until: self.until, identity: self.identity.clone() }
+    }
+
+    /// The same daemons, for no longer than this.
+    pub fn within(&self, timeout: Duration) -> Self {
+        Self::new(self.places.clone(), self.identity.clone(), Some(timeout))
     }
 
     /// The places that may be asked.
@@ -228,7 +242,7 @@ impl Mesh {
     /// # Errors
     /// Nobody answers in time, or the answer is no.
     pub async fn call(&mut self, request: &AdminRequest, need: Need) -> Result<AdminReply, Report> {
-        let again = !matches!(request, AdminRequest::Init(_) | AdminRequest::Join(_));
+        let again = !matches!(request, AdminRequest::Init(_) | AdminRequest::Join(_) | AdminRequest::Leave(_));
         let mut tries = 1;
         loop {
             let reached = self.reach(need).await?;
@@ -347,29 +361,40 @@ async fn probe(place: Place, identity: Option<PathBuf>, by: Instant) -> Probe {
     }
 }
 
-async fn connect(place: &Place, identity: Option<&std::path::Path>, by: Instant) -> Result<Client, Report> {
+async fn connect(place: &Place, identity: Option<&Path>, by: Instant) -> Result<Client, Report> {
     match &place.way {
         Way::Socket(path) => Client::local(path, by).await.map_err(|error| error.report()),
         Way::Address(address) => {
-            let missing = |why: String| {
-                Report::new(ErrorCode::Denied, "a daemon on another host wants a client certificate")
-                    .with("reason", why)
-                    .help("set VTCTL_IDENTITY to a directory with cert.pem, key.pem and ca.pem")
-                    .help("or run vtctl on a host of the cluster, where it uses the daemon's socket")
-            };
-            let folder = identity.ok_or_else(|| missing("no directory is known to hold one".to_owned()))?;
-            let identity =
-                identity::store::load(folder).map_err(|error| missing(format!("{}: {error}", folder.display())))?;
+            let identity = identity_in(identity)?;
             Client::remote(*address, Arc::new(identity), by).await.map_err(|error| error.report())
         }
     }
 }
 
-fn identity_folder() -> Option<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set("VTCTL_IDENTITY")
-        .or_else(|| set("XDG_CONFIG_HOME").map(|config| config.join("vtctl/identity")))
-        .or_else(|| set("HOME").map(|home| home.join(".config/vtctl/identity")))
+/// The client identity in a folder, if its dates hold by this machine's clock.
+///
+/// # Errors
+/// There is none, or it is over: that is told here, where it costs no round trip.
+fn identity_in(folder: Option<&Path>) -> Result<Identity, Report> {
+    let missing = |why: String| {
+        Report::new(ErrorCode::Denied, "a daemon on another host wants a client certificate")
+            .with("reason", why)
+            .help("vtctl cluster token create --role client-runner   (an admin, on a host of the cluster)")
+            .help("vtctl config use-context --join TOKEN   (here)")
+            .help("or run vtctl on a host of the cluster, where it uses the daemon's socket")
+    };
+    let folder = folder.ok_or_else(|| missing("no context is meant, and VTCTL_IDENTITY is not set".to_owned()))?;
+    let identity = identity::store::load_client(folder).map_err(|error| missing(error.to_string()))?;
+    let facts = identity.facts();
+    if facts.out_of_date(now_ms() / 1000) {
+        let report = Report::new(ErrorCode::CertificateExpired, "the client certificate is outside its dates")
+            .with("valid from", date(facts.not_before.saturating_mul(1000)))
+            .with("until", date(facts.not_after.saturating_mul(1000)))
+            .with("this clock", date(now_ms()))
+            .with("folder", folder.display().to_string());
+        return Err(new_certificate(report));
+    }
+    Ok(identity)
 }
 
 fn why(report: &Report) -> String {

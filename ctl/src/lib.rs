@@ -3,11 +3,13 @@
 pub mod args;
 pub mod client;
 pub mod commands;
+pub mod contexts;
 pub mod endpoint;
 pub mod exit;
 pub mod image;
 pub mod job;
 pub mod lab;
+pub mod providers;
 pub mod results;
 pub mod suggest;
 pub mod ui;

@@ -1,14 +1,17 @@
-//! `cluster …` and `host …`.
+//! `cluster …`.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use vt_protocol::{
-    admin::HostRole,
+    admin::{AccessRole, HostRole, TokenGrant},
     ids::{Name, TokenId},
 };
 
-use super::globals::duration;
+use super::{
+    access::{AccessVerb, AuditArgs},
+    globals::duration,
+};
 
 /// What is done with a cluster.
 #[derive(Debug, Subcommand)]
@@ -20,9 +23,22 @@ pub enum ClusterVerb {
     /// Hosts, votes and what may fail
     #[command(after_help = "Example:\n  vtctl cluster status -o wide\n\nExit code 21 where the cluster has no quorum.")]
     Status,
-    /// Tokens that admit hosts
+    /// Hand leadership to another voter
+    #[command(after_help = "Example:\n  vtctl cluster transfer host2")]
+    Transfer {
+        /// The host that is to lead
+        host: Name,
+    },
+    /// Take this host out of its cluster
+    Leave(LeaveArgs),
+    /// Tokens that admit hosts and clients
     #[command(subcommand, after_help = "Example:\n  vtctl cluster token create")]
     Token(TokenVerb),
+    /// Clients that may use the cluster from elsewhere
+    #[command(subcommand, after_help = "Example:\n  vtctl cluster access list")]
+    Access(AccessVerb),
+    /// Who did what, and who was refused
+    Audit(AuditArgs),
 }
 
 /// `cluster init`.
@@ -70,6 +86,22 @@ pub struct JoinArgs {
     pub labels: Vec<(String, String)>,
 }
 
+/// `cluster leave`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  vtctl host drain host3\n  vtctl cluster leave\n  vtctl cluster leave --forget --yes\n\nRun it on the host itself. It comes back only by `vtctl cluster join`, as a new\n\
+                  host. --forget asks nobody: for a host that was removed, or whose cluster is\n\
+                  gone or was recovered without it."
+)]
+pub struct LeaveArgs {
+    /// Do not ask the cluster: this host alone forgets it
+    #[arg(long, requires = "yes")]
+    pub forget: bool,
+    /// Yes, also where something may be lost
+    #[arg(long)]
+    pub yes: bool,
+}
+
 /// What is done with tokens.
 #[derive(Debug, Subcommand)]
 pub enum TokenVerb {
@@ -89,35 +121,51 @@ pub enum TokenVerb {
 /// `cluster token create`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  vtctl cluster token create --role voter --ttl 15m\n  vtctl cluster token create -o name"
+    after_help = "Examples:\n  vtctl cluster token create --role voter --ttl 15m\n  vtctl cluster token create --role client-runner --for alice\n  vtctl cluster token create -o name"
 )]
 pub struct TokenCreateArgs {
-    /// The part the host is to take
-    #[arg(long, value_enum, default_value_t = RoleArg::Voter)]
-    pub role: RoleArg,
+    /// The part the host is to take, or what the client may do
+    #[arg(long, value_enum, default_value_t = TokenRole::Voter)]
+    pub role: TokenRole,
     /// How long it is valid, at most 24h
     #[arg(long, value_parser = ttl, default_value = "1h")]
     pub ttl: Duration,
+    /// The client's name [default: what it asks for]
+    #[arg(long = "for", value_name = "NAME")]
+    pub client: Option<Name>,
+    /// How long the client's certificate is valid, at most 400d
+    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "90d")]
+    pub valid: Duration,
 }
 
-/// What is done with hosts.
-#[derive(Debug, Subcommand)]
-pub enum HostVerb {
-    /// Hosts with role, state and load
-    #[command(visible_alias = "ls", after_help = "Example:\n  vtctl host list -o wide")]
-    List,
-    /// What exists on a host: processes, taps, files of vtmesh
-    #[command(after_help = "Example:\n  vtctl host inventory host1")]
-    Inventory {
-        /// The host [default: the one that answers]
-        host: Option<Name>,
-    },
-    /// One host with what it says of itself
-    #[command(after_help = "Example:\n  vtctl host show host1")]
-    Show {
-        /// Its name
-        host: Name,
-    },
+/// What a token gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TokenRole {
+    /// A host that votes, and runs VMs
+    Voter,
+    /// A host that follows without a vote, and runs VMs
+    Learner,
+    /// A host that votes, and runs nothing
+    Witness,
+    /// A client that may look
+    ClientViewer,
+    /// A client that may run jobs
+    ClientRunner,
+    /// A client that may change the cluster
+    ClientAdmin,
+}
+
+impl From<TokenRole> for TokenGrant {
+    fn from(role: TokenRole) -> Self {
+        match role {
+            TokenRole::Voter => Self::Host(HostRole::Voter),
+            TokenRole::Learner => Self::Host(HostRole::Learner),
+            TokenRole::Witness => Self::Host(HostRole::Witness),
+            TokenRole::ClientViewer => Self::Client(AccessRole::Viewer),
+            TokenRole::ClientRunner => Self::Client(AccessRole::Runner),
+            TokenRole::ClientAdmin => Self::Client(AccessRole::Admin),
+        }
+    }
 }
 
 /// A host's part in decisions.

@@ -16,6 +16,10 @@ pub struct Globals {
     /// with commas
     #[arg(long, global = true, value_name = "WHERE")]
     pub endpoint: Option<String>,
+    /// The cluster that is meant, from `vtctl config contexts`
+    /// (also VTCTL_CONTEXT)
+    #[arg(long, global = true, value_name = "NAME", conflicts_with_all = ["endpoint", "lab"])]
+    pub context: Option<Name>,
     /// The lab that is meant, instead of the current one
     #[arg(long, global = true, value_name = "NAME")]
     pub lab: Option<Name>,

@@ -1,19 +1,27 @@
 //! The command line: `vtctl NOUN VERB [NAME] [flags]`. What is typed, and nothing of what is done with it.
 
+mod access;
 mod cluster;
+mod config;
 mod globals;
+mod host;
 mod job;
 mod lab;
+mod provider;
 mod run;
 mod variants;
 
 use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use self::{
-    cluster::{ClusterVerb, HostVerb, InitArgs, JoinArgs, RoleArg, TokenCreateArgs, TokenVerb},
+    access::{AccessVerb, AuditArgs},
+    cluster::{ClusterVerb, InitArgs, JoinArgs, LeaveArgs, RoleArg, TokenCreateArgs, TokenRole, TokenVerb},
+    config::{ConfigVerb, UseContextArgs},
     globals::{ColorChoice, Globals, Output, ProgressChoice, duration},
-    job::{ExplainArgs, FetchArgs, JobVerb, ScenarioVerb, VmVerb},
+    host::{DrainArgs, HostVerb, PromoteArgs},
+    job::{ExplainArgs, FetchArgs, JobVerb, ScenarioVerb, VmVerb, WhichJob},
     lab::{ImageBuildArgs, ImageVerb, LabUpArgs, LabVerb},
+    provider::{GuestArgs, GuestVerb, ProviderVerb, ProvidersArgs, SetArgs},
     run::{GroupHosts, ReportFile, RunArgs},
     variants::{CfgVerb, ExpandArgs, Selection, VariantsVerb},
 };
@@ -25,7 +33,8 @@ pub use self::{
     version,
     about = "Move running VMs between hosts, and prove they survive",
     long_about = "vtctl talks to vtd, the daemon that runs on every host. It finds the daemon\n\
-                  by --endpoint, VTCTL_ENDPOINT, the current lab, or this host's own socket.",
+                  by --endpoint, --context, VTCTL_ENDPOINT, VTCTL_CONTEXT, the current lab,\n\
+                  the current context, or this host's own socket.",
     disable_help_subcommand = true,
     after_help = "Examples:\n  vtctl lab up --hosts 3\n  vtctl run multihost_migration -m host1,host2\n  vtctl status\n\n\
                   Exit codes:\n\
@@ -69,6 +78,12 @@ pub enum Command {
     /// The test matrix of a Cartesian configuration
     #[command(subcommand, after_help = "Example:\n  vtctl variants list -c tests.cfg")]
     Variants(VariantsVerb),
+    /// Where tests come from: Avocado-VT's test providers
+    #[command(subcommand, after_help = "Example:\n  vtctl provider list --providers ./avocado-vt")]
+    Provider(ProviderVerb),
+    /// Guests that configurations know
+    #[command(subcommand, after_help = "Example:\n  vtctl guest list --providers ./avocado-vt")]
+    Guest(GuestVerb),
     /// The configuration language itself, for scripts
     #[command(subcommand, after_help = "Example:\n  vtctl cfg expand --json tests.cfg")]
     Cfg(CfgVerb),
@@ -78,6 +93,9 @@ pub enum Command {
     /// Images that VMs boot from
     #[command(subcommand, after_help = "Example:\n  vtctl image build")]
     Image(ImageVerb),
+    /// Which cluster is meant, and the key to it
+    #[command(subcommand, after_help = "Example:\n  vtctl config contexts")]
+    Config(ConfigVerb),
     /// A cluster on this one machine, in network namespaces
     #[command(subcommand, after_help = "Example:\n  vtctl lab up --hosts 3")]
     Lab(LabVerb),

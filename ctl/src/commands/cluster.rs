@@ -1,4 +1,4 @@
-//! `cluster init|join|status`.
+//! `cluster init|join|leave|transfer|status`.
 
 use std::io::Read;
 
@@ -6,12 +6,14 @@ use serde_json::{Value, json};
 use vt_protocol::{
     admin::{AdminReply, AdminRequest, ClusterStatus, HostRole, HostView, Init, Join, Joined},
     error::{Exit, Report},
+    ids::{Name, RequestId},
+    membership::Leave,
 };
 
-use super::{App, Code, host, token};
+use super::{App, Code, access, host, token};
 use crate::{
-    args::{ClusterVerb, InitArgs, JoinArgs, Output},
-    client::Need,
+    args::{ClusterVerb, InitArgs, JoinArgs, LeaveArgs, Output},
+    client::{Mesh, Need},
     endpoint::{LOCAL_SOCKET, Way},
     exit,
     ui::{
@@ -29,7 +31,11 @@ pub(super) async fn cluster(app: &mut App, verb: ClusterVerb) -> Result<Code, Re
         ClusterVerb::Init(args) => init(app, args).await,
         ClusterVerb::Join(args) => join(app, args).await,
         ClusterVerb::Status => status(app).await,
+        ClusterVerb::Transfer { host } => transfer(app, host).await,
+        ClusterVerb::Leave(args) => leave(app, args).await,
         ClusterVerb::Token(verb) => token::token(app, verb).await,
+        ClusterVerb::Access(verb) => access::access(app, verb).await,
+        ClusterVerb::Audit(args) => access::audit(app, args).await,
     }
 }
 
@@ -71,7 +77,7 @@ async fn join(app: &mut App, args: JoinArgs) -> Result<Code, Report> {
     Ok(Exit::Ok.into())
 }
 
-fn read_token(file: &std::path::Path) -> Result<String, Report> {
+pub(super) fn read_token(file: &std::path::Path) -> Result<String, Report> {
     let mut text = String::new();
     let read = if file == std::path::Path::new("-") {
         std::io::stdin().lock().take(TOKEN_FILE_MAX).read_to_string(&mut text)
@@ -86,22 +92,41 @@ fn read_token(file: &std::path::Path) -> Result<String, Report> {
     }
 }
 
-/// `init` and `join` are for the daemon of this very host: never for one of a lab that happens to be the current one.
-async fn claim(app: &mut App, request: &AdminRequest) -> Result<Joined, Report> {
-    let chosen = app.globals.endpoint.is_some() || std::env::var_os("VTCTL_ENDPOINT").is_some();
-    let place = match app.mesh.places() {
-        [place] if chosen => place.clone(),
-        _ if chosen => return Err(usage("init and join are for one daemon: name one socket")),
-        _ => crate::endpoint::Place { host: None, way: Way::Socket(LOCAL_SOCKET.into()) },
-    };
-    if matches!(place.way, Way::Address(_)) {
-        return Err(usage("init and join go over the socket of the host's own daemon")
-            .help("run vtctl on that host: it finds /run/vtmesh/vtd.sock"));
-    }
-    match app.mesh.only(&place).call(request, Need::Any).await? {
+async fn claim(app: &App, request: &AdminRequest) -> Result<Joined, Report> {
+    match own_daemon(app)?.call(request, Need::Any).await? {
         AdminReply::Joined(joined) => Ok(joined),
         other => Err(unexpected("init or join", &other)),
     }
+}
+
+async fn leave(app: &mut App, args: LeaveArgs) -> Result<Code, Report> {
+    let request = AdminRequest::Leave(Leave { request: RequestId::random(), forget: args.forget });
+    match own_daemon(app)?.call(&request, Need::Any).await? {
+        AdminReply::Steps(steps) => Ok(app.steps("vtmesh/v1/cluster_leave", "host", &Value::Null, &steps)),
+        other => Err(unexpected("cluster leave", &other)),
+    }
+}
+
+async fn transfer(app: &mut App, host: Name) -> Result<Code, Report> {
+    match app.mesh.call(&AdminRequest::TransferLeader(host.clone()), Need::Decide).await? {
+        AdminReply::Steps(steps) => Ok(app.steps("vtmesh/v1/cluster_transfer", "leader", &json!(host), &steps)),
+        other => Err(unexpected("cluster transfer", &other)),
+    }
+}
+
+/// What is for the daemon of this very host: never for one of a lab that happens to be the current one.
+fn own_daemon(app: &App) -> Result<Mesh, Report> {
+    let chosen = app.globals.endpoint.is_some() || std::env::var_os("VTCTL_ENDPOINT").is_some();
+    let place = match app.mesh.places() {
+        [place] if chosen => place.clone(),
+        _ if chosen => return Err(usage("this is for the daemon of one host: name one socket")),
+        _ => crate::endpoint::Place { host: None, way: Way::Socket(LOCAL_SOCKET.into()) },
+    };
+    if matches!(place.way, Way::Address(_)) {
+        return Err(usage("this goes over the socket of the host's own daemon")
+            .help("run vtctl on that host: it finds /run/vtmesh/vtd.sock"));
+    }
+    Ok(app.mesh.only(&place))
 }
 
 fn show_joined(app: &App, joined: &Joined, done: &str, schema: &str) {
@@ -236,6 +261,7 @@ pub(super) mod tests {
             attempt: None,
             vms: 0,
             lag: Some(0),
+            cordoned: false,
         }
     }
 

@@ -12,7 +12,7 @@ use vt_protocol::{
 use super::{App, Code};
 use crate::{
     args::{self, ExplainArgs, Output},
-    client::{Mesh, Need},
+    client::Need,
     exit,
     ui::{Ui, report::usage, table::Table},
 };
@@ -96,7 +96,7 @@ pub(super) fn completion(ui: &Ui, shell: clap_complete::Shell) -> Result<Code, R
 }
 
 pub(super) async fn version(app: &mut App) -> Result<Code, Report> {
-    let mut mesh = Mesh::new(app.mesh.places().to_vec(), Some(PATIENCE));
+    let mut mesh = app.mesh.within(PATIENCE);
     let daemon = mesh.reach(Need::Any).await.ok().map(|reached| (reached.daemon_build(), reached.place.to_string()));
     match app.ui.output {
         Output::Json | Output::Jsonl => app.ui.json(&json!({

@@ -1,12 +1,16 @@
 //! One file a noun: the call and the rendering. What is typed stands in `args`.
 
+mod access;
 mod cfg;
 mod cluster;
+pub(crate) mod config;
 mod explain;
+mod guest;
 mod host;
 mod image;
 mod job;
 mod lab;
+mod provider;
 mod run;
 mod scenario;
 mod token;
@@ -20,7 +24,7 @@ use crate::{
     args::{Cli, Command, Globals, Output},
     client::{Mesh, Reached},
     endpoint,
-    ui::Ui,
+    ui::{Ui, style::Symbol, text::safe},
 };
 
 /// What a command works with.
@@ -42,6 +46,7 @@ pub fn run(cli: Cli) -> u8 {
         Command::Explain(args) => explain::explain(&ui, args),
         Command::Cfg(verb) => cfg::cfg(&ui, verb),
         Command::Variants(verb) => variants::variants(&ui, verb),
+        Command::Guest(verb) => guest::guest(&ui, verb),
         Command::Completion { shell } => explain::completion(&ui, *shell),
         _ => with_runtime(cli, ui.clone()),
     };
@@ -81,10 +86,16 @@ async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
     match command {
         Command::Lab(verb) => return lab::lab(&globals, &ui, verb).await,
         Command::Image(verb) => return image::image(&ui, verb).await,
+        Command::Config(verb) => return config::config(&globals, &ui, verb).await,
+        Command::Provider(verb) => return provider::provider(&ui, verb, globals.timeout).await,
         _ => {}
     }
-    let places = endpoint::places(&globals, std::env::var("VTCTL_ENDPOINT").ok(), crate::lab::current_sockets)?;
-    let mesh = Mesh::new(places, globals.timeout);
+    let found = endpoint::places(
+        &globals,
+        |name| std::env::var(name).ok(),
+        endpoint::Sources { lab: crate::lab::current_sockets, contexts: config::load },
+    )?;
+    let mesh = Mesh::new(found.places, found.identity, globals.timeout);
     let mut app = App { globals, ui, mesh };
     match command {
         Command::Cluster(verb) => cluster::cluster(&mut app, verb).await,
@@ -95,20 +106,29 @@ async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
         Command::Job(verb) => job::job(&mut app, verb).await,
         Command::Vm(verb) => vm::vm(&mut app, verb).await,
         Command::Version => explain::version(&mut app).await,
-        Command::Explain(_) | Command::Cfg(_) | Command::Variants(_) => Ok(Exit::Ok.into()),
-        Command::Completion { .. } | Command::Lab(_) | Command::Image(_) => Ok(Exit::Ok.into()),
+        Command::Explain(_) | Command::Cfg(_) | Command::Variants(_) | Command::Guest(_) => Ok(Exit::Ok.into()),
+        Command::Config(_) | Command::Completion { .. } | Command::Lab(_) | Command::Image(_) | Command::Provider(_) => Ok(Exit::Ok.into()),
     }
 }
 
 impl App {
     /// Shows a list: as a table, as one JSON object with `schema`, a line an item, or names only.
     fn list(&self, schema: &str, key: &str, items: Vec<Value>, names: Vec<String>, table: impl FnOnce() -> String) {
+        self.ui.list(schema, key, &items, &names, table);
+    }
+
+    /// Shows what was done to `key`, step by step.
+    fn steps(&self, schema: &str, key: &str, value: &Value, steps: &[String]) -> Code {
         match self.ui.output {
-            Output::Table | Output::Wide => self.ui.raw(&table()),
-            Output::Json => self.ui.json(&json!({"schema": schema, key: items})),
-            Output::Jsonl => items.iter().for_each(|item| self.ui.json(item)),
-            Output::Name => names.iter().for_each(|name| self.ui.line(name)),
+            Output::Json | Output::Jsonl => self.ui.json(&json!({"schema": schema, key: value, "steps": steps})),
+            Output::Name => value.as_str().into_iter().for_each(|name| self.ui.line(name)),
+            Output::Table | Output::Wide => {
+                steps.iter().for_each(|step| {
+                    self.ui.line(format_args!("{} {}", self.ui.out.symbol(Symbol::Done), safe(step)));
+                });
+            }
         }
+        Exit::Ok.into()
     }
 
     /// The exit code of something that was read: without quorum it may be old, and that is said.

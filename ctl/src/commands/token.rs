@@ -2,8 +2,9 @@
 
 use serde_json::json;
 use vt_protocol::{
-    admin::{AdminReply, AdminRequest, TokenCreate},
+    admin::{AdminReply, AdminRequest, ClientToken, TokenCreate, TokenGrant},
     error::{Exit, Report},
+    identity::subject::role_name,
     ids::RequestId,
 };
 
@@ -12,7 +13,7 @@ use crate::{
     args::{Output, TokenVerb},
     client::Need,
     ui::{
-        report::unexpected,
+        report::{unexpected, usage},
         table::Table,
         text::{date, now_ms, rfc3339, safe},
     },
@@ -21,11 +22,25 @@ use crate::{
 pub(super) async fn token(app: &mut App, verb: TokenVerb) -> Result<Code, Report> {
     match verb {
         TokenVerb::Create(args) => {
-            let request = AdminRequest::TokenCreate(TokenCreate {
-                request: RequestId::random(),
-                role: args.role.into(),
-                ttl_s: u32::try_from(args.ttl.as_secs()).unwrap_or(86_400),
-            });
+            let grant = TokenGrant::from(args.role);
+            let ttl_s = u32::try_from(args.ttl.as_secs()).unwrap_or(86_400);
+            let request = RequestId::random();
+            let (request, whom, next) = match grant {
+                TokenGrant::Host(_) if args.client.is_some() => {
+                    return Err(usage(
+                        "--for names a client: it goes with --role client-viewer, client-runner or client-admin",
+                    ));
+                }
+                TokenGrant::Host(role) => {
+                    let create = TokenCreate { request, role, ttl_s };
+                    (AdminRequest::TokenCreate(create), "host", "vtctl cluster join")
+                }
+                TokenGrant::Client(role) => {
+                    let valid_s = u32::try_from(args.valid.as_secs()).unwrap_or(u32::MAX);
+                    let create = ClientToken { request, role, name: args.client, ttl_s, valid_s };
+                    (AdminRequest::ClientToken(create), "client", "vtctl config use-context --join")
+                }
+            };
             let token = match app.mesh.call(&request, Need::Decide).await? {
                 AdminReply::Token(token) => token,
                 other => return Err(unexpected("token create", &"another answer").with("got", kind(&other))),
@@ -34,18 +49,18 @@ pub(super) async fn token(app: &mut App, verb: TokenVerb) -> Result<Code, Report
             match app.ui.output {
                 Output::Table | Output::Wide => {
                     app.ui.note(format_args!(
-                        "token {}, for one host, valid until {}. It is shown once. On that host run:",
+                        "token {}, for one {whom}, valid until {}. It is shown once. There run:",
                         token.id,
                         date(expires_ms)
                     ));
-                    app.ui.line(format_args!("vtctl cluster join {}", token.text));
+                    app.ui.line(format_args!("{next} {}", token.text));
                 }
                 Output::Name => app.ui.line(&token.text),
                 Output::Json | Output::Jsonl => app.ui.json(&json!({
                     "schema": "vtmesh/v1/token",
                     "id": token.id.to_string(),
                     "text": token.text,
-                    "role": role(args.role.into()),
+                    "role": granted(grant),
                     "expires_at": rfc3339(expires_ms),
                 })),
             }
@@ -62,7 +77,7 @@ pub(super) async fn token(app: &mut App, verb: TokenVerb) -> Result<Code, Report
                 .map(|token| {
                     json!({
                         "id": token.id.to_string(),
-                        "role": role(token.role),
+                        "role": granted(token.grant),
                         "state": token.state,
                         "expires_at": rfc3339(token.expires_unix_s.saturating_mul(1000)),
                         "made_on": token.made_on,
@@ -77,7 +92,7 @@ pub(super) async fn token(app: &mut App, verb: TokenVerb) -> Result<Code, Report
                     let over = token.state == "open" && expires < now_ms();
                     let state = if over { "expired".to_owned() } else { safe(&token.state) };
                     let made_on = token.made_on.to_string();
-                    table.row([token.id.to_string(), role(token.role).to_owned(), state, date(expires), made_on]);
+                    table.row([token.id.to_string(), granted(token.grant), state, date(expires), made_on]);
                 }
                 table.render(app.ui.width)
             });
@@ -95,6 +110,14 @@ pub(super) async fn token(app: &mut App, verb: TokenVerb) -> Result<Code, Report
             }
             other => Err(unexpected("token revoke", &other)),
         },
+    }
+}
+
+/// What a token gives, as `--role` takes it.
+fn granted(grant: TokenGrant) -> String {
+    match grant {
+        TokenGrant::Host(of_host) => role(of_host).to_owned(),
+        TokenGrant::Client(access) => format!("client-{}", role_name(access)),
     }
 }
 

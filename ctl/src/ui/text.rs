@@ -129,6 +129,20 @@ pub fn safe(text: &str) -> String {
     text.chars().filter(|c| matches!(c, '\n' | '\t') || !c.is_control()).collect()
 }
 
+/// Text from a stranger on one line, with everything that is not plainly visible escaped: control characters, line
+/// breaks, and what turns the direction of writing.
+pub fn escaped(text: &str) -> String {
+    let invisible = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if invisible(c) { shown.extend(c.escape_unicode()) } else { shown.push(c) }
+    }
+    shown
+}
+
 /// Natural order: `host2` before `host10`.
 pub fn natural(a: &str, b: &str) -> Ordering {
     let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
@@ -198,6 +212,7 @@ mod tests {
     fn text_from_elsewhere_cannot_drive_the_terminal() {
         assert_eq!(safe("a\x1b[2Jb\x07\nc"), "a[2Jb\nc");
         assert_eq!(strip_sgr("\x1b[31mx\x1b[0m"), "x");
+        assert_eq!(escaped("a\x1b[2J\n\u{202e}é"), "a\\u{1b}[2J\\u{a}\\u{202e}é");
         assert_eq!(cut_middle("abcdefghij", 5), "ab…ij");
         assert_eq!(cut_middle("ab", 5), "ab");
     }
