@@ -113,13 +113,39 @@ fn a_missing_name_names_the_line_that_removed_it() {
 }
 
 #[test]
-fn joined_variants_are_explained_by_their_winners() {
+fn every_part_of_a_joined_variant_is_explained() {
     let config = read(
-        "variants:\n  - one:\n      k = 1\n      suffix _1\n  - two:\n      k = 2\n      suffix _2\njoin one two\n",
+        "k = 0\nvariants:\n  - one:\n      k = 1\n      m = 3\n      suffix _1\n  - two:\n      k = 2\n      m = 3\n      \
+         suffix _2\njoin one two\nz = 1\none: z += 2\ndel m\n",
     );
     let Explanation::Present(keys) = config.explain("one.two").unwrap() else { panic!() };
-    assert_eq!(history(&keys, "k_2").steps[0].line, 6);
+    let lines = |key: &str| -> Vec<(u32, Option<&str>)> {
+        history(&keys, key).steps.iter().map(|s| (s.line, s.part.as_deref())).collect()
+    };
+    assert_eq!(lines("k_1"), [(1, Some("one")), (4, Some("one"))]);
+    assert_eq!(lines("k_2"), [(1, Some("two")), (8, Some("two"))]);
+    // Equal values need no suffix, and both lines are told.
+    assert_eq!(lines("m"), [(5, Some("one")), (9, Some("two"))]);
+    // The later part wins.
+    assert_eq!(lines("z"), [(12, Some("one")), (13, Some("one")), (12, Some("two"))]);
+    assert_eq!(history(&keys, "z").value.as_deref(), Some("1"));
     assert!(matches!(config.explain("one").unwrap(), Explanation::Unknown { .. }));
+    let values: Vec<(&str, Option<&str>)> = keys.iter().map(|k| (k.key.as_str(), k.value.as_deref())).collect();
+    let variant = config.find("one.two").unwrap().unwrap();
+    let params: Vec<(&str, Option<&str>)> = variant.params().map(|(k, v, _)| (k, Some(v))).collect();
+    assert_eq!(values, params);
+}
+
+#[test]
+fn a_name_that_a_bound_gives_is_found() {
+    let config = read("variants:\n  - a:\n  - b:\n      x = 1\n      x_max = 7\n.*_max ?= 0\nname_fixed = ${name}!\n");
+    let names: Vec<String> = config.names().map(Result::unwrap).collect();
+    assert_eq!(names, ["a!", "b!"]);
+    assert_eq!(config.find("b!").unwrap().unwrap().get("x"), Some("0"));
+    assert!(config.find("b").unwrap().is_none());
+    let Explanation::Present(keys) = config.explain("b!").unwrap() else { panic!() };
+    let last = history(&keys, "x").steps.last().unwrap();
+    assert_eq!((last.operator, last.value.as_deref(), last.line), ("_max", Some("0"), 6));
 }
 
 fn lint(text: &str) -> Vec<String> {

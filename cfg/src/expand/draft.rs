@@ -121,11 +121,6 @@ impl KeyBook {
         key
     }
 
-    /// Text of the plain key under all suffixes.
-    pub(crate) fn base_text(&self, m: &Model, key: u32) -> String {
-        self.plain_text(m, self.base(key)).to_owned()
-    }
-
     /// A key by its text.
     pub(crate) fn by_text(&mut self, m: &Model, text: &str) -> u32 {
         m.keys.find(text).unwrap_or_else(|| self.first + 2 * self.texts.add(text))

@@ -44,6 +44,8 @@ pub(crate) struct Part {
     pub(crate) short: String,
     pub(crate) dep: Vec<String>,
     pub(crate) maps: Vec<MapEntry>,
+    /// Nodes from the root to the leaf, of each joined combination.
+    pub(crate) paths: Vec<Box<[u32]>>,
     pub(crate) entries: Vec<Entry>,
     pub(crate) own: String,
 }
@@ -210,6 +212,7 @@ fn merge(m: &Model, first: &Part, second: Part, loc: Loc) -> Result<Part, Diagno
     out.name = joined(&first.name, &second.name)?;
     out.short = joined(&first.short, &second.short)?;
     out.dep = second.dep;
+    out.paths.extend(second.paths);
     if !second.maps.is_empty() {
         out.maps = second.maps;
     }

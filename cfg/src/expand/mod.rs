@@ -8,7 +8,7 @@ pub(crate) mod filter;
 mod finish;
 mod join;
 pub(crate) mod json;
-mod names;
+pub(crate) mod names;
 pub(crate) mod pattern;
 pub(crate) mod prepare;
 mod suffix;
@@ -20,7 +20,7 @@ use crate::diag::Diagnostic;
 use crate::expand::assign::{Silent, Subject};
 use crate::expand::dict::{Dict, MapsOf, Ready};
 use crate::expand::draft::{Entry, KeyBook};
-use crate::expand::filter::View;
+use crate::expand::join::Part;
 use crate::expand::prepare::Prepared;
 use crate::expand::variant::{Maps, Variant};
 use crate::expand::walk::{Shared, Walk, Yield};
@@ -64,15 +64,17 @@ impl<'c> Variants<'c> {
 
     fn build(&mut self, found: Yield) -> Result<Variant<'c>, Diagnostic> {
         match found {
-            Yield::Joined(p) => {
-                let head = Head { name: p.name, short: p.short, dep: p.dep, maps: Maps::Given(p.maps) };
-                Ok(self.flat_variant(head, &p.entries, p.own))
-            }
+            Yield::Joined(part) => Ok(self.joined(*part)),
             Yield::Leaf => {
                 self.run()?;
                 Ok(self.built())
             }
         }
+    }
+
+    fn joined(&mut self, part: Part) -> Variant<'c> {
+        let head = Head { name: part.name, short: part.short, dep: part.dep, maps: Maps::Given(part.maps) };
+        self.flat_variant(head, &part.entries, part.own)
     }
 
     /// Runs the operations of the combination at the leaf.
@@ -229,21 +231,47 @@ impl Iterator for Names<'_> {
 }
 
 /// The variant of a complete path.
-pub(crate) fn build_at<'c>(
-    c: &'c Config,
-    nodes: &[u32],
-    view: View<'_>,
-    name: &str,
-    short: &str,
-    dep: &[String],
-) -> Result<Variant<'c>, Diagnostic> {
-    let m = &c.m;
+pub(crate) fn build_at<'c>(c: &'c Config, s: &Subject<'_>) -> Result<Variant<'c>, Diagnostic> {
     let mut v = Variants::new(c);
-    let (mut full, mut quiet) = (name.to_owned(), short.to_owned());
-    v.sh.machine.run(m, &Subject { nodes, view, name, short, dep }, &mut Silent)?;
-    v.sh.machine.finish(m, &c.p, &mut full, &mut quiet)?;
-    let head = Head { name: full, short: quiet, dep: dep.to_vec(), maps: Maps::Nodes(nodes.into()) };
+    let (mut name, mut short) = (s.name.to_owned(), s.short.to_owned());
+    v.sh.machine.run(&c.m, s, &mut Silent)?;
+    v.sh.machine.finish(&c.m, &c.p, &mut name, &mut short)?;
+    let head = Head { name, short, dep: s.dep.to_vec(), maps: Maps::Nodes(s.nodes.into()) };
     Ok(v.variant(head))
+}
+
+/// What a walk finds under a name.
+#[derive(Debug)]
+pub(crate) enum Found<'c> {
+    /// Nodes from the root to the leaf.
+    Path(Box<[u32]>),
+    /// A joined variant, and the path of each of its parts.
+    Joined(Box<Variant<'c>>, Vec<Box<[u32]>>),
+}
+
+/// Walks up to `limit` combinations for one of that name.
+pub(crate) fn walk_to<'c>(c: &'c Config, name: &str, limit: usize) -> Result<Option<Found<'c>>, Diagnostic> {
+    let mut v = Variants::new(c);
+    for _ in 0..limit {
+        match v.advance()? {
+            None => break,
+            Some(Yield::Joined(part)) if part.name == name => {
+                let paths = part.paths.clone();
+                return Ok(Some(Found::Joined(Box::new(v.joined(*part)), paths)));
+            }
+            Some(Yield::Joined(_)) => {}
+            Some(Yield::Leaf) => {
+                if c.p.bounds_reserved {
+                    v.run()?;
+                }
+                let w = at_leaf(&v.walk);
+                if if c.p.bounds_reserved { v.name == name } else { w.name() == name } {
+                    return Ok(Some(Found::Path(w.nodes.as_slice().into())));
+                }
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Number of variants, without building any.

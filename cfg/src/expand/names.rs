@@ -30,6 +30,16 @@ pub(crate) fn join(a: &str, b: &str) -> Result<String, String> {
     })
 }
 
+/// The name of a dependency: the labels on the way to the variant that has it, each with a dot, and its own.
+pub(crate) fn dependency(above: &str, labels: &str) -> String {
+    if labels.is_empty() { without_dot(above).to_owned() } else { format!("{above}{labels}") }
+}
+
+/// Labels as a name.
+pub(crate) fn without_dot(labels: &str) -> &str {
+    labels.strip_suffix('.').unwrap_or(labels)
+}
+
 /// A string as Python's `repr` shows it.
 pub(crate) fn quoted(s: &str, out: &mut String) {
     let q = if s.contains('\'') && !s.contains('"') { '"' } else { '\'' };

@@ -11,6 +11,7 @@ use crate::expand::assign::{Machine, Silent, Subject, broken};
 use crate::expand::file_map::maps;
 use crate::expand::filter::{Tri, View};
 use crate::expand::join::{JoinState, Part, Product};
+use crate::expand::names;
 use crate::expand::prepare::Prepared;
 use crate::intern::FastMap;
 use crate::model::{Constraint, Model, NONE, Node, Span};
@@ -118,10 +119,6 @@ pub(crate) struct Walk {
     pub(crate) total: u128,
 }
 
-fn without_dot(s: &str) -> &str {
-    s.strip_suffix('.').unwrap_or(s)
-}
-
 impl Walk {
     /// At the root of a configuration.
     pub(crate) fn start(sh: &mut Shared<'_>) -> Result<Self, Diagnostic> {
@@ -148,11 +145,11 @@ impl Walk {
     }
 
     pub(crate) fn name(&self) -> &str {
-        without_dot(&self.name)
+        names::without_dot(&self.name)
     }
 
     pub(crate) fn short_name(&self) -> &str {
-        without_dot(&self.short)
+        names::without_dot(&self.short)
     }
 
     /// The combination at the leaf.
@@ -176,6 +173,7 @@ impl Walk {
             short,
             dep: self.deps.clone(),
             maps: maps(sh.m, &self.nodes),
+            paths: vec![self.nodes.as_slice().into()],
             entries: sh.machine.draft.live().copied().collect(),
             own: sh.machine.draft.own.clone(),
         })
@@ -276,7 +274,7 @@ impl Walk {
                     "the dependencies of one combination are too large",
                 ));
             }
-            let dep = format!("{}{}", self.name, m.text(*d));
+            let dep = names::dependency(&self.name, m.text(*d));
             self.deps_size += dep.len();
             self.deps.push(dep);
         }

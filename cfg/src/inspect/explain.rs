@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use crate::config::Config;
 use crate::diag::Diagnostic;
-use crate::expand::assign::{Machine, Subject, Trace};
+use crate::expand::Found;
+use crate::expand::assign::{Machine, Trace};
+use crate::expand::draft::{Entry, KeyBook};
 use crate::inspect::locate::{Complete, paths};
 use crate::inspect::similar::closest;
 use crate::model::{Constraint, Loc, Model, NONE, Op, OpKind};
@@ -33,6 +35,8 @@ pub struct Step {
     pub line: u32,
     /// Conditional blocks it stands in, outermost first.
     pub conditions: Vec<Condition>,
+    /// Of a joined variant: the name of the part it was made in.
+    pub part: Option<String>,
 }
 
 /// What happened to one key; the last step won.
@@ -82,27 +86,14 @@ impl Config {
     /// What expanding the variant itself would report.
     pub fn explain(&self, name: &str) -> Result<Explanation, Diagnostic> {
         let m = &self.m;
-        let candidates: Vec<Complete> = paths(m, name).into_iter().map(|p| Complete::new(m, p)).collect();
-        let mut removals = Vec::new();
-        for c in &candidates {
-            let failed: Vec<Removal> = c.failed(m).map(|f| removal(m, f)).collect();
-            if failed.is_empty() && !joined(m, c) {
-                return self.history(c, name).map(Explanation::Present);
-            }
-            removals.extend(failed);
+        match self.named(name)? {
+            Some(Found::Path(nodes)) => return self.history(Complete::new(m, nodes.into())).map(Explanation::Present),
+            Some(Found::Joined(_, paths)) => return self.joined_history(paths).map(Explanation::Present),
+            None => {}
         }
-        if m.joins.is_empty() && candidates.is_empty() {
-            return Ok(self.unknown(name));
-        }
-        // A joined name is no single path: walk.
-        if !m.joins.is_empty() {
-            for v in self.variants().take(MAX_WALK) {
-                let v = v?;
-                if v.name() == name {
-                    return Ok(Explanation::Present(last_steps(&v)));
-                }
-            }
-        }
+        let candidates = paths(m, name).into_iter().map(|p| Complete::new(m, p));
+        let removals: Vec<Removal> =
+            candidates.flat_map(|c| c.failed(m).map(|f| removal(m, f)).collect::<Vec<_>>()).collect();
         if removals.is_empty() { Ok(self.unknown(name)) } else { Ok(Explanation::Removed(removals)) }
     }
 
@@ -115,14 +106,53 @@ impl Config {
         Explanation::Unknown { part, suggestion }
     }
 
-    fn history(&self, c: &Complete, name: &str) -> Result<Vec<KeyHistory>, Diagnostic> {
+    fn history(&self, c: Complete) -> Result<Vec<KeyHistory>, Diagnostic> {
+        let mut machine = Machine::new(&self.m);
+        let recorded = self.record(&mut machine, &c, None)?;
+        let entries: Vec<Entry> = machine.draft.live().copied().collect();
+        Ok(self.histories(&mut machine.book, &[recorded], &entries, &machine.draft.own))
+    }
+
+    /// Of a joined variant: the steps of every part, in the order of the parts, because the later ones win.
+    fn joined_history(&self, paths: Vec<Box<[u32]>>) -> Result<Vec<KeyHistory>, Diagnostic> {
         let m = &self.m;
         let mut machine = Machine::new(m);
-        let mut recorder = Recorder { m, order: Vec::new(), steps: HashMap::new() };
-        let (dep, mut name, mut short) = (c.dep(m), name.to_owned(), c.short_name(m));
-        let (full, quiet) = (name.clone(), short.clone());
-        let subject = Subject { nodes: &c.nodes, view: c.view(m), name: &full, short: &quiet, dep: &dep };
-        machine.run(m, &subject, &mut recorder)?;
+        let complete = paths.into_iter().map(|nodes| Complete::new(m, nodes.into()));
+        let recorded: Vec<Recorded<'_>> =
+            complete.map(|c| self.record(&mut machine, &c, Some(&c.name))).collect::<Result<_, _>>()?;
+        // Numbers of suffixed keys belong to the machine that gave them, so what was joined is joined again here.
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut place: HashMap<u32, usize> = HashMap::new();
+        let mut own = String::new();
+        for r in &recorded {
+            for e in &r.entries {
+                let e = Entry { val: e.val.moved(own.len()), ..*e };
+                let at = *place.entry(e.key).or_insert(entries.len());
+                if at < entries.len() {
+                    entries[at] = e;
+                } else {
+                    entries.push(e);
+                }
+            }
+            own.push_str(&r.own);
+        }
+        Ok(self.histories(&mut machine.book, &recorded, &entries, &own))
+    }
+
+    /// Runs one combination and writes down what happens.
+    fn record(&self, machine: &mut Machine, c: &Complete, part: Option<&str>) -> Result<Recorded<'_>, Diagnostic> {
+        let m = &self.m;
+        let mut out = Recorded {
+            m,
+            part: part.map(str::to_owned),
+            order: Vec::new(),
+            steps: HashMap::new(),
+            entries: Vec::new(),
+            own: String::new(),
+        };
+        let subject = c.subject(m);
+        let (mut name, mut short) = (subject.name.to_owned(), subject.short.to_owned());
+        machine.run(m, &subject, &mut out)?;
         let before: HashMap<u32, String> =
             machine.draft.live().map(|e| (e.key, e.val.text(m, &machine.draft.own).to_owned())).collect();
         machine.finish(m, &self.p, &mut name, &mut short)?;
@@ -135,62 +165,49 @@ impl Config {
                     b.base == e.key && given.is_some_and(|g| g.op == e.op && g.val == e.val)
                 });
                 let operator = bound.map_or("=", |b| b.kind.text());
-                let step = Step { operator, value: Some(value.to_owned()), ..step(m, e.loc(m)) };
-                recorder.push(&key, step);
+                let step = Step { operator, value: Some(value.to_owned()), ..out.step(e.loc(m)) };
+                out.push(&key, step);
             }
         }
-        // Printed keys and the key their history is kept under.
-        let entries: Vec<_> = machine.draft.live().copied().collect();
-        let mut base: HashMap<String, String> = HashMap::new();
-        for e in &entries {
-            base.insert(machine.book.printed(m, e.key), machine.book.base_text(m, e.key));
-        }
-        let flat = crate::expand::flatten(m, &mut machine.book, &entries, &machine.draft.own);
-        let mut out = Vec::new();
-        for e in flat {
-            let key = machine.book.plain_text(m, e.key).to_owned();
-            let from = base.get(&key).unwrap_or(&key);
-            let steps = recorder.steps.get(from).cloned().unwrap_or_default();
-            out.push(KeyHistory { key, value: Some(e.val.text(m, &machine.draft.own).to_owned()), steps });
-        }
-        for key in &recorder.order {
-            let gone = recorder.steps.get(key).filter(|s| s.last().is_some_and(|l| l.value.is_none()));
-            if let Some(steps) = gone
-                && !out.iter().any(|k| k.key == *key)
-            {
-                out.push(KeyHistory { key: key.clone(), value: None, steps: steps.clone() });
-            }
-        }
+        out.entries = machine.draft.live().copied().collect();
+        out.own.clone_from(&machine.draft.own);
         Ok(out)
     }
-}
 
-/// Variants walked to find a joined name.
-pub(crate) const MAX_WALK: usize = 1_000_000;
-
-pub(crate) fn joined(m: &Model, c: &Complete) -> bool {
-    c.nodes.iter().any(|n| m.nodes[*n as usize].joins.len() > 0)
-}
-
-/// Of a joined variant only the winning assignments are known.
-fn last_steps(v: &crate::expand::variant::Variant<'_>) -> Vec<KeyHistory> {
-    v.params()
-        .map(|(key, value, origin)| KeyHistory {
-            key: key.to_owned(),
-            value: Some(value.to_owned()),
-            steps: vec![Step {
-                operator: "=",
-                value: Some(value.to_owned()),
-                file: origin.file.to_owned(),
-                line: origin.line,
-                conditions: Vec::new(),
-            }],
-        })
-        .collect()
-}
-
-fn step(m: &Model, loc: Loc) -> Step {
-    Step { operator: "=", value: None, file: m.file_name(loc).to_owned(), line: loc.line, conditions: Vec::new() }
+    /// The keys of the result with their steps. `entries` are those of all parts together.
+    fn histories(&self, book: &mut KeyBook, parts: &[Recorded<'_>], entries: &[Entry], own: &str) -> Vec<KeyHistory> {
+        let m = &self.m;
+        // Printed keys and the key their history is kept under.
+        let base: HashMap<String, u32> = entries.iter().map(|e| (book.printed(m, e.key), book.base(e.key))).collect();
+        let mut out = Vec::new();
+        for e in crate::expand::flatten(m, book, entries, own) {
+            let key = book.plain_text(m, e.key).to_owned();
+            let from = base.get(&key).copied().unwrap_or(e.key);
+            let from_text = book.plain_text(m, from);
+            // A suffix that is still to be seen tells the parts that have it; without one all parts had a say.
+            let concerned = |p: &&Recorded<'_>| {
+                from == e.key || p.entries.iter().any(|o| book.base(o.key) == from && book.printed(m, o.key) == key)
+            };
+            let steps =
+                parts.iter().filter(concerned).flat_map(|p| p.steps.get(from_text).cloned().unwrap_or_default());
+            out.push(KeyHistory {
+                key: key.clone(),
+                value: Some(e.val.text(m, own).to_owned()),
+                steps: steps.collect(),
+            });
+        }
+        for part in parts {
+            for key in &part.order {
+                let gone = part.steps.get(key).filter(|s| s.last().is_some_and(|l| l.value.is_none()));
+                if let Some(steps) = gone
+                    && !out.iter().any(|k| k.key == *key)
+                {
+                    out.push(KeyHistory { key: key.clone(), value: None, steps: steps.clone() });
+                }
+            }
+        }
+        out
+    }
 }
 
 pub(crate) fn removal(m: &Model, c: &Constraint) -> Removal {
@@ -222,13 +239,20 @@ fn operator(kind: OpKind) -> &'static str {
     }
 }
 
-struct Recorder<'a> {
+/// What happened to the keys of one combination.
+struct Recorded<'a> {
     m: &'a Model,
+    /// Its name, if it is a part of a joined variant.
+    part: Option<String>,
+    /// Keys in the order of their first step.
     order: Vec<String>,
     steps: HashMap<String, Vec<Step>>,
+    /// What there is in the end, not flattened.
+    entries: Vec<Entry>,
+    own: String,
 }
 
-impl Recorder<'_> {
+impl Recorded<'_> {
     fn push(&mut self, key: &str, step: Step) {
         if let Some(s) = self.steps.get_mut(key) {
             s.push(step);
@@ -237,9 +261,21 @@ impl Recorder<'_> {
         self.order.push(key.to_owned());
         self.steps.insert(key.to_owned(), vec![step]);
     }
+
+    /// A step at a place, still without effect.
+    fn step(&self, loc: Loc) -> Step {
+        Step {
+            operator: "=",
+            value: None,
+            file: self.m.file_name(loc).to_owned(),
+            line: loc.line,
+            conditions: Vec::new(),
+            part: self.part.clone(),
+        }
+    }
 }
 
-impl Trace for Recorder<'_> {
+impl Trace for Recorded<'_> {
     const ON: bool = true;
 
     fn changed(&mut self, key: &str, op: &Op, value: Option<&str>, conditions: &[(Op, usize)]) {
@@ -248,12 +284,12 @@ impl Trace for Recorder<'_> {
         if op.history != NONE {
             for f in &m.folded[op.history as usize] {
                 let value = Some(m.text(f.result).to_owned());
-                let s = Step { operator: operator(f.kind), value, conditions: conditions.clone(), ..step(m, f.loc) };
+                let s = Step { operator: operator(f.kind), value, conditions: conditions.clone(), ..self.step(f.loc) };
                 self.push(key, s);
             }
             return;
         }
         let value = value.map(str::to_owned);
-        self.push(key, Step { operator: operator(op.kind), value, conditions, ..step(m, op.loc) });
+        self.push(key, Step { operator: operator(op.kind), value, conditions, ..self.step(op.loc) });
     }
 }

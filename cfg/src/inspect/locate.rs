@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
+use crate::expand::assign::Subject;
 use crate::expand::filter::{Tri, View};
+use crate::expand::names;
 use crate::model::{Constraint, Model};
 
 /// One way through the graph: nodes from the root to the leaf.
@@ -55,32 +57,51 @@ pub(crate) fn paths(m: &Model, name: &str) -> Vec<Path> {
     found
 }
 
-/// A complete path with everything a filter asks about it.
+/// A complete path with everything that filters and values ask about it.
 #[derive(Debug)]
 pub(crate) struct Complete {
     pub(crate) nodes: Path,
     labels: Vec<u32>,
     counts: Vec<u32>,
+    pub(crate) name: String,
+    short: String,
+    dep: Vec<String>,
 }
 
 impl Complete {
     pub(crate) fn new(m: &Model, nodes: Path) -> Self {
         let mut counts = vec![0; m.atoms.len()];
         let mut labels = Vec::new();
+        let (mut name, mut short, mut dep) = (String::new(), String::new(), Vec::new());
         for n in &nodes {
-            for l in &m.path_labels[m.nodes[*n as usize].labels.range()] {
+            let n = &m.nodes[*n as usize];
+            dep.extend(m.deps[n.deps.range()].iter().map(|d| names::dependency(&name, m.text(*d))));
+            for l in &m.path_labels[n.labels.range()] {
                 labels.push(*l);
-                for a in m.labels[*l as usize].atoms {
+                let l = &m.labels[*l as usize];
+                for a in l.atoms {
                     if let Some(c) = counts.get_mut(a as usize) {
                         *c += 1;
                     }
                 }
+                name.push_str(m.text(l.printed));
+                name.push('.');
+                if !n.quiet {
+                    short.push_str(m.names.get(l.name));
+                    short.push('.');
+                }
             }
         }
-        Complete { nodes, labels, counts }
+        let [name, short] = [name, short].map(|n| names::without_dot(&n).to_owned());
+        Complete { nodes, labels, counts, name, short, dep }
     }
 
-    pub(crate) fn view<'a>(&'a self, m: &'a Model) -> View<'a> {
+    /// The combination, to run its operations.
+    pub(crate) fn subject<'a>(&'a self, m: &'a Model) -> Subject<'a> {
+        Subject { nodes: &self.nodes, view: self.view(m), name: &self.name, short: &self.short, dep: &self.dep }
+    }
+
+    fn view<'a>(&'a self, m: &'a Model) -> View<'a> {
         View { m, path: &self.labels, counts: &self.counts, below: &[] }
     }
 
@@ -90,27 +111,5 @@ impl Complete {
             .iter()
             .flat_map(|n| &m.constraints[m.nodes[*n as usize].constraints.range()])
             .filter(|c| self.view(m).constraint(c) == Tri::No)
-    }
-
-    /// `shortname` of the path.
-    pub(crate) fn short_name(&self, m: &Model) -> String {
-        let quiet = |n: &&u32| !m.nodes[**n as usize].quiet;
-        let labels = self.nodes.iter().filter(quiet).flat_map(|n| &m.path_labels[m.nodes[*n as usize].labels.range()]);
-        labels.map(|l| m.names.get(m.labels[*l as usize].name)).collect::<Vec<_>>().join(".")
-    }
-
-    /// `dep` of the path.
-    pub(crate) fn dep(&self, m: &Model) -> Vec<String> {
-        let mut name = String::new();
-        let mut out = Vec::new();
-        for n in &self.nodes {
-            let n = &m.nodes[*n as usize];
-            out.extend(m.deps[n.deps.range()].iter().map(|d| format!("{name}{}", m.text(*d))));
-            for l in &m.path_labels[n.labels.range()] {
-                name.push_str(m.text(m.labels[*l as usize].printed));
-                name.push('.');
-            }
-        }
-        out
     }
 }

@@ -273,7 +273,7 @@ fn read_variant(text: &str) -> Result<VariantLine<'_>, Fault> {
 fn variant_tokens<'a>(tokens: &mut Tokens<'a>) -> Result<VariantLine<'a>, Fault> {
     let mut out = VariantLine::default();
     let mut token = tokens.next()?;
-    if token == Token::Space {
+    while token == Token::Space {
         token = tokens.next()?;
     }
     if token == Token::At {
