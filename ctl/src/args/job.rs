@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use vt_protocol::ids::JobId;
 
-use super::run::ReportFile;
+use super::{provider::SetArgs, run::ReportFile};
 
 /// What is done with jobs.
 #[derive(Debug, Subcommand)]
@@ -66,14 +66,24 @@ pub struct FetchArgs {
 /// What is done with scenarios.
 #[derive(Debug, Subcommand)]
 pub enum ScenarioVerb {
-    /// Scenarios that the daemons can run
-    #[command(visible_alias = "ls", after_help = "Example:\n  vtctl scenario list")]
-    List,
-    /// One scenario with its parameters
+    /// Scenarios that the daemons can run, and tests of providers
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:\n  vtctl scenario list\n  vtctl scenario list --providers ./avocado-vt"
+    )]
+    List {
+        /// Whose tests are listed too
+        #[command(flatten)]
+        set: SetArgs,
+    },
+    /// One scenario with its parameters, or one test
     #[command(after_help = "Example:\n  vtctl scenario show multihost_migration")]
     Show {
         /// Its name
         scenario: String,
+        /// Whose tests are meant too
+        #[command(flatten)]
+        set: SetArgs,
     },
 }
 

@@ -2,13 +2,17 @@
 
 use clap::{Args, Subcommand};
 
-use super::cluster::key_value;
+use super::{
+    cluster::key_value,
+    provider::{GuestArgs, SetArgs},
+};
 
 /// Which configuration, and which part of it.
 #[derive(Debug, Clone, Args)]
 pub struct Selection {
     /// A Cartesian configuration; repeatable, read in order
-    #[arg(short = 'c', long = "config", value_name = "FILE", required = true)]
+    /// [default with --providers: tests.cfg of the set]
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
     pub config: Vec<String>,
     /// Keep the variants that match; repeatable
     #[arg(long, value_name = "FILTER")]
@@ -19,6 +23,12 @@ pub struct Selection {
     /// A parameter for all of them; repeatable
     #[arg(short = 'p', long = "param", value_name = "KEY=VALUE", value_parser = key_value)]
     pub params: Vec<(String, String)>,
+    /// The set behind the files
+    #[command(flatten)]
+    pub set: SetArgs,
+    /// Guests and machines
+    #[command(flatten)]
+    pub guests: GuestArgs,
 }
 
 /// `variants …`.

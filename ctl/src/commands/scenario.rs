@@ -9,43 +9,147 @@ use vt_protocol::{
 
 use super::{App, Code};
 use crate::{
-    args::{Output, ScenarioVerb},
+    args::{Output, ScenarioVerb, SetArgs},
     client::{Mesh, Need},
+    providers::{self, Test},
     suggest,
     ui::{
+        Ui,
         report::unexpected,
         table::Table,
-        text::{natural, safe},
+        text::{count, natural, safe},
     },
 };
 
 pub(super) async fn scenario(app: &mut App, verb: ScenarioVerb) -> Result<Code, Report> {
-    let scenarios = all(&mut app.mesh).await?;
     match verb {
-        ScenarioVerb::List => {
-            let names = scenarios.iter().map(|scenario| scenario.name.clone()).collect();
-            app.list("vtmesh/v1/scenarios", "scenarios", scenarios.iter().map(json).collect(), names, || {
-                let mut table = Table::new(&["SCENARIO", ">HOSTS", "SUMMARY"]);
-                for scenario in &scenarios {
-                    table.row([safe(&scenario.name), scenario.hosts.to_string(), safe(&scenario.summary)]);
-                }
-                table.render(app.ui.width)
-            });
+        ScenarioVerb::List { set } => {
+            // What can be wrong without asking anybody comes first.
+            let tests = tests(&set)?;
+            let scenarios = all(&mut app.mesh).await?;
+            list(&app.ui, &scenarios, &tests, set.from.providers.is_some());
         }
-        ScenarioVerb::Show { scenario } => {
-            let info = find(&scenarios, &scenario)?;
-            match app.ui.output {
-                Output::Table | Output::Wide => app.ui.raw(&text(info, app.ui.width)),
-                Output::Json | Output::Jsonl => {
-                    let mut value = json(info);
-                    value["schema"] = json!("vtmesh/v1/scenario");
-                    app.ui.json(&value);
-                }
-                Output::Name => app.ui.line(&info.name),
+        ScenarioVerb::Show { scenario, set } => {
+            let tests = tests(&set)?;
+            let scenarios = all(&mut app.mesh).await?;
+            let test = tests.iter().find(|test| scenario == test.name || scenario == full_name(test));
+            match test.filter(|_| scenarios.iter().all(|known| known.name != scenario)) {
+                Some(test) => show_test(&app.ui, &scenarios, test),
+                None => show(&app.ui, find(&scenarios, &scenario)?),
             }
         }
     }
     Ok(Exit::Ok.into())
+}
+
+/// The tests of the set that is meant; none where none is.
+fn tests(set: &SetArgs) -> Result<Vec<Test>, Report> {
+    if set.from.providers.is_none() {
+        return Ok(Vec::new());
+    }
+    Ok(Test::all(&providers::assemble(set)?)?)
+}
+
+fn list(ui: &Ui, scenarios: &[ScenarioInfo], tests: &[Test], with_tests: bool) {
+    let names = scenarios.iter().map(|scenario| scenario.name.clone()).chain(tests.iter().map(full_name));
+    match ui.output {
+        Output::Table | Output::Wide => {
+            let mut table = Table::new(&["SCENARIO", ">HOSTS", "SUMMARY"]);
+            for scenario in scenarios {
+                table.row([safe(&scenario.name), scenario.hosts.to_string(), safe(&scenario.summary)]);
+            }
+            ui.raw(&table.render(ui.width));
+            if with_tests {
+                ui.raw(&format!("\n{}", table_of_tests(scenarios, tests).render(ui.width)));
+                let here = tests.iter().filter(|test| !scenarios_of(scenarios, test).is_empty()).count();
+                ui.note(format_args!("{} of providers, {here} with a scenario here", count(tests.len(), "test")));
+            }
+        }
+        Output::Json => {
+            let scenarios_json: Vec<Value> = scenarios.iter().map(json).collect();
+            let mut value = json!({"schema": "vtmesh/v1/scenarios", "scenarios": scenarios_json});
+            if with_tests {
+                value["tests"] = tests.iter().map(|test| test_json(scenarios, test)).collect();
+            }
+            ui.json(&value);
+        }
+        Output::Jsonl => {
+            scenarios
+                .iter()
+                .map(json)
+                .chain(tests.iter().map(|test| test_json(scenarios, test)))
+                .for_each(|v| ui.json(&v));
+        }
+        Output::Name => names.for_each(|name| ui.line(safe(&name))),
+    }
+}
+
+fn table_of_tests(scenarios: &[ScenarioInfo], tests: &[Test]) -> Table {
+    let mut table = Table::new(&["TEST", "TYPE", "SCENARIO", "PROVIDER"]);
+    for test in tests {
+        let here = scenarios_of(scenarios, test).join(" ");
+        let here = if here.is_empty() { "none".to_owned() } else { here };
+        table.row([safe(&test.name), safe(&test.types.join(" ")), here, safe(&test.provider)]);
+    }
+    table
+}
+
+/// The scenarios that a test's types name, as far as they exist.
+fn scenarios_of(scenarios: &[ScenarioInfo], test: &Test) -> Vec<String> {
+    let named = scenarios.iter().filter(|scenario| test.types.iter().any(|known| *known == scenario.name));
+    named.map(|scenario| scenario.name.clone()).collect()
+}
+
+/// As it begins the names of its variants.
+fn full_name(test: &Test) -> String {
+    format!("{}.{}", test.provider, test.name)
+}
+
+fn show_test(ui: &Ui, scenarios: &[ScenarioInfo], test: &Test) {
+    let here = scenarios_of(scenarios, test).join(" ");
+    match ui.output {
+        Output::Table | Output::Wide => {
+            let here = if here.is_empty() { "none: its variants are skipped" } else { &here };
+            let rows = [
+                ("test", full_name(test)),
+                ("type", test.types.join(" ")),
+                ("scenario", here.to_owned()),
+                ("defined at", format!("{}:{}", test.file.display(), test.line)),
+                ("variants", format!("vtctl variants list --only {}", full_name(test))),
+            ];
+            rows.iter().for_each(|(key, value)| ui.line(format_args!("{key:<11}{}", safe(value))));
+        }
+        Output::Json | Output::Jsonl => {
+            let mut value = test_json(scenarios, test);
+            value["schema"] = json!("vtmesh/v1/test");
+            ui.json(&value);
+        }
+        Output::Name => ui.line(full_name(test)),
+    }
+}
+
+fn test_json(scenarios: &[ScenarioInfo], test: &Test) -> Value {
+    json!({
+        "test": full_name(test),
+        "provider": test.provider,
+        "name": test.name,
+        "types": test.types,
+        "scenarios": scenarios_of(scenarios, test),
+        "file": test.file,
+        "line": test.line,
+    })
+}
+
+fn show(ui: &Ui, info: &ScenarioInfo) {
+    match ui.output {
+        Output::Table | Output::Wide => ui.raw(&text(info, ui.width)),
+        Output::Json | Output::Jsonl => {
+            let mut value = json(info);
+            value["schema"] = json!("vtmesh/v1/scenario");
+            ui.json(&value);
+        }
+        Output::Name => ui.line(&info.name),
+    }
 }
 
 /// The scenarios that the daemon knows, in natural order.
@@ -84,7 +188,7 @@ fn text(info: &ScenarioInfo, width: Option<usize>) -> String {
         "{}: {}\nIt takes {} a case:  vtctl run {} -m {}\n\n{params}",
         safe(&info.name),
         safe(&info.summary),
-        crate::ui::text::count(hosts.len(), "host"),
+        count(hosts.len(), "host"),
         safe(&info.name),
         hosts.join(","),
     )

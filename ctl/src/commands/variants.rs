@@ -11,10 +11,11 @@ use vt_protocol::{
 
 use super::{
     Code,
-    cfg::{parse, refused, shown},
+    cfg::{refused, shown},
 };
 use crate::{
     args::{Output, Selection, VariantsVerb},
+    providers::Selected,
     ui::{Ui, report::usage, table::Table, text::safe},
 };
 
@@ -31,10 +32,76 @@ pub(super) fn variants(ui: &Ui, verb: &VariantsVerb) -> Result<Code, Report> {
     }
 }
 
-/// What the flags say, as statements of the language behind the first file's end.
-pub(super) fn statements(from: &Selection) -> Result<Vec<String>, Report> {
-    let mut out: Vec<String> = from.config.iter().skip(1).map(|file| format!("include {file}")).collect();
-    out.extend(from.only.iter().map(|filter| format!("only {filter}")));
+/// A configuration with the files it was read from.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) files: Selected,
+    pub(super) config: Config,
+}
+
+impl Opened {
+    /// Shows a mistake that was found while expanding.
+    fn refused(&self, ui: &Ui, mistake: Diagnostic) -> Report {
+        refused(ui, self.files.main(), &[self.files.placed(mistake)])
+    }
+
+    /// What became of a name, with all places on disk.
+    fn explain(&self, name: &str) -> Result<Explanation, Diagnostic> {
+        let mut explanation = self.config.explain(name)?;
+        match &mut explanation {
+            Explanation::Present(keys) => {
+                for step in keys.iter_mut().flat_map(|key| &mut key.steps) {
+                    (step.file, step.line) = self.files.place(&step.file, step.line);
+                    self.place_conditions(&mut step.conditions);
+                }
+            }
+            Explanation::Removed(lines) => lines.iter_mut().for_each(|line| self.place_removal(line)),
+            Explanation::Unknown { .. } => {}
+        }
+        Ok(explanation)
+    }
+
+    /// The line that removed the last variants, where one did, with its place on disk.
+    fn emptied_by(&self) -> Result<Option<Removal>, Diagnostic> {
+        let mut line = self.config.emptied_by()?;
+        line.iter_mut().for_each(|line| self.place_removal(line));
+        Ok(line)
+    }
+
+    fn place_removal(&self, line: &mut Removal) {
+        (line.file, line.line) = self.files.place(&line.file, line.line);
+        self.place_conditions(&mut line.conditions);
+    }
+
+    fn place_conditions(&self, conditions: &mut [Condition]) {
+        for condition in conditions {
+            (condition.file, condition.line) = self.files.place(&condition.file, condition.line);
+        }
+    }
+
+    /// A variant's parameters with their places on disk.
+    pub(super) fn params(&self, variant: &Variant<'_>) -> Params {
+        let mut out = Params::new();
+        for (key, value, origin) in variant.params() {
+            let (file, line) = self.files.place(origin.file, origin.line);
+            out.set(key, value, Origin { file, line });
+        }
+        out
+    }
+}
+
+/// Reads the configuration that is meant. Mistakes are shown, and the report says how many there are.
+pub(super) fn read(ui: &Ui, from: &Selection) -> Result<Opened, Report> {
+    let files = Selected::new(&from.set, &from.guests, &from.config)?;
+    match files.parse(&statements(from)?, &vt_cfg::Options::default()) {
+        Ok(config) => Ok(Opened { files, config }),
+        Err(mistakes) => Err(refused(ui, files.main(), &mistakes)),
+    }
+}
+
+/// What the filters and parameters say, as statements of the language behind the last file's end.
+fn statements(from: &Selection) -> Result<Vec<String>, Report> {
+    let mut out: Vec<String> = from.only.iter().map(|filter| format!("only {filter}")).collect();
     out.extend(from.no.iter().map(|filter| format!("no {filter}")));
     out.extend(from.params.iter().map(|(key, value)| format!("{key} = {value}")));
     match out.iter().find(|text| text.contains(['\n', '\r'])) {
@@ -43,23 +110,15 @@ pub(super) fn statements(from: &Selection) -> Result<Vec<String>, Report> {
     }
 }
 
-fn main_file(from: &Selection) -> &str {
-    from.config.first().map_or("", String::as_str)
-}
-
-fn read(ui: &Ui, from: &Selection) -> Result<Config, Report> {
-    parse(ui, main_file(from), &statements(from)?, &vt_cfg::Options::default())
-}
-
 fn list(ui: &Ui, from: &Selection) -> Result<Code, Report> {
-    let config = read(ui, from)?;
+    let opened = read(ui, from)?;
     let mut out = std::io::BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
     let json = matches!(ui.output, Output::Json | Output::Jsonl);
     let whole = ui.output == Output::Json;
     let mut found = 0u64;
     let mut head = if whole { "{\"schema\":\"vtmesh/v1/variants\",\"variants\":[\n" } else { "" };
-    for name in config.names() {
-        let name = name.map_err(|mistake| refused(ui, main_file(from), &[mistake]))?;
+    for name in opened.config.names() {
+        let name = name.map_err(|mistake| opened.refused(ui, mistake))?;
         let line = match (json, whole) {
             (false, _) => safe(&name),
             (true, true) => json!(name).to_string(),
@@ -81,7 +140,7 @@ fn list(ui: &Ui, from: &Selection) -> Result<Code, Report> {
     let _ = out.flush();
     if found == 0 {
         ui.note("note: no variant is left");
-        if let Ok(Some(line)) = config.emptied_by() {
+        if let Ok(Some(line)) = opened.emptied_by() {
             ui.note(format_args!("the line that removed the last ones: {}", removed(&line)));
         }
     }
@@ -89,8 +148,8 @@ fn list(ui: &Ui, from: &Selection) -> Result<Code, Report> {
 }
 
 fn count(ui: &Ui, from: &Selection) -> Result<Code, Report> {
-    let config = read(ui, from)?;
-    let count = config.count().map_err(|mistake| refused(ui, main_file(from), &[mistake]))?;
+    let opened = read(ui, from)?;
+    let count = opened.config.count().map_err(|mistake| opened.refused(ui, mistake))?;
     match ui.output {
         Output::Json | Output::Jsonl => {
             // Counts beyond 2^64 are possible and exact; JSON numbers are not.
@@ -103,8 +162,8 @@ fn count(ui: &Ui, from: &Selection) -> Result<Code, Report> {
 }
 
 /// The full name that is meant: itself, or the one name a filter leaves.
-fn resolve(ui: &Ui, from: &Selection, config: &Config, typed: &str) -> Result<String, Report> {
-    let exact = config.explain(typed).map_err(|mistake| refused(ui, main_file(from), &[mistake]))?;
+fn resolve(ui: &Ui, from: &Selection, opened: &Opened, typed: &str) -> Result<String, Report> {
+    let exact = opened.explain(typed).map_err(|mistake| opened.refused(ui, mistake))?;
     if !matches!(exact, Explanation::Unknown { .. }) {
         return Ok(typed.to_owned());
     }
@@ -112,9 +171,7 @@ fn resolve(ui: &Ui, from: &Selection, config: &Config, typed: &str) -> Result<St
     narrowed.only.push(typed.to_owned());
     // What is no filter either is answered as a name.
     let Ok(texts) = statements(&narrowed) else { return Ok(typed.to_owned()) };
-    let Ok(left) = vt_cfg::parse(&vt_cfg::FsSource, main_file(from), &texts, &vt_cfg::Options::default()) else {
-        return Ok(typed.to_owned());
-    };
+    let Ok(left) = opened.files.parse(&texts, &vt_cfg::Options::default()) else { return Ok(typed.to_owned()) };
     let names: Vec<String> = left.names().take(6).filter_map(Result::ok).collect();
     match names.as_slice() {
         [] => Ok(typed.to_owned()),
@@ -122,19 +179,23 @@ fn resolve(ui: &Ui, from: &Selection, config: &Config, typed: &str) -> Result<St
         many => {
             let report = usage(format!("{typed} matches more than one variant"));
             let report = many.iter().take(5).fold(report, |report, name| report.with("variant", name.as_str()));
-            Err(report.help(format!("vtctl variants list -c {} --only '{typed}'", main_file(from))))
+            Err(report.help(format!("vtctl variants list{} --only '{typed}'", same_files(from))))
         }
     }
 }
 
+/// The flags that name the same files.
+fn same_files(from: &Selection) -> String {
+    from.config.iter().map(|file| format!(" -c {file}")).collect()
+}
+
 fn show(ui: &Ui, from: &Selection, typed: &str, host: Option<&str>) -> Result<Code, Report> {
-    let config = read(ui, from)?;
-    let name = resolve(ui, from, &config, typed)?;
-    let failed = |mistake: Diagnostic| refused(ui, main_file(from), &[mistake]);
-    let Some(variant) = config.find(&name).map_err(failed)? else {
-        return Err(absent(&config, from, &name));
+    let opened = read(ui, from)?;
+    let name = resolve(ui, from, &opened, typed)?;
+    let Some(variant) = opened.config.find(&name).map_err(|mistake| opened.refused(ui, mistake))? else {
+        return Err(absent(&opened, from, &name));
     };
-    let mut params = params(&variant);
+    let mut params = opened.params(&variant);
     if let Some(host) = host {
         params = of_host(&params, host, &name)?;
     }
@@ -181,18 +242,9 @@ fn of_host(params: &Params, host: &str, seed: &str) -> Result<Params, Report> {
     Ok(for_host(params, &hosts, place - 1, seed))
 }
 
-/// A variant's parameters with their places.
-pub(crate) fn params(variant: &Variant<'_>) -> Params {
-    let mut out = Params::new();
-    for (key, value, origin) in variant.params() {
-        out.set(key, value, Origin { file: origin.file.to_owned(), line: origin.line });
-    }
-    out
-}
-
-fn absent(config: &Config, from: &Selection, name: &str) -> Report {
+fn absent(opened: &Opened, from: &Selection, name: &str) -> Report {
     let mut report = Report::new(ErrorCode::NoVariants, format!("there is no variant {name}"));
-    match config.explain(name) {
+    match opened.explain(name) {
         Ok(Explanation::Removed(lines)) => {
             report = lines.iter().take(10).fold(report, |report, line| report.with("removed by", removed(line)));
         }
@@ -206,7 +258,7 @@ fn absent(config: &Config, from: &Selection, name: &str) -> Report {
         }
         _ => {}
     }
-    report.help(format!("vtctl variants list -c {}", main_file(from)))
+    report.help(format!("vtctl variants list{}", same_files(from)))
 }
 
 /// `only x (file:line), under y (file:line)`.
@@ -220,9 +272,9 @@ fn under(conditions: &[Condition]) -> String {
 }
 
 fn explain(ui: &Ui, from: &Selection, typed: &str, key: Option<&str>) -> Result<Code, Report> {
-    let config = read(ui, from)?;
-    let name = resolve(ui, from, &config, typed)?;
-    let explained = config.explain(&name).map_err(|mistake| refused(ui, main_file(from), &[mistake]))?;
+    let opened = read(ui, from)?;
+    let name = resolve(ui, from, &opened, typed)?;
+    let explained = opened.explain(&name).map_err(|mistake| opened.refused(ui, mistake))?;
     match explained {
         Explanation::Present(keys) => {
             let wanted: Vec<&KeyHistory> = keys.iter().filter(|k| key.is_none_or(|key| k.key == key)).collect();
@@ -254,7 +306,7 @@ fn explain(ui: &Ui, from: &Selection, typed: &str, key: Option<&str>) -> Result<
                 ui.json(&json!({"schema": "vtmesh/v1/explain", "name": name, "exists": false, "removed_by": lines}));
             }
         }
-        Explanation::Unknown { .. } => return Err(absent(&config, from, &name)),
+        Explanation::Unknown { .. } => return Err(absent(&opened, from, &name)),
     }
     Ok(Exit::Ok.into())
 }
@@ -266,7 +318,8 @@ fn history(k: &KeyHistory) -> String {
     for (i, s) in k.steps.iter().enumerate() {
         let won = if i == last && last > 0 { "  <- won" } else { "" };
         let to = s.value.as_deref().map_or(String::new(), |v| format!(" {}", safe(v)));
-        let line = format!("{}:{}{}", s.file, s.line, under(&s.conditions));
+        let part = s.part.as_ref().map_or(String::new(), |part| format!(", in {part}"));
+        let line = format!("{}:{}{}{part}", s.file, s.line, under(&s.conditions));
         text.push_str(&format!("    {:<5}{to}  ({}){won}\n", s.operator, safe(&line)));
     }
     text
@@ -287,6 +340,7 @@ fn history_json(k: &KeyHistory) -> Value {
                 "file": s.file,
                 "line": s.line,
                 "conditions": conditions_json(&s.conditions),
+                "part": s.part,
             })
         })
         .collect();
@@ -294,9 +348,10 @@ fn history_json(k: &KeyHistory) -> Value {
 }
 
 fn lint(ui: &Ui, from: &Selection, keys: bool, warnings: bool) -> Result<Code, Report> {
-    let config = read(ui, from)?;
+    let opened = read(ui, from)?;
     let options = LintOptions { known_keys: keys.then(Vec::new) };
-    let mut found = config.lint(&options);
+    let mut found: Vec<Diagnostic> =
+        opened.config.lint(&options).into_iter().map(|finding| opened.files.placed(finding)).collect();
     found.retain(|d| !warnings || d.severity > Severity::Note);
     match ui.output {
         Output::Json | Output::Jsonl => {

@@ -7,7 +7,7 @@ pub mod text;
 
 use std::io::{IsTerminal, Write};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use vt_protocol::error::Report;
 
 use self::style::Style;
@@ -89,6 +89,16 @@ impl Ui {
     pub fn json(&self, value: &Value) {
         let text = if self.output == Output::Jsonl { value.to_string() } else { format!("{value:#}") };
         self.line(text);
+    }
+
+    /// Shows a list: as a table, as one JSON object with `schema`, a line an item, or names only.
+    pub fn list(&self, schema: &str, key: &str, items: &[Value], names: &[String], table: impl FnOnce() -> String) {
+        match self.output {
+            Output::Table | Output::Wide => self.raw(&table()),
+            Output::Json => self.json(&json!({"schema": schema, key: items})),
+            Output::Jsonl => items.iter().for_each(|item| self.json(item)),
+            Output::Name => names.iter().for_each(|name| self.line(name)),
+        }
     }
 
     /// Shows an error: as JSON on stdout where JSON was asked for, so that stdout always holds one, else on stderr.

@@ -1,0 +1,90 @@
+//! `provider …`, `guest …`, and which configuration set is meant.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// Where providers are.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Test providers")]
+pub struct ProvidersArgs {
+    /// Folder with test-providers.d, shared/cfg and backends
+    /// (also VTCTL_PROVIDERS)
+    #[arg(long, value_name = "DIR", env = "VTCTL_PROVIDERS", hide_env = true)]
+    pub providers: Option<PathBuf>,
+    /// Where trees that come by git are kept
+    #[arg(long, value_name = "DIR", env = "VTCTL_PROVIDER_TREES", hide_env = true)]
+    pub trees: Option<PathBuf>,
+}
+
+/// Which configuration set is meant.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Test providers")]
+pub struct SetArgs {
+    /// Where it comes from
+    #[command(flatten)]
+    pub from: ProvidersArgs,
+    /// Whose tests
+    #[arg(long, value_name = "NAME", default_value = "qemu")]
+    pub backend: String,
+}
+
+/// Which guests and machines of a configuration.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Test providers")]
+pub struct GuestArgs {
+    /// Guests, e.g. Linux.Fedora.31
+    #[arg(long, value_name = "FILTER")]
+    pub guest_os: Option<String>,
+    /// Machine types, e.g. i440fx
+    #[arg(long, value_name = "FILTER")]
+    pub machine_type: Option<String>,
+}
+
+/// What is done with providers.
+#[derive(Debug, Subcommand)]
+pub enum ProviderVerb {
+    /// Providers, where their tests come from, and what for
+    #[command(visible_alias = "ls", after_help = "Example:\n  vtctl provider list --providers ./avocado-vt")]
+    List(ProvidersArgs),
+    /// Fetch the tests of providers with git
+    #[command(after_help = "Examples:\n  vtctl provider sync\n  vtctl provider sync io-github-autotest-qemu\n\n\
+                            Nothing of what is fetched is run. --timeout bounds each, 10 minutes if not given.")]
+    Sync {
+        /// Only these
+        providers: Vec<String>,
+        /// Which definitions
+        #[command(flatten)]
+        from: ProvidersArgs,
+    },
+    /// Write a backend's configuration set to a new folder
+    #[command(after_help = "Example:\n  vtctl provider export ./cfg --backend qemu")]
+    Export {
+        /// The folder; it must not exist yet
+        folder: PathBuf,
+        /// Which set
+        #[command(flatten)]
+        set: SetArgs,
+    },
+}
+
+/// What is done with guests.
+#[derive(Debug, Subcommand)]
+pub enum GuestVerb {
+    /// Guests of the configuration set, and their images
+    #[command(
+        visible_alias = "ls",
+        after_help = "Examples:\n  vtctl guest list --providers ./avocado-vt\n  vtctl guest list --guest-os Linux.Fedora --machine-type q35"
+    )]
+    List {
+        /// Directory of images [default: /var/lib/vtmesh/images]
+        #[arg(long, value_name = "DIR")]
+        images: Option<PathBuf>,
+        /// Which set
+        #[command(flatten)]
+        set: SetArgs,
+        /// Which of them
+        #[command(flatten)]
+        guests: GuestArgs,
+    },
+}
