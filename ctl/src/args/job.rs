@@ -1,11 +1,28 @@
 //! `job …`, `scenario …`, `vm …`, `explain`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Subcommand};
-use vt_protocol::ids::JobId;
+use vt_protocol::ids::{IdError, JobId};
 
 use super::{provider::SetArgs, run::ReportFile};
+
+/// Which job is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhichJob {
+    /// The one that was submitted last, whoever did it.
+    Latest,
+    /// This one.
+    Id(JobId),
+}
+
+impl FromStr for WhichJob {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "@latest" { Ok(Self::Latest) } else { text.parse().map(Self::Id) }
+    }
+}
 
 /// What is done with jobs.
 #[derive(Debug, Subcommand)]
@@ -14,22 +31,22 @@ pub enum JobVerb {
     #[command(visible_alias = "ls", after_help = "Example:\n  vtctl job list")]
     List,
     /// One job with its cases
-    #[command(after_help = "Example:\n  vtctl job show job_7f3k2")]
+    #[command(after_help = "Examples:\n  vtctl job show job_7f3k2\n  vtctl job show @latest")]
     Show {
-        /// Its id
-        job: JobId,
+        /// Its id, or @latest
+        job: WhichJob,
     },
     /// Follow a job until it is done; exits as `run` does
-    #[command(after_help = "Example:\n  vtctl job watch job_7f3k2")]
+    #[command(after_help = "Examples:\n  vtctl job watch job_7f3k2\n  vtctl job watch @latest")]
     Watch {
-        /// Its id
-        job: JobId,
+        /// Its id, or @latest
+        job: WhichJob,
     },
     /// What happened, on all hosts, from the beginning
     #[command(after_help = "Examples:\n  vtctl job logs job_7f3k2\n  vtctl job logs job_7f3k2 --follow -o jsonl")]
     Logs {
-        /// Its id
-        job: JobId,
+        /// Its id, or @latest
+        job: WhichJob,
         /// Go on until the job is done
         #[arg(short, long)]
         follow: bool,
@@ -37,11 +54,17 @@ pub enum JobVerb {
     /// Cancel a job
     #[command(after_help = "Example:\n  vtctl job cancel job_7f3k2")]
     Cancel {
-        /// Its id
-        job: JobId,
+        /// Its id, or @latest
+        job: WhichJob,
         /// Return when it is asked for, not when it is done
         #[arg(long)]
         no_wait: bool,
+    },
+    /// Let go what `run --keep` has kept
+    #[command(after_help = "Example:\n  vtctl job release job_7f3k2")]
+    Release {
+        /// Its id, or @latest
+        job: WhichJob,
     },
     /// Fetch the evidence of a job and write its reports
     #[command(visible_alias = "report")]
@@ -53,8 +76,8 @@ pub enum JobVerb {
 #[command(after_help = "Examples:\n  vtctl job fetch job_7f3k2 -r ./evidence\n  \
                         vtctl job report job_7f3k2 --report junit=results.xml")]
 pub struct FetchArgs {
-    /// Its id
-    pub job: JobId,
+    /// Its id, or @latest
+    pub job: WhichJob,
     /// Directory, which must not exist yet [default: vtmesh-results/JOB]
     #[arg(short = 'r', long, value_name = "DIR")]
     pub results: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! `job list|show|watch|logs|cancel|fetch`.
+//! `job list|show|watch|logs|cancel|release|fetch`.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::{
     run::{self, Collected},
 };
 use crate::{
-    args::{JobVerb, Output},
+    args::{JobVerb, Output, WhichJob},
     client::{Need, Next},
     exit,
     job::{
@@ -45,12 +45,29 @@ const LOOK: Duration = Duration::from_secs(60);
 pub(super) async fn job(app: &mut App, verb: JobVerb) -> Result<Code, Report> {
     match verb {
         JobVerb::List => list(app).await,
-        JobVerb::Show { job } => show(app, job).await,
-        JobVerb::Watch { job } => follow(app, job).await,
-        JobVerb::Logs { job, follow } => logs(app, job, follow).await,
-        JobVerb::Cancel { job, no_wait } => cancel(app, job, no_wait).await,
+        JobVerb::Show { job } => {
+            let job = id_of(app, job).await?;
+            show(app, job).await
+        }
+        JobVerb::Watch { job } => {
+            let job = id_of(app, job).await?;
+            follow(app, job).await
+        }
+        JobVerb::Logs { job, follow } => {
+            let job = id_of(app, job).await?;
+            logs(app, job, follow).await
+        }
+        JobVerb::Cancel { job, no_wait } => {
+            let job = id_of(app, job).await?;
+            cancel(app, job, no_wait).await
+        }
+        JobVerb::Release { job } => {
+            let job = id_of(app, job).await?;
+            release(app, job).await
+        }
         JobVerb::Fetch(args) => {
-            let done = ask(app, args.job).await?;
+            let job = id_of(app, args.job).await?;
+            let done = ask(app, job).await?;
             if done.state != JobState::Done {
                 return Err(Report::new(
                     ErrorCode::CaseClosed,
@@ -59,7 +76,7 @@ pub(super) async fn job(app: &mut App, verb: JobVerb) -> Result<Code, Report> {
                 .with("wanted", "a job that is done: its evidence is complete then")
                 .help(format!("vtctl job watch {}", done.id)));
             }
-            let goal = args.results.unwrap_or_else(|| results::default_folder(args.job));
+            let goal = args.results.unwrap_or_else(|| results::default_folder(job));
             let mut pressed = Pressed::catch()?;
             Ok(match run::collect(app, &done, &goal, &args.report, &mut pressed).await {
                 Collected::Whole => Exit::Ok,
@@ -68,6 +85,26 @@ pub(super) async fn job(app: &mut App, verb: JobVerb) -> Result<Code, Report> {
             }
             .into())
         }
+    }
+}
+
+/// The id of a job; asks the daemons only for `@latest`.
+async fn id_of(app: &mut App, job: WhichJob) -> Result<JobId, Report> {
+    match job {
+        WhichJob::Id(id) => Ok(id),
+        WhichJob::Latest => {
+            // The list has the newest first, in the order of the log.
+            jobs(app).await?.first().map(|job| job.id).ok_or_else(|| {
+                Report::new(ErrorCode::UnknownJob, "no job was submitted yet").help("vtctl run multihost_migration")
+            })
+        }
+    }
+}
+
+async fn jobs(app: &mut App) -> Result<Vec<JobView>, Report> {
+    match app.mesh.call(&AdminRequest::JobList, Need::Read).await? {
+        AdminReply::Jobs(jobs) => Ok(jobs),
+        other => Err(unexpected("job list", &other)),
     }
 }
 
@@ -80,10 +117,7 @@ async fn ask(app: &mut App, job: JobId) -> Result<JobView, Report> {
 
 async fn list(app: &mut App) -> Result<Code, Report> {
     let reached = app.mesh.reach(Need::Read).await?;
-    let jobs = match app.mesh.call(&AdminRequest::JobList, Need::Read).await? {
-        AdminReply::Jobs(jobs) => jobs,
-        other => return Err(unexpected("job list", &other)),
-    };
+    let jobs = jobs(app).await?;
     let names = jobs.iter().map(|job| job.id.to_string()).collect();
     app.list("vtmesh/v1/jobs", "jobs", jobs.iter().map(views::job_json).collect(), names, || {
         table(&jobs, app.ui.output == Output::Wide, now_ms(), app.ui.out).render(app.ui.width)
@@ -257,6 +291,21 @@ async fn cancel(app: &mut App, id: JobId, no_wait: bool) -> Result<Code, Report>
         Output::Name => app.ui.line(id),
         _ if state == JobState::Done => app.ui.line(format_args!("{id} is cancelled and has ended")),
         _ => app.ui.line(format_args!("{id} is being cancelled")),
+    }
+    Ok(Exit::Ok.into())
+}
+
+async fn release(app: &mut App, id: JobId) -> Result<Code, Report> {
+    match app.mesh.call(&AdminRequest::JobRelease(id), Need::Decide).await? {
+        AdminReply::Done => {}
+        other => return Err(unexpected("job release", &other)),
+    }
+    match app.ui.output {
+        Output::Json | Output::Jsonl => {
+            app.ui.json(&json!({"schema": "vtmesh/v1/done", "released": id.to_string()}));
+        }
+        Output::Name => app.ui.line(id),
+        _ => app.ui.line(format_args!("{id} keeps nothing any longer")),
     }
     Ok(Exit::Ok.into())
 }

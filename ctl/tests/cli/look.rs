@@ -100,6 +100,7 @@ fn lists_and_single_things_in_every_form() {
     assert!(run(&["vm", "list"]).contains("7.1.1.vm1  vm1   host2      9  tiny   7.1.1    —\n"));
     assert!(run(&["job", "list"]).contains("job_7  done   multihost_migration  PASS 1"));
     assert!(run(&["job", "show", "7"]).ends_with("PASS  1 of 1\n"));
+    assert_eq!(run(&["job", "show", "@latest"]), run(&["job", "show", "7"]));
     assert_eq!(run(&["cluster", "token", "create", "-o", "name"]), "vtj1_secret\n");
     assert_eq!(run(&["cluster", "token", "revoke", "tk_5"]), "tk_5 revoked\n");
     assert_eq!(run(&["cluster", "token", "list"]), "TOKEN  ROLE  STATE  EXPIRES  MADE ON\n");
