@@ -17,7 +17,7 @@ use crate::{
     state::{Role, State},
 };
 
-/// A voter that did not answer for so long is replaced.
+/// A voter that did not answer for so long is replaced, where the settings say nothing else.
 pub const AWAY: Duration = Duration::from_secs(600);
 /// A host that was heard within this time answers.
 pub const ANSWERS: Duration = Duration::from_secs(2);
@@ -46,8 +46,8 @@ impl Peer {
         self.wants_to_vote() && self.answers() && self.lag.is_some_and(|lag| lag <= CAUGHT_UP)
     }
 
-    fn may_go_on_voting(&self) -> bool {
-        self.wants_to_vote() && self.silent < AWAY
+    fn may_go_on_voting(&self, away: Duration) -> bool {
+        self.wants_to_vote() && self.silent < away
     }
 
     fn wants_to_vote(&self) -> bool {
@@ -70,11 +70,13 @@ pub struct View {
     pub settled: bool,
     /// Admitted hosts.
     pub hosts: BTreeMap<HostId, Peer>,
+    /// A voter that is silent for so long is replaced.
+    pub away: Duration,
 }
 
 impl View {
     /// What the leader sees, from its status, the state and how long it leads.
-    pub fn new(status: &Status, state: &State, leading_for: Duration) -> Self {
+    pub fn new(status: &Status, state: &State, leading_for: Duration, away: Duration) -> Self {
         let peer = |host: &crate::state::Host| {
             let me = host.id == status.host;
             let follower = status.followers.get(&host.id);
@@ -94,6 +96,7 @@ impl View {
             changing_to: status.leadership.changing_to.clone(),
             settled: status.leadership.settled,
             hosts: state.hosts.values().map(|host| (host.id, peer(host))).collect(),
+            away,
         }
     }
 
@@ -151,10 +154,13 @@ pub fn next_step(view: &View) -> Step {
 fn wanted_voters(view: &View) -> BTreeSet<HostId> {
     let mut staying: Vec<_> = Vec::new();
     let mut coming: Vec<_> = Vec::new();
+    let mut leaving: Vec<_> = Vec::new();
     for (id, peer) in &view.hosts {
         if view.voters.contains(id) {
-            if peer.may_go_on_voting() {
+            if peer.may_go_on_voting(view.away) {
                 staying.push((*id != view.me, !peer.answers(), peer.admitted_at, *id));
+            } else if peer.answers() {
+                leaving.push((peer.admitted_at, *id));
             }
         } else if peer.may_begin_to_vote() {
             coming.push((peer.role != Role::Witness, peer.admitted_at, *id));
@@ -162,6 +168,7 @@ fn wanted_voters(view: &View) -> BTreeSet<HostId> {
     }
     staying.sort_unstable();
     coming.sort_unstable();
+    leaving.sort_unstable();
     let able = staying.len() + coming.len();
     let most = match view.voters.len() {
         0..=2 => 3,
@@ -175,12 +182,15 @@ fn wanted_voters(view: &View) -> BTreeSet<HostId> {
     } else {
         1
     };
-    if able < least || able == 0 {
+    if able + leaving.len() < least {
         // Not even the next smaller number can be filled: waiting is all that is left.
         return view.voters.clone();
     }
+    // Five become three before they become one: who is to leave votes on for that step, where nobody else can.
     let staying = staying.into_iter().map(|(_, _, _, id)| id);
-    staying.chain(coming.into_iter().map(|(_, _, id)| id)).take(number.max(least)).collect()
+    let coming = coming.into_iter().map(|(_, _, id)| id);
+    let leaving = leaving.into_iter().map(|(_, id)| id);
+    staying.chain(coming).chain(leaving).take(number.max(least)).collect()
 }
 
 #[cfg(test)]
@@ -212,6 +222,7 @@ mod tests {
             changing_to: None,
             settled: true,
             hosts: all.into_iter().map(|id| (id, peer(Role::Voter, NOW))).collect(),
+            away: AWAY,
         }
     }
 
@@ -295,6 +306,37 @@ mod tests {
         let mut v = view(4, &[1]);
         v.hosts.get_mut(&host(1)).unwrap().role = Role::Learner;
         assert_eq!(next_step(&v), Step::ChangeVoters(set(&[2, 3, 4])));
+    }
+
+    #[test]
+    fn many_that_leave_at_once_leave_step_by_step() {
+        let mut v = view(5, &[1, 2, 3, 4, 5]);
+        for id in 2..=5 {
+            v.hosts.get_mut(&host(id)).unwrap().role = Role::Learner;
+        }
+        assert_eq!(next_step(&v), Step::ChangeVoters(set(&[1, 2, 3])), "who is to leave helps once more");
+        v.voters = set(&[1, 2, 3]);
+        v.learners = set(&[4, 5]);
+        assert_eq!(next_step(&v), Step::ChangeVoters(set(&[1])));
+    }
+
+    #[test]
+    fn the_last_voter_stays_until_another_can_vote() {
+        let mut v = view(2, &[1]);
+        v.hosts.get_mut(&host(1)).unwrap().role = Role::Learner;
+        silence(&mut v, 2, ANSWERS * 2);
+        assert_eq!(next_step(&v), Step::Nothing);
+        silence(&mut v, 2, NOW);
+        assert_eq!(next_step(&v), Step::ChangeVoters(set(&[2])));
+    }
+
+    #[test]
+    fn a_voter_that_was_replaced_comes_back_as_learner() {
+        let mut v = view(4, &[1, 2, 4]);
+        silence(&mut v, 3, AWAY);
+        assert_eq!(next_step(&v), Step::Nothing, "while it is away");
+        silence(&mut v, 3, NOW);
+        assert_eq!(next_step(&v), Step::Nothing, "there are three voters, so it stays a learner");
     }
 
     #[test]

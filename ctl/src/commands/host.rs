@@ -1,15 +1,19 @@
-//! `host list|show|inventory`.
+//! `host …`: what is shown of hosts, and what is changed about them.
+
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use vt_protocol::{
     admin::{AdminReply, AdminRequest, HostDetail, HostRole, HostView},
     error::{ErrorCode, Exit, Report},
-    ids::Name,
+    ids::{Name, RequestId},
+    membership::{Change, HostChange},
 };
 
 use super::{App, Code};
 use crate::{
-    args::{HostVerb, Output},
+    args::{DrainArgs, HostVerb, Output},
     client::{Mesh, Need},
     suggest,
     ui::{
@@ -25,6 +29,71 @@ pub(super) async fn host(app: &mut App, verb: HostVerb) -> Result<Code, Report> 
         HostVerb::List => list(app).await,
         HostVerb::Show { host } => show(app, &host).await,
         HostVerb::Inventory { host } => inventory(app, host).await,
+        HostVerb::Cordon { host } => change(app, host, Change::Cordon).await,
+        HostVerb::Uncordon { host } => change(app, host, Change::Uncordon).await,
+        HostVerb::Drain(args) => drain(app, args).await,
+        HostVerb::Label { host, labels } => change(app, host, Change::Label(labels.into_iter().collect())).await,
+        HostVerb::Promote(args) => {
+            let role = if args.witness { HostRole::Witness } else { HostRole::Voter };
+            change(app, args.host, Change::Role(role)).await
+        }
+        HostVerb::Demote { host } => change(app, host, Change::Role(HostRole::Learner)).await,
+        HostVerb::Remove { host } => change(app, host, Change::Remove).await,
+        HostVerb::Replace { old, new } => change(app, old, Change::Replace { by: new }).await,
+    }
+}
+
+async fn change(app: &mut App, host: Name, what: Change) -> Result<Code, Report> {
+    let steps = ask(app, &host, what).await?;
+    Ok(app.steps("vtmesh/v1/host_change", "host", &json!(host), &steps))
+}
+
+async fn ask(app: &mut App, host: &Name, what: Change) -> Result<Vec<String>, Report> {
+    let change = HostChange { request: RequestId::random(), host: host.clone(), what };
+    match app.mesh.call(&AdminRequest::HostChange(change), Need::Decide).await? {
+        AdminReply::Steps(steps) => Ok(steps),
+        other => Err(unexpected("a change of a host", &other)),
+    }
+}
+
+/// How often it is looked whether a host is idle.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Cases end in their own time; how long that is waited for is the user's to say.
+async fn drain(app: &mut App, args: DrainArgs) -> Result<Code, Report> {
+    let host = args.host;
+    let mut steps = ask(app, &host, Change::Drain).await?;
+    let mut last = None;
+    while !args.no_wait {
+        let busy = match app.mesh.call(&AdminRequest::Status, Need::Read).await? {
+            AdminReply::Status(status) => status.hosts.iter().find(|view| view.name == host).and_then(busy),
+            other => return Err(unexpected("status", &other)),
+        };
+        let Some(busy) = busy else {
+            steps.push(format!("{host} is idle"));
+            break;
+        };
+        if app.mesh.until().is_some_and(|until| Instant::now() + LOOK >= until) {
+            return Err(Report::new(ErrorCode::DeadlinePassed, format!("{host} is not idle yet"))
+                .with("host", busy)
+                .help(format!("vtctl host drain {host}   (waits on)"))
+                .help("vtctl job list   (shows what runs; vtctl job cancel ends it)"));
+        }
+        if last.as_ref() != Some(&busy) {
+            app.ui.note(format_args!("waiting: {host} {busy}"));
+            last = Some(busy);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(app.steps("vtmesh/v1/host_change", "host", &json!(host), &steps))
+}
+
+/// What a host has to do; none for one that is idle.
+fn busy(view: &HostView) -> Option<String> {
+    match (view.attempt, view.vms) {
+        (None, 0) => None,
+        (None, vms) => Some(format!("owns {vms} VMs")),
+        (Some(attempt), vms) => Some(format!("serves attempt {attempt} with {vms} VMs")),
     }
 }
 
@@ -54,7 +123,7 @@ pub(super) fn table(hosts: &[HostView], wide: bool, style: Style) -> Table {
         let role = if host.leader { "leader" } else { role(host.role) };
         let lag = host.lag.map_or_else(|| style.unknown().to_owned(), |lag| lag.to_string());
         let attempt = host.attempt.map_or_else(|| "free".to_owned(), |attempt| attempt.to_string());
-        let mut row = vec![host.name.to_string(), role.to_owned(), safe(&host.state), lag];
+        let mut row = vec![host.name.to_string(), role.to_owned(), state(host), lag];
         row.extend([host.vms.to_string(), attempt, safe(&host.build)]);
         if wide {
             let labels: Vec<String> = host.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -64,6 +133,12 @@ pub(super) fn table(hosts: &[HostView], wide: bool, style: Style) -> Table {
         table.row(row);
     }
     table
+}
+
+/// Whether it answers, and whether cases may begin on it.
+fn state(host: &HostView) -> String {
+    let cordoned = if host.cordoned { ", cordoned" } else { "" };
+    format!("{}{cordoned}", safe(&host.state))
 }
 
 pub(super) fn role(role: HostRole) -> &'static str {
@@ -87,6 +162,7 @@ pub(super) fn json(host: &HostView) -> Value {
         "attempt": host.attempt.map(|attempt| attempt.to_string()),
         "vms": host.vms,
         "lag": host.lag,
+        "cordoned": host.cordoned,
     })
 }
 
@@ -131,7 +207,7 @@ fn text(detail: &HostDetail, style: Style) -> String {
         ("name", view.name.to_string()),
         ("id", view.id.to_string()),
         ("role", role),
-        ("state", view.state.clone()),
+        ("state", state(view)),
         ("address", addresses.join(" ")),
         ("labels", if labels.is_empty() { unknown.clone() } else { labels.join(" ") }),
         ("serves", view.attempt.map_or_else(|| "nothing".to_owned(), |attempt| format!("attempt {attempt}"))),

@@ -23,7 +23,7 @@ use crate::{cluster::Cluster, host::Host};
 
 /// While hosts are on their way to a vote they are looked at this often.
 const SOON: Duration = Duration::from_secs(1);
-/// Otherwise: a voter that is away is noticed this late at most.
+/// Otherwise: a voter that is away is noticed this late at most, or after a quarter of the time it may be away.
 const LATER: Duration = Duration::from_secs(15);
 /// How long another host may take to keep the key.
 const HANDS_OVER: Duration = Duration::from_secs(5);
@@ -33,14 +33,17 @@ pub async fn run(host: Arc<Host>, stop: CancellationToken) {
     let mut leadership = host.leadership();
     let mut watch = host.watch();
     let mut leading: Option<(u64, Instant)> = None;
-    let mut voted = false;
+    // A copy of the authority's key from before a restart is one of a host that voted.
+    let mut voted = store::holds_ca_key(&host.data().cluster());
     loop {
         let now = leadership.borrow_and_update().clone();
         let votes = now.voters.contains(&host.me());
-        if voted && !votes && now.settled {
+        // A change that is not settled may be taken back.
+        if voted && !votes && now.settled && now.leader.is_some() {
             forget_authority(&host).await;
+            voted = false;
         }
-        voted = votes;
+        voted |= votes;
         let mut wake = None;
         if leads(&now) {
             let since = match leading {
@@ -49,9 +52,9 @@ pub async fn run(host: Arc<Host>, stop: CancellationToken) {
             };
             leading = Some((now.term, since));
             let state = watch.borrow_and_update().clone();
-            let view = View::new(&host.replica().status(), &state, since.elapsed());
+            let view = View::new(&host.replica().status(), &state, since.elapsed(), host.settings().voter_away);
             let step = next_step(&view);
-            let pause = if view.learners.is_empty() && view.settled { LATER } else { SOON };
+            let pause = if view.learners.is_empty() && view.settled { LATER.min(view.away / 4) } else { SOON };
             wake = Some(Instant::now() + pause);
             if step != Step::Nothing {
                 match take(&host, &step, &view).await {

@@ -2,7 +2,8 @@
 //!
 //! Cases are looked at in the order of their jobs. A case begins when all its hosts are live and free, or not at all.
 //! One that waits for a busy host keeps the hosts it needs from later cases, so that small cases cannot starve a large
-//! one; one that waits for a host that is down keeps nothing, so that a dead host does not stop the others.
+//! one; one that waits for a host that is down or cordoned keeps nothing, so that such a
+//! host does not stop the others.
 //!
 //! What may not happen here: time, I/O, or memory of what was decided before.
 
@@ -36,6 +37,8 @@ pub enum Condition {
     Busy(AttemptId),
     /// It does not answer.
     Down,
+    /// Nothing new is to begin on it.
+    Cordoned,
     /// It is a witness, or not in the cluster any more.
     Never(&'static str),
 }
@@ -91,7 +94,7 @@ pub fn decide(
         if let Some((host, why)) = never {
             let cause = Report::new(ErrorCode::HostDown, format!("{} {why}", name(host)));
             decisions.push(Decision::End { case, verdict: Verdict::Error, cause });
-        } else if conditions.contains(&Condition::Down) {
+        } else if conditions.iter().any(|condition| matches!(condition, Condition::Down | Condition::Cordoned)) {
             continue;
         } else {
             let free = conditions.iter().all(|condition| *condition == Condition::Free);
@@ -115,6 +118,7 @@ pub fn why(
     for host in hosts {
         match condition(*host) {
             Condition::Down => return Some(format!("{} is down", name(*host))),
+            Condition::Cordoned => return Some(format!("{} is cordoned", name(*host))),
             Condition::Never(why) => return Some(format!("{} {why}", name(*host))),
             Condition::Busy(attempt) => {
                 busy.get_or_insert_with(|| format!("{} serves {attempt}", name(*host)));
@@ -127,7 +131,7 @@ pub fn why(
 
 #[cfg(test)]
 mod tests {
-    use super::Condition::{Busy, Down, Free, Never};
+    use super::Condition::{Busy, Cordoned, Down, Free, Never};
     use super::*;
     use vt_protocol::ids::JobId;
 
@@ -169,6 +173,7 @@ mod tests {
             (pair(), [Free, Busy(OTHER), Free, Free], vec![(1, 2)]),
             (pair(), [Free, Down, Free, Free], vec![(1, 2)]),
             (pair(), [Free, Down, Down, Free], vec![]),
+            (pair(), [Free, Cordoned, Free, Free], vec![(1, 2)]),
             // One host is one attempt's at a time, in the order of jobs.
             (vec![waiting(1, 1, &[1, 2]), waiting(1, 2, &[1, 2])], [Free; 4], vec![(1, 1)]),
             (vec![waiting(1, 1, &[1]), waiting(2, 1, &[1]), waiting(2, 2, &[2])], [Free; 4], vec![(1, 1), (2, 2)]),
@@ -176,6 +181,7 @@ mod tests {
             (vec![waiting(1, 1, &[1, 2]), waiting(2, 1, &[1])], [Free, Busy(OTHER), Free, Free], vec![]),
             // What waits for a dead host keeps nothing.
             (vec![waiting(1, 1, &[1, 2]), waiting(2, 1, &[1])], [Free, Down, Free, Free], vec![(2, 1)]),
+            (vec![waiting(1, 1, &[1, 2]), waiting(2, 1, &[1])], [Free, Cordoned, Free, Free], vec![(2, 1)]),
             // A case that begins only later also keeps its hosts from those behind it.
             (vec![waiting(1, 1, &[1]), waiting(1, 2, &[1, 2]), waiting(2, 1, &[2])], [Free; 4], vec![(1, 1)]),
         ] {
@@ -222,6 +228,7 @@ mod tests {
         for (conditions, expected) in [
             ([Free, Free], None),
             ([Free, Down], Some("host2 is down")),
+            ([Cordoned, Free], Some("host1 is cordoned")),
             ([Busy(OTHER), Free], Some("host1 serves 9.1.1")),
             ([Busy(OTHER), Down], Some("host2 is down")),
         ] {

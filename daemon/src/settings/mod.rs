@@ -40,6 +40,8 @@ pub struct Settings {
     pub session: SessionTimes,
     /// Times of consensus.
     pub raft: RaftTimes,
+    /// A voter that does not answer for so long is replaced.
+    pub voter_away: Duration,
     /// The daemon's own log.
     pub log: Log,
 }
@@ -201,6 +203,7 @@ impl Default for Settings {
                 expire: Duration::from_millis(12_000),
             },
             raft: RaftTimes { heartbeat_ms: 400, election_ms: (1200, 2400) },
+            voter_away: vt_sync::membership::AWAY,
             log: Log { filter: "info,openraft=error".into(), json: false },
         }
     }

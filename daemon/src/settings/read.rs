@@ -179,6 +179,11 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
     if low >= high {
         reader.mistake(raft.place("election_ms"), "election_ms is not a range from less to more".into(), None);
     }
+    raft.number("voter_away_ms", 1_000, 7 * 86_400_000, |ms| settings.voter_away = Duration::from_millis(ms));
+    if settings.voter_away <= settings.session.expire {
+        let text = format!("voter_away_ms ({}) is not longer than a session lasts", settings.voter_away.as_millis());
+        reader.mistake(raft.place("voter_away_ms"), text, Some("session.expire < raft.voter_away_ms".into()));
+    }
     raft.finish();
 
     let log = root.section("log");

@@ -54,6 +54,12 @@ impl Daemon {
         Self { name: name.to_owned(), dir, process: None }
     }
 
+    /// Adds sections to its settings, before it is started.
+    pub(crate) fn set(&self, sections: &str) {
+        let text = fs::read_to_string(self.settings()).unwrap();
+        fs::write(self.settings(), format!("{text}{sections}")).unwrap();
+    }
+
     pub(crate) fn settings(&self) -> PathBuf {
         self.dir.join("vtd.toml")
     }
@@ -161,11 +167,15 @@ impl Daemon {
     }
 
     pub(crate) async fn join(&self, token: &str) -> Result<Joined, Report> {
+        self.join_as(token, HostRole::Voter).await
+    }
+
+    pub(crate) async fn join_as(&self, token: &str, role: HostRole) -> Result<Joined, Report> {
         let join = Join {
             token: token.to_owned(),
             host: None,
             advertise: None,
-            role: HostRole::Voter,
+            role,
             labels: Default::default(),
         };
         match self.ask(&AdminRequest::Join(join)).await? {
@@ -244,19 +254,29 @@ impl Daemons {
 
     /// One cluster of all of them, every one live, with the number of voters that this makes.
     pub(crate) async fn cluster(count: u8) -> Self {
+        Self::cluster_of(count, HostRole::Voter).await
+    }
+
+    /// The same, where all but the first wish for this role.
+    pub(crate) async fn cluster_of(count: u8, role: HostRole) -> Self {
         let mut daemons = Self::new(count);
-        for daemon in &mut daemons.all {
-            daemon.start().await;
-        }
-        let first = &daemons.all[0];
-        first.init().await.unwrap_or_else(|report| panic!("{report:?}\n{}", first.log()));
-        for daemon in &daemons.all[1..] {
-            let token = first.token().await;
-            daemon.join(&token.text).await.unwrap_or_else(|report| panic!("{report:?}\n{}", daemon.log()));
-        }
-        let voters = if count < 3 { 1 } else { 3 };
+        daemons.gather(role).await;
+        let voters = if count < 3 || role == HostRole::Learner { 1 } else { 3 };
         daemons.settled(voters).await;
         daemons
+    }
+
+    /// Starts all and makes one cluster of them.
+    pub(crate) async fn gather(&mut self, role: HostRole) {
+        for daemon in &mut self.all {
+            daemon.start().await;
+        }
+        let first = &self.all[0];
+        first.init().await.unwrap_or_else(|report| panic!("{report:?}\n{}", first.log()));
+        for daemon in &self.all[1..] {
+            let token = first.token().await;
+            daemon.join_as(&token.text, role).await.unwrap_or_else(|report| panic!("{report:?}\n{}", daemon.log()));
+        }
     }
 
     /// Waits until every running daemon sees all running ones live under one leader.

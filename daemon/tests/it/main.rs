@@ -5,4 +5,5 @@
 mod cluster;
 mod daemons;
 mod jobs;
+mod membership;
 mod program;

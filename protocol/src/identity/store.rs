@@ -67,6 +67,11 @@ pub fn load_ca(dir: &Path, cluster: ClusterId) -> Result<Option<ClusterCa>, Iden
     Ok(Some(ClusterCa::from_parts(cluster, read_key(&path)?, certificate)?))
 }
 
+/// Whether the CA's key is here.
+pub fn holds_ca_key(dir: &Path) -> bool {
+    dir.join(CA_KEY).exists()
+}
+
 /// Removes the CA's key: a voter that is demoted.
 pub fn remove_ca_key(dir: &Path) -> Result<(), IdentityError> {
     let path = dir.join(CA_KEY);

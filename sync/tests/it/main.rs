@@ -9,5 +9,6 @@ mod leader_dies;
 mod rules_barriers;
 mod rules_hosts;
 mod rules_jobs;
+mod rules_membership;
 mod rules_vms;
 mod world;

@@ -1,0 +1,85 @@
+//! What vtctl asks to change a cluster's hosts: cordons, labels, votes, and how a host goes.
+//!
+//! Each request carries an id, so that one whose answer was lost can be asked again of another host.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    admin::HostRole,
+    ids::{Name, RequestId},
+};
+
+/// Changes one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostChange {
+    /// Repeating it with the same id makes one change.
+    pub request: RequestId,
+    /// Which host.
+    pub host: Name,
+    /// What is changed.
+    pub what: Change,
+}
+
+/// What is changed about a host. Variants are only ever appended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// No new case begins on it.
+    Cordon,
+    /// Cases may begin on it again.
+    Uncordon,
+    /// As `Cordon`; and where it leads, another host takes over. What runs there goes on.
+    Drain,
+    /// Labels with their new values; `None` clears one. What is not named stays.
+    Label(BTreeMap<String, Option<String>>),
+    /// The part in decisions it is wished to have.
+    Role(HostRole),
+    /// It leaves the cluster for good: its key and id stay refused.
+    Remove,
+    /// As `Remove`; this host takes over its part in decisions, and those labels that it has no value of its own for.
+    Replace {
+        /// The host that comes in its place; already in the cluster.
+        by: Name,
+    },
+}
+
+impl Change {
+    /// As vtctl calls it.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Cordon => "host cordon",
+            Self::Uncordon => "host uncordon",
+            Self::Drain => "host drain",
+            Self::Label(_) => "host label",
+            Self::Role(HostRole::Learner) => "host demote",
+            Self::Role(HostRole::Voter | HostRole::Witness) => "host promote",
+            Self::Remove => "host remove",
+            Self::Replace { .. } => "host replace",
+        }
+    }
+
+    /// What it names besides the host, behind a space.
+    pub fn object(&self) -> String {
+        match self {
+            Self::Label(labels) => {
+                let shown = labels.iter().map(|(key, value)| match value {
+                    Some(value) => format!(" {key}={value}"),
+                    None => format!(" {key}-"),
+                });
+                shown.collect()
+            }
+            Self::Replace { by } => format!(" by {by}"),
+            _ => String::new(),
+        }
+    }
+}
+
+/// Takes the asked daemon's own host out of its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leave {
+    /// Repeating it with the same id is doing it once.
+    pub request: RequestId,
+    /// The cluster is not asked: for a host that was removed, or whose cluster is gone.
+    pub forget: bool,
+}
