@@ -30,6 +30,8 @@ pub struct Plan {
     pub user: String,
     /// A remark of the user.
     pub note: Option<String>,
+    /// A party that has come to its end keeps what it holds, its VM above all, until the job is released.
+    pub keep: bool,
 }
 
 /// One case of a plan.

@@ -304,6 +304,9 @@ pub struct Welcome {
     pub place: u32,
     /// How long the attempt may still take, ms.
     pub remaining_ms: u64,
+    /// The VM is to stay at the end: the party does not stop it.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 /// A VM runs.

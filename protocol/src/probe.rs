@@ -72,6 +72,12 @@ pub enum Request {
     },
     /// Runs a program to its end; answered with [`ExecReport`].
     Exec(Exec),
+    /// Starts to send a [`crate::beacon::Beacon`] to everyone on the guest's network every
+    /// [`crate::beacon::BEACON_EVERY_MS`]; answered with [`NetStarted`]. Asking twice for the same port is fine.
+    BeaconStart {
+        /// Port it is sent to, 1 to 65535.
+        port: u16,
+    },
 }
 
 /// Pages to keep in guest memory and to rewrite all the time.
@@ -251,10 +257,10 @@ pub struct DiskReport {
     pub findings: Vec<Finding>,
 }
 
-/// The echo runs.
+/// The echo, or the beacon, runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetStarted {
-    /// Port of the TCP and the UDP echo.
+    /// Port of the TCP and the UDP echo, or the one the beacon is sent to.
     pub port: u16,
 }
 

@@ -41,6 +41,9 @@ pub struct RunArgs {
     /// How long one case may take
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "20m")]
     pub case_timeout: Duration,
+    /// Leave the VM of a case as it is at the end, passed or not, until `vtctl job release JOB`
+    #[arg(long)]
+    pub keep: bool,
     /// A remark kept with the job
     #[arg(long, value_name = "TEXT")]
     pub note: Option<String>,

@@ -122,6 +122,7 @@ fn make_plan(args: &RunArgs, info: &ScenarioInfo, hosts: &[Name]) -> Result<Plan
         strict_hosts: args.strict_hosts,
         user: user(),
         note: args.note.clone(),
+        keep: args.keep,
     })
 }
 

@@ -174,6 +174,7 @@ mod tests {
             strict_hosts: false,
             user: "me".into(),
             note: None,
+            keep: false,
         };
         let case = CaseView {
             id: ATTEMPT.case,

@@ -368,6 +368,7 @@ mod tests {
                 strict_hosts: false,
                 user: "me".into(),
                 note: Some("night run".into()),
+                keep: false,
             };
             let hosts = |ids: &[u64]| NewCase { hosts: ids.iter().map(|id| HostId(*id)).collect() };
             self.apply(SubmitJob {

@@ -195,7 +195,8 @@ impl Probe {
 /// Whether it can be asked twice.
 fn is_question(request: &Request) -> bool {
     match request {
-        Request::Hello | Request::MemCheck | Request::DiskCheck | Request::Clock | Request::NetStart { .. } => true,
+        Request::Hello | Request::MemCheck | Request::DiskCheck | Request::Clock => true,
+        Request::NetStart { .. } | Request::BeaconStart { .. } => true,
         // Twice would forget what was seen between the two; the others start or end something.
         Request::ClockReset
         | Request::MemStart(_)

@@ -143,6 +143,7 @@ impl Receiver {
     fn vote(&self, tell: mpsc::Sender<Event>) {
         let (attempt, id) = (self.attempt.clone(), self.incoming.id.clone());
         tokio::spawn(async move {
+            attempt.place("destination-votes").await;
             loop {
                 let vote = VoteDestLoaded { migration: id.clone(), host: attempt.me() };
                 let answer = attempt.propose("loaded", &id.to_string(), vote, DECIDES).await;
@@ -161,6 +162,7 @@ impl Receiver {
                         continue;
                     }
                 };
+                attempt.evidence.events.say(format!("{id}: the vote of the destination is in the log"));
                 // The receiver may have read the decision already.
                 let _ = tell.send(event).await;
                 return;
@@ -183,12 +185,14 @@ impl Receiver {
     }
 
     async fn let_run(self) {
+        self.attempt.place("destination-runs").await;
         let seen = Instant::now();
         let id = &self.incoming.id;
         let result = self.resume().await;
         let elapsed = seen.elapsed();
         match result {
             Ok(()) => {
+                self.attempt.place("destination-tells").await;
                 self.incoming.set_vm(None);
                 self.attempt.put_vm(self.vm.clone());
                 let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);

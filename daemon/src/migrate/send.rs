@@ -214,6 +214,7 @@ impl LocalAttempt {
     async fn begin_or_resume(&self, vm: &LocalVm, ready: &Ready) -> Result<Phase, Failure> {
         let qmp = vm.qemu.qmp();
         if vm.take_prepared(&ready.id) {
+            self.place("source-sends").await;
             return self.begin_transfer(vm, ready).await;
         }
         let state = self.cluster.state();

@@ -162,6 +162,7 @@ impl Sender {
     fn vote(&self, tell: mpsc::Sender<Event>) {
         let (attempt, id) = (self.attempt.clone(), self.ready.id.clone());
         tokio::spawn(async move {
+            attempt.place("source-votes").await;
             loop {
                 let vote = VoteSourceCompleted { migration: id.clone(), host: attempt.me() };
                 let event = match attempt.propose("completed", &id.to_string(), vote, DECIDES).await {
@@ -180,6 +181,7 @@ impl Sender {
                         }
                     },
                 };
+                attempt.evidence.events.say(format!("{id}: the vote of the source is in the log"));
                 // The sender may have read the decision already.
                 let _ = tell.send(event).await;
                 return;
@@ -278,6 +280,8 @@ impl Sender {
 
     /// The VM is the destination's: wait until it runs there, keep the figures, and end the QEMU here.
     async fn let_go(mut self) -> Result<Migrated, Failure> {
+        self.attempt.place("source-lets-go").await;
+        self.attempt.evidence.events.say(format!("{}: decided: the VM is owned by {}", self.ready.id, self.call.to));
         let arrived = self.await_arrival().await;
         self.times.resumed = self.called.elapsed();
         let info = self.vm.qemu.qmp().query_migrate().await.ok();

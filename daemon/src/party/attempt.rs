@@ -205,6 +205,15 @@ impl LocalAttempt {
         (made, true)
     }
 
+    /// A place where a test may hold this host; see [`crate::hold`]. Ends with the party.
+    pub(crate) async fn place(&self, place: &str) {
+        let me = self.name_of(self.me());
+        tokio::select! {
+            () = crate::hold::at(&me, place) => {}
+            () = self.closing.cancelled() => {}
+        }
+    }
+
     /// An id that is the same for every repetition of the same thing in this attempt by this host.
     pub fn request_id(&self, what: &str, which: &str) -> RequestId {
         let (attempt, host) = (self.id.to_string(), self.me().0.to_le_bytes());

@@ -53,6 +53,7 @@ impl LocalAttempt {
             parties: parties.clone(),
             payload,
         };
+        self.place(&format!("barrier-{}", key.tag)).await;
         let patience = deadline.saturating_duration_since(Instant::now()).max(DECIDES);
         let applied = self.propose("arrive", &which, arrive, patience).await?;
         self.tell(&key, "arrived", &*self.applied(applied.index).await);

@@ -37,6 +37,7 @@ impl LocalAttempt {
             hosts: self.hosts.iter().map(|(_, name)| name.clone()).collect(),
             place: u32::try_from(self.place).unwrap_or(0),
             remaining_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            keep: record.keep,
         }
     }
 
@@ -93,7 +94,17 @@ impl LocalAttempt {
                 ErrorCode::BadParameter,
                 "hello is the first call of a connection, and said once",
             ))),
-            Request::Step(step) => self.step(step),
+            Request::Step(step) => {
+                let first = match &step {
+                    Step::Begin { name } => name.split(' ').next().map(|word| format!("step-{word}")),
+                    Step::End { .. } => None,
+                };
+                let answer = self.step(step)?;
+                if let Some(first) = first {
+                    self.place(&first).await;
+                }
+                Ok(answer)
+            }
             Request::Keep { name, value } => {
                 if serde_json::to_vec(&value).map_or(usize::MAX, |text| text.len()) > PAYLOAD_MAX {
                     let title = format!("what is kept as {name} has more than {PAYLOAD_MAX} bytes");

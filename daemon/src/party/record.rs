@@ -38,6 +38,9 @@ pub struct PartyRecord {
     pub finish: Option<Finish>,
     /// What existed on this host before it.
     pub before: Vec<String>,
+    /// What it holds stays after its end until the job is released.
+    #[serde(default)]
+    pub keep: bool,
 }
 
 impl PartyRecord {

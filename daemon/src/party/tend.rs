@@ -149,7 +149,12 @@ async fn live(
         // It exits by itself; what does not is stopped below.
         let _ = timeout(EXITS, process.ended()).await;
     }
-    if matches!(ended, End::DaemonStops) {
+    let kept = if attempt.record().keep && matches!(ended, End::Finished | End::Exited(_)) {
+        keep(supervisor, attempt, &ended, give_up).await
+    } else {
+        None
+    };
+    if matches!(kept.as_ref().unwrap_or(&ended), End::DaemonStops) {
         return None;
     }
     // Steps are closed with the party: where it was is asked for first.
@@ -194,6 +199,41 @@ async fn wait(
                 }
             }
         }
+    }
+}
+
+/// Leaves everything as it is until the job is released: VMs, guards, and migrations that are under way. `None`: it was;
+/// else what ended the wait before.
+async fn keep(
+    supervisor: &Supervisor,
+    attempt: &Arc<LocalAttempt>,
+    ended: &End,
+    give_up: &CancellationToken,
+) -> Option<End> {
+    let job = attempt.id.case.job;
+    let how = match outcome(attempt, ended) {
+        Outcome::Passed { .. } => "passed".to_owned(),
+        Outcome::Caused(cause) => cause.report.title,
+        Outcome::Followed(consequence) => format!("{consequence:?}"),
+    };
+    attempt
+        .evidence
+        .events
+        .say(format!("the party has ended ({how}) and keeps what it holds: vtctl job release {job}"));
+    let mut states = attempt.cluster.watch();
+    let seen = attempt.record().seen;
+    // Without a job on record there is nobody who could release it.
+    let released = states.wait_for(|state| {
+        let wanted = state.jobs.get(&job).is_some_and(|job| !job.released);
+        let runs = state.attempts.get(&attempt.id).is_some_and(|attempt| !attempt.cancelled);
+        state.index >= seen && !(wanted && runs && attempt.open_in(state).is_ok())
+    });
+    tokio::select! {
+        biased;
+        () = supervisor.stop.cancelled() => Some(End::DaemonStops),
+        released = released => released.is_err().then_some(End::DaemonStops),
+        () = give_up.cancelled() => Some(End::Over),
+        () = sleep_until(attempt.until) => Some(End::TooLong),
     }
 }
 
@@ -354,6 +394,7 @@ async fn new_record(supervisor: &Supervisor, state: &State, attempt: &Attempt) -
         process: None,
         finish: None,
         before: giveback::inventory(&supervisor.places, id),
+        keep: plan.keep,
     };
     let unusable = |error: io::Error| {
         let full = error.kind() == io::ErrorKind::StorageFull;

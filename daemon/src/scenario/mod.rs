@@ -159,6 +159,7 @@ mod tests {
             strict_hosts: false,
             user: "me".into(),
             note: None,
+            keep: false,
         }
     }
 

@@ -73,7 +73,7 @@ async fn run(party: &Party) -> Result<Option<String>, Failure> {
         }
     }
 
-    if home {
+    if home && !party.welcome().keep {
         let step = party.step("stop").await?;
         party.vm(vm.clone()).stop().await?;
         step.done("").await?;
@@ -107,6 +107,9 @@ async fn boot(party: &Party, vm: &Name, settings: &Settings) -> Result<Booted, F
     };
     let _: DiskStarted = guest.probe(Request::DiskStart(disk), ASK).await?;
     let _: NetStarted = guest.probe(Request::NetStart { port: ECHO_PORT }, ASK).await?;
+    if let Some(port) = settings.beacon {
+        let _: NetStarted = guest.probe(Request::BeaconStart { port }, ASK).await?;
+    }
     let mut note =
         format!("memory {} pages at {:.1} MB/s", settings.probe_pages, settings.rewrite_bytes_s as f64 / 1e6);
     if started.address.is_some() {

@@ -42,6 +42,7 @@ pub(super) const PARAMS: &[Documented] = &[
     ("mem_rewrite", "8M", "how fast it is rewritten, bytes/s; 0: not at all"),
     ("disk_probe", "1M", "bytes of the disk that checksummed records go round in"),
     ("clock_tolerance", "5000", "how far the guest's clock may be off after a move, ms"),
+    ("beacon", "", "UDP port that the guest sends a datagram to, to everyone on its network, every 10 ms; default: none"),
     ("max_standstill", "10000", "how long the guest may stand still in a move, ms"),
 ];
 
@@ -71,6 +72,7 @@ pub(super) struct Settings {
     pub(super) disk_bytes: u64,
     pub(super) clock_tolerance: Duration,
     pub(super) standstill: Duration,
+    pub(super) beacon: Option<u16>,
 }
 
 impl VmSettings {
@@ -131,6 +133,7 @@ impl Settings {
             disk_bytes,
             clock_tolerance: millis("clock_tolerance", 3_600_000, 5000)?,
             standstill: millis("max_standstill", 3_600_000, 10_000)?,
+            beacon: params.number("beacon", 1..=65_535)?.map(fit),
             vm,
         })
     }

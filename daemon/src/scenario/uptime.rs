@@ -22,6 +22,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
     hosts: (1, 1),
     params: VM_PARAMS,
     aliases: &[],
+    types: &[],
+    limits: &[],
     check: |params| VmSettings::read(params).map(drop),
     run: |party| Box::pin(run(party)),
 };
@@ -51,8 +53,10 @@ async fn run(party: &Party) -> Result<Option<String>, Failure> {
     })?;
     step.done(output.trim()).await?;
 
-    let step = party.step("stop").await?;
-    party.vm(vm).stop().await?;
-    step.done("").await?;
+    if !party.welcome().keep {
+        let step = party.step("stop").await?;
+        party.vm(vm).stop().await?;
+        step.done("").await?;
+    }
     Ok(None)
 }

@@ -321,6 +321,7 @@ impl World {
             strict_hosts: false,
             user: "test".into(),
             note: None,
+            keep: false,
         };
         *self.shared.plan.lock().unwrap() = Some(Arc::new(plan));
         let ids: Vec<HostId> = self.hosts[..hosts].iter().map(|host| host.id).collect();

@@ -31,6 +31,7 @@ fn plan(cases: &[&[&str]]) -> Plan {
         strict_hosts: false,
         user: "tester".into(),
         note: None,
+        keep: false,
     }
 }
 

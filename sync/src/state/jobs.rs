@@ -13,7 +13,7 @@ use super::{Decision, Entry, State, bounded, reject, within};
 use crate::{
     answer::{Answer, Effect, Rejected},
     bounds,
-    command::{CancelJob, ForgetJob, SkipCase, SubmitJob},
+    command::{CancelJob, ForgetJob, ReleaseJob, SkipCase, SubmitJob},
 };
 
 /// One `vtctl run`.
@@ -41,6 +41,8 @@ pub struct Job {
     pub cancelled_by: Option<String>,
     /// Its cases; the case with index `i` is at `i - 1`.
     pub cases: Vec<Arc<Case>>,
+    /// What it was to keep after its cases is wanted no longer.
+    pub released: bool,
 }
 
 /// How a job stands.
@@ -145,6 +147,7 @@ impl State {
             state: JobState::Queued,
             cancelled_by: None,
             cases: c.cases.iter().map(case).collect(),
+            released: false,
         };
         self.jobs.insert(c.job, Arc::new(job));
         entry.tell(Effect::Job(c.job));
@@ -207,6 +210,15 @@ impl State {
             self.cancel_attempt(entry, attempt, &report);
         }
         self.settle_job(entry, c.job);
+        Ok(Answer::Done)
+    }
+
+    pub(super) fn release_job(&mut self, entry: &mut Entry, c: &ReleaseJob) -> Decision {
+        self.known_job(c.job)?;
+        if let Some(job) = self.jobs.get_mut(&c.job) {
+            Arc::make_mut(job).released = true;
+        }
+        entry.tell(Effect::Job(c.job));
         Ok(Answer::Done)
     }
 

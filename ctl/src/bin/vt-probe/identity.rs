@@ -33,6 +33,17 @@ fn memory_line(key: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// Where a datagram reaches everyone, a network card each.
+pub(crate) fn broadcasts() -> Vec<std::net::Ipv4Addr> {
+    let Ok(list) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
+    let found = list.filter_map(|interface| {
+        let address = interface.address?.as_sockaddr_in()?.ip();
+        let mask = interface.netmask?.as_sockaddr_in()?.ip();
+        (!address.is_loopback()).then(|| (u32::from(address) | !u32::from(mask)).into())
+    });
+    found.take(64).collect()
+}
+
 fn addresses() -> Vec<String> {
     let Ok(list) = nix::ifaddrs::getifaddrs() else { return Vec::new() };
     let found = list.filter_map(|interface| {

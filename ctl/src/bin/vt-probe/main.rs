@@ -6,6 +6,7 @@
 //! What may not happen here: an async runtime, a dependency that makes the image larger, or an end because of
 //! anything that comes in through the port.
 
+mod beacon;
 mod clock;
 mod disk;
 mod echo;

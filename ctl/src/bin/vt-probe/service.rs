@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::Value;
 use vt_protocol::probe::{Call, DiskStarted, Empty, LINE_MAX, NetStarted, Reply, Request};
 
-use crate::{clock::Beacon, disk::Disk, echo, exec, identity, memory::Memory};
+use crate::{beacon, clock::Beacon, disk::Disk, echo, exec, identity, memory::Memory};
 
 /// Calls served at once; one more is refused.
 const CALLS_MAX: usize = 16;
@@ -34,6 +34,7 @@ struct Probe {
     memory: Mutex<Option<Memory>>,
     disk: Mutex<Option<Disk>>,
     echo: Mutex<Option<u16>>,
+    sends: Mutex<Option<u16>>,
 }
 
 /// Serves the port; comes back only when it cannot be used at all.
@@ -48,7 +49,8 @@ pub(crate) fn serve(path: &Path) -> io::Error {
 impl Probe {
     fn start() -> io::Result<Arc<Self>> {
         let beacon = Beacon::start()?;
-        Ok(Arc::new(Self { beacon, memory: Mutex::new(None), disk: Mutex::new(None), echo: Mutex::new(None) }))
+        let (memory, disk) = (Mutex::new(None), Mutex::new(None));
+        Ok(Arc::new(Self { beacon, memory, disk, echo: Mutex::new(None), sends: Mutex::new(None) }))
     }
 }
 
@@ -149,20 +151,29 @@ fn answer(probe: &Probe, request: &Request) -> Result<Value, String> {
         }
         Request::Clock => value(probe.beacon.report(false)),
         Request::ClockReset => value(probe.beacon.report(true)),
-        Request::NetStart { port } => {
-            let mut echo = lock(&probe.echo);
-            match *echo {
-                Some(running) if running == *port => {}
-                Some(running) => return Err(format!("the echo runs already, on port {running}")),
-                None => {
-                    echo::start(*port)?;
-                    *echo = Some(*port);
-                }
-            }
-            value(NetStarted { port: *port })
-        }
+        Request::NetStart { port } => start_once(&probe.echo, *port, "the echo", echo::start),
+        Request::BeaconStart { port } => start_once(&probe.sends, *port, "the beacon", beacon::start),
         Request::Exec(wanted) => value(exec::run(wanted)?),
     }
+}
+
+/// Starts what runs on one port until the guest ends; asked for the same port again it runs already.
+fn start_once(
+    running: &Mutex<Option<u16>>,
+    port: u16,
+    what: &str,
+    start: fn(u16) -> Result<(), String>,
+) -> Result<Value, String> {
+    let mut running = lock(running);
+    match *running {
+        Some(other) if other != port => return Err(format!("{what} runs already, on port {other}")),
+        Some(_) => {}
+        None => {
+            start(port)?;
+            *running = Some(port);
+        }
+    }
+    value(NetStarted { port })
 }
 
 fn refuse_second(running: bool, what: &str) -> Result<(), String> {
