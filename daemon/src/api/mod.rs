@@ -10,6 +10,7 @@ mod hosts;
 mod inventory;
 mod job_json;
 mod peer;
+pub(crate) mod recovery;
 mod submit;
 mod tokens;
 pub mod views;
@@ -30,6 +31,7 @@ use vt_protocol::{
 use vt_sync::{State, command::{CancelJob, ReleaseJob}, state::Job};
 
 use crate::{
+    audit::user_name,
     cluster::Cluster,
     host::Host,
     mesh::{Caller, ReplySink},
@@ -80,8 +82,12 @@ impl Host {
             AdminRequest::Audit(query) => Ok(AdminReply::Audit(self.audit_everywhere(query).await)),
             AdminRequest::HostChange(change) => self.change_host(change, by).await.map(AdminReply::Steps),
             AdminRequest::TransferLeader(to) => self.transfer_leader(&to, by).await.map(AdminReply::Steps),
-            AdminRequest::Leave(_) => {
-                Err(Report::new(ErrorCode::Denied, "a host leaves its cluster over its own socket only"))
+            AdminRequest::SnapshotSave => self.save_snapshot(&replies).await.map(AdminReply::Steps),
+            AdminRequest::Restore(_) => {
+                Err(Report::new(ErrorCode::AlreadyClaimed, "this daemon already belongs to a cluster"))
+            }
+            AdminRequest::Leave(_) | AdminRequest::Recover(_) => {
+                Err(Report::new(ErrorCode::Denied, "this goes over the host's own socket only"))
             }
         };
         let reply = reply.unwrap_or_else(|report| {
@@ -149,7 +155,10 @@ impl Host {
     async fn cancel(&self, id: JobId, caller: &Caller, by: Instant) -> Result<(), Report> {
         known_job(&self.state(), id)?;
         let who = match caller {
-            Caller::Local { uid, .. } => format!("uid {uid} on {}", self.record().name),
+            Caller::Local { uid, .. } => {
+                let user = user_name(*uid).unwrap_or_else(|| format!("uid {uid}"));
+                format!("{user} on {}", self.record().name)
+            }
             Caller::Remote { name, .. } => name.to_string(),
         };
         self.propose(RequestId::random(), CancelJob { job: id, by: who }.into(), left(by)).await?;

@@ -63,12 +63,17 @@ impl Actor {
     fn who(&self) -> String {
         match &self.who {
             Who::Named(who) => who.clone(),
-            Who::User(uid) => match User::from_uid(Uid::from_raw(*uid)) {
-                Ok(Some(user)) => format!("uid {uid} ({})", user.name),
-                _ => format!("uid {uid}"),
+            Who::User(uid) => match user_name(*uid) {
+                Some(name) => format!("uid {uid} ({name})"),
+                None => format!("uid {uid}"),
             },
         }
     }
+}
+
+/// The name of a user of this host, where it has one.
+pub fn user_name(uid: u32) -> Option<String> {
+    User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name)
 }
 
 /// What was wanted, and what came of it.

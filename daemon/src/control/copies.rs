@@ -21,8 +21,8 @@ use vt_sync::State;
 
 use crate::{cluster::Cluster, evidence::files, host::Host};
 
-/// Folder of copies within the evidence of an attempt.
-const FOLDER: &str = "from";
+/// Folder of copies within the evidence of an attempt. VMs have folders beside it, and no VM can have this name.
+const FOLDER: &str = "@from";
 /// One question to another host.
 const ASKS: Duration = Duration::from_secs(10);
 /// A host that does not answer is asked this often, with a pause between.
@@ -178,8 +178,10 @@ mod tests {
 
     #[test]
     fn a_hosts_own_files_and_copies_of_others_are_told_apart() {
-        let list = || vec![("events.jsonl".to_owned(), 1), ("from/host2/events.jsonl".to_owned(), 2)];
-        assert_eq!(own(list(), ""), [("events.jsonl".to_owned(), 1)]);
+        let own_log = || ("events.jsonl".to_owned(), 1);
+        let list = || vec![own_log(), ("@from/host2/events.jsonl".to_owned(), 2), ("from/serial.log".to_owned(), 3)];
+        assert_eq!(own(list(), ""), [own_log(), ("from/serial.log".to_owned(), 3)], "a VM may be called from");
+        assert!(FOLDER.parse::<vt_protocol::ids::Name>().is_err(), "no VM can be called as the folder is");
         assert_eq!(own(list(), &folder("host2")), [("events.jsonl".to_owned(), 2)]);
         assert!(own(list(), &folder("host3")).is_empty());
     }

@@ -67,7 +67,8 @@ impl LocalAttempt {
         let image = self.image(&call.image).map_err(caused)?;
         let features = self.features.of(&self.places.qemu).await.map_err(caused)?;
         let (accelerator, reason) = self.accelerator(call.accelerator).await;
-        self.evidence.events.say(format!("accelerator {accelerator:?}: {reason}").to_lowercase());
+        let word = format!("{accelerator:?}").to_lowercase();
+        self.evidence.events.say(format!("accelerator {word}: {reason}"));
         let wanted = call.machine.as_deref().unwrap_or("q35");
         let Some(machine) = features.machine(wanted) else {
             let title = format!("QEMU {} has no machine type {wanted}", features.version);
