@@ -4,7 +4,7 @@
 //! client's handshake is done before the server has looked at the client's certificate. A peer that goes silent is
 //! dropped after the idle time. Which connections are admitted is the router's decision, not the endpoint's.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,16 +15,18 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::call::CallError;
 use crate::hello::{self, Hello, Welcome};
-use crate::identity::subject::server_name;
+use crate::identity::subject::{public_key_of, server_name};
 use crate::identity::{Identity, IdentityError, tls};
 use crate::ids::ClusterId;
+use crate::join::Member;
 use crate::service::Service;
 
 /// The UDP port of a daemon, and the TCP port of its bulk service.
 pub const DEFAULT_PORT: u16 = 7465;
 
-/// Hosts send something at least this often on an open connection.
-const KEEP_ALIVE: Duration = Duration::from_millis(1000);
+/// Hosts send something at least this often on an open connection. Longer than the pause between renewals of sessions, so
+/// that a connection that carries those needs nothing more; short enough to be lost twice within [`IDLE_HOST`].
+const KEEP_ALIVE: Duration = Duration::from_millis(1300);
 /// A host that says nothing for this long is dropped; the next call dials again.
 const IDLE_HOST: Duration = Duration::from_secs(4);
 /// The same for clients, whose links may be long.
@@ -36,6 +38,13 @@ const STREAMS: u32 = 256;
 /// Bytes a peer may have on their way to us, on one connection and on one stream.
 const WINDOW: u32 = 16 << 20;
 const STREAM_WINDOW: u32 = 4 << 20;
+/// The same for a peer that was not admitted yet, and its streams: enough for a hello and a join.
+const STRANGERS_WINDOW: u32 = 300 << 10;
+const STRANGERS_STREAMS: u32 = 2;
+/// Connections that wait to be looked at, and bytes of their first packets that are kept, of each and of all.
+const WAITING: usize = 1024;
+const WAITING_BYTES: u64 = 16 << 10;
+const WAITING_BYTES_ALL: u64 = 4 << 20;
 
 /// Why a connection was closed, as a number the other side sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,12 +117,39 @@ impl MeshEndpoint {
         mine: &Hello,
         by: Instant,
     ) -> Result<(quinn::Connection, Welcome), CallError> {
-        let place = Service::OVER_QUIC.iter().position(|known| *known == service);
-        let Some(dial) = place.map(|place| self.dials[place].clone()) else {
-            return Err(CallError::Unreachable { to: address.to_string(), why: format!("{service} is not on QUIC") });
-        };
         let cluster = self.identity.facts().subject.cluster();
-        connect_with(&self.endpoint, dial, address, cluster, mine, by).await
+        connect_with(&self.endpoint, self.dial_of(service, address)?, address, cluster, mine, by).await
+    }
+
+    fn dial_of(&self, service: Service, address: SocketAddr) -> Result<quinn::ClientConfig, CallError> {
+        let place = Service::OVER_QUIC.iter().position(|known| *known == service);
+        place.map(|place| self.dials[place].clone()).ok_or_else(|| CallError::Unreachable {
+            to: address.to_string(),
+            why: format!("{service} is not on QUIC"),
+        })
+    }
+
+    /// As [`MeshEndpoint::connect`] to a host of the cluster: whoever does not hold its key is told nothing, and what
+    /// the holder says, a refusal included, is the host's own word.
+    ///
+    /// # Errors
+    /// It cannot be reached there, another one answers, or it refuses.
+    pub async fn connect_host(
+        &self,
+        member: &Member,
+        address: SocketAddr,
+        service: Service,
+        mine: &Hello,
+        by: Instant,
+    ) -> Result<(quinn::Connection, Welcome), CallError> {
+        let cluster = self.identity.facts().subject.cluster();
+        let connection = handshake(&self.endpoint, self.dial_of(service, address)?, address, cluster, by).await?;
+        let shown = peer_certificate(&connection).map(|shown| public_key_of(&shown));
+        if !matches!(shown, Some(Ok(ref key)) if *key == member.key) {
+            connection.close(CloseCode::Refused.into(), b"another host");
+            return Err(CallError::WrongKey { to: address, host: member.host });
+        }
+        greet(connection, address, mine, by).await
     }
 
     /// The next connection that comes in; none once the endpoint is closed.
@@ -140,6 +176,15 @@ impl MeshEndpoint {
     pub async fn close(&self, patience: Duration) {
         self.endpoint.close(CloseCode::Stopping.into(), b"stopping");
         let _ = tokio::time::timeout(patience, self.endpoint.wait_idle()).await;
+        // Whoever still holds a handle must not keep the port: a daemon may go on without its host and take another one.
+        // Twice, because an endpoint holds on to the socket before its last.
+        for _ in 0..2 {
+            let moved =
+                std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| self.endpoint.rebind(socket));
+            if let Err(error) = moved {
+                tracing::debug!(%error, "a closed endpoint keeps its port until it is dropped");
+            }
+        }
     }
 }
 
@@ -152,14 +197,34 @@ pub async fn connect_with(
     mine: &Hello,
     by: Instant,
 ) -> Result<(quinn::Connection, Welcome), CallError> {
+    let connection = handshake(endpoint, dial, address, cluster, by).await?;
+    greet(connection, address, mine, by).await
+}
+
+async fn handshake(
+    endpoint: &quinn::Endpoint,
+    dial: quinn::ClientConfig,
+    address: SocketAddr,
+    cluster: ClusterId,
+    by: Instant,
+) -> Result<quinn::Connection, CallError> {
     let unreachable = |why: String| CallError::Unreachable { to: address.to_string(), why };
     let connecting =
         endpoint.connect_with(dial, address, &server_name(cluster)).map_err(|error| unreachable(error.to_string()))?;
-    let connection = match timeout_at(by, connecting).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return Err(unreachable(error.to_string())),
-        Err(_) => return Err(unreachable("no answer in time".to_owned())),
-    };
+    match timeout_at(by, connecting).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(error)) => Err(unreachable(error.to_string())),
+        Err(_) => Err(unreachable("no answer in time".to_owned())),
+    }
+}
+
+async fn greet(
+    connection: quinn::Connection,
+    address: SocketAddr,
+    mine: &Hello,
+    by: Instant,
+) -> Result<(quinn::Connection, Welcome), CallError> {
+    let unreachable = |why: String| CallError::Unreachable { to: address.to_string(), why };
     let greeting = async {
         let (mut send, mut receive) = connection.open_bi().await.map_err(|error| unreachable(error.to_string()))?;
         let welcome = hello::introduce(&mut send, &mut receive, mine, by).await;
@@ -175,6 +240,15 @@ pub async fn connect_with(
             connection.close(CloseCode::Refused.into(), b"no hello");
             Err(error)
         }
+    }
+}
+
+/// Waits until a UDP port can be bound again, for `patience` at most: connections that were closed hold on to it until
+/// their last packets are gone.
+pub async fn port_is_free(address: SocketAddr, patience: Duration) {
+    let until = Instant::now() + patience;
+    while Instant::now() < until && std::net::UdpSocket::bind(address).is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
@@ -239,9 +313,20 @@ pub fn client_config(config: rustls::ClientConfig, service: Service) -> Result<q
 pub fn server_config(config: rustls::ServerConfig) -> Result<quinn::ServerConfig, EndpointError> {
     let mut serve = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(config)?));
     // The lower of both sides' idle times holds: hosts that dial ask for the shorter one.
-    serve.transport_config(Arc::new(transport(IDLE_CLIENT)));
+    let mut transport = transport(IDLE_CLIENT);
+    transport
+        .receive_window(VarInt::from_u32(STRANGERS_WINDOW))
+        .max_concurrent_bidi_streams(VarInt::from_u32(STRANGERS_STREAMS));
+    serve.transport_config(Arc::new(transport));
     serve.migration(false);
+    serve.max_incoming(WAITING).incoming_buffer_size(WAITING_BYTES).incoming_buffer_size_total(WAITING_BYTES_ALL);
     Ok(serve)
+}
+
+/// The peer was admitted: from now on it may have as much on its way as its requests need.
+pub fn admitted(connection: &quinn::Connection) {
+    connection.set_receive_window(VarInt::from_u32(WINDOW));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS));
 }
 
 fn dials_of(identity: &Identity) -> Result<[quinn::ClientConfig; 4], EndpointError> {

@@ -1,6 +1,6 @@
 //! What other daemons ask of this one.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 use vt_protocol::{
@@ -11,7 +11,7 @@ use vt_protocol::{
 };
 
 use super::blocking;
-use crate::host::Host;
+use crate::{audit::Actor, cluster::Cluster, evidence::files, host::Host};
 
 /// Longest wait of a long poll.
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -25,6 +25,7 @@ impl Host {
             PeerRequest::Ping => PeerReply::Done,
             PeerRequest::Audit(query) => PeerReply::Audit(self.audit_here(query).await),
             PeerRequest::KeepAuthority(key) => self.keep_authority(from, key).await,
+            PeerRequest::Clock => PeerReply::Clock(vt_protocol::rehearsal::unix_s()),
             PeerRequest::HandOver(to) => self.hand_over_to(to).await,
             PeerRequest::Facts => PeerReply::Facts(Box::new(self.facts().now())),
             PeerRequest::Propose(bytes) => self.propose_for(from, &bytes, by).await,
@@ -60,6 +61,10 @@ impl Host {
             PeerRequest::EvidenceRead { attempt, path, offset, length } => {
                 let evidence = Arc::clone(self.evidence());
                 let length = length.min(PIECE_MAX);
+                if files::below(Path::new(""), &path).is_none() {
+                    let actor = Actor::named(format!("host {}", self.state().host_name(from)), "peer");
+                    self.audit_trail().refusal(actor, "evidence", &path, "the path leads out of the attempt").await;
+                }
                 refused_or(blocking(move || evidence.read(attempt, &path, offset, length)).await, PeerReply::Bytes)
             }
             PeerRequest::PrepareIncoming(prepare) => match self.supervisor() {

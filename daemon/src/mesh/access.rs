@@ -7,7 +7,7 @@
 use vt_protocol::admin::AccessRole;
 use vt_protocol::hello::Refusal;
 use vt_protocol::identity::Subject;
-use vt_protocol::identity::subject::Facts;
+use vt_protocol::identity::subject::{Facts, role_name};
 use vt_protocol::ids::{HostId, Name};
 use vt_protocol::service::Service;
 
@@ -52,6 +52,14 @@ pub fn admit(service: Service, shown: Option<&Facts>, membership: &Membership, n
             None => Err(Refusal::Revoked),
         },
         _ => Err(Refusal::WrongKind(service)),
+    }
+}
+
+/// Whom a certificate names, for the audit trail. Whether it is admitted is another question.
+pub(super) fn holder(facts: &Facts) -> String {
+    match &facts.subject {
+        Subject::Host { host, .. } => format!("host {host}"),
+        Subject::Client { name, role, .. } => format!("client {name} ({})", role_name(*role)),
     }
 }
 

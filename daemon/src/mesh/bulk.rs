@@ -5,9 +5,10 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -21,17 +22,22 @@ use vt_protocol::bulk::{self, BulkAnswer, BulkError, BulkRequest};
 use vt_protocol::call;
 use vt_protocol::error::{ErrorCode, Report};
 use vt_protocol::frame::FrameError;
-use vt_protocol::hello::{self, HelloError, Refusal, Welcome};
+use vt_protocol::hello::{self, HelloError, Welcome};
 use vt_protocol::identity::subject::Facts;
 use vt_protocol::identity::{Identity, IdentityError};
 use vt_protocol::ids::{AttemptId, Digest};
 use vt_protocol::service::Service;
 
 use super::access::{self, Pass};
+use super::doors::{Doors, Stranger};
 use super::services::Services;
+use crate::audit::Actor;
 
 /// Transfers at once.
 const TRANSFERS: usize = 64;
+/// Connections that were not admitted yet, in all and from one address.
+const STRANGERS: usize = 64;
+const STRANGERS_OF_ONE: usize = 32;
 /// Handshake, hello and request must be done after this long.
 const GREETING_TIME: Duration = Duration::from_secs(10);
 /// Longest time of one transfer.
@@ -89,6 +95,7 @@ impl BulkServer {
     /// Serves until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let room = Arc::new(Semaphore::new(TRANSFERS));
+        let doors = Doors::new(STRANGERS, STRANGERS_OF_ONE);
         let server = Arc::new(self);
         loop {
             let accepted = tokio::select! {
@@ -104,30 +111,49 @@ impl BulkServer {
                 }
             };
             // Over the limit the connection is dropped: the other side tries again, and nothing piles up here.
-            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
-            let (server, stop) = (Arc::clone(&server), stop.clone());
+            let Some(stranger) = doors.enter(address.ip()) else { continue };
+            let (server, room, stop) = (Arc::clone(&server), Arc::clone(&room), stop.clone());
             tokio::spawn(async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    served = server.connection(tcp, address) => if let Err(error) = served {
-                        tracing::info!(%address, %error, "a bulk connection ended early");
-                    },
+                    () = server.serve_one(tcp, address, stranger, room) => {}
                 }
-                drop(permit);
             });
         }
     }
 
-    async fn connection(&self, tcp: TcpStream, address: SocketAddr) -> Result<(), BulkFailure> {
+    async fn serve_one(&self, tcp: TcpStream, address: SocketAddr, stranger: Stranger, room: Arc<Semaphore>) {
+        match self.connection(tcp, address, stranger, room).await {
+            Ok(()) => {}
+            Err(BulkFailure::Door { who, reason }) => {
+                let actor = Actor::named(who, address.to_string());
+                self.services.audit().refusal(actor, "connect blob", "", &reason).await;
+            }
+            Err(error) => tracing::info!(%address, %error, "a bulk connection ended early"),
+        }
+    }
+
+    async fn connection(
+        &self,
+        tcp: TcpStream,
+        address: SocketAddr,
+        stranger: Stranger,
+        room: Arc<Semaphore>,
+    ) -> Result<(), BulkFailure> {
         tcp.set_nodelay(true)?;
-        let late = || BulkFailure::Frame(FrameError::Deadline);
-        let mut stream = timeout(GREETING_TIME, self.acceptor.accept(tcp)).await.map_err(|_| late())??;
+        let door = |who: &str, reason: String| BulkFailure::Door { who: who.to_owned(), reason };
+        let mut stream = match timeout(GREETING_TIME, self.acceptor.accept(tcp)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(door("unknown", error.to_string())),
+            Err(_) => return Err(door("unknown", "the handshake took too long".to_owned())),
+        };
         let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let shown = shown.and_then(|certificate| Facts::read(certificate).ok());
         let by = Instant::now() + GREETING_TIME;
         let mine = self.services.hello();
-        let theirs = hello::hear(&mut stream, by).await?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let who = shown.as_ref().map_or_else(|| "unknown".to_owned(), access::holder);
+        let theirs = hello::hear(&mut stream, by).await.map_err(|error| door(&who, error.to_string()))?;
+        let now = vt_protocol::rehearsal::unix_s();
         let checked = hello::check(&mine, &theirs).and_then(|version| {
             let pass = access::admit(Service::Blob, shown.as_ref(), &self.services.membership(), now)?;
             Ok((pass, version))
@@ -138,8 +164,13 @@ impl BulkServer {
             Ok((pass, _)) => pass,
             Err(refusal) => {
                 let _ = stream.shutdown().await;
-                return Err(BulkFailure::Refused(refusal));
+                return Err(door(&who, refusal.to_string()));
             }
+        };
+        drop(stranger);
+        let Ok(_permit) = room.try_acquire_owned() else {
+            let report = Report::new(ErrorCode::Unreachable, "the host serves too many transfers").retryable();
+            return Ok(call::put_failure(&mut stream, &report).await?);
         };
         let request = match bulk::take(&mut stream, by).await {
             Ok(request) => request,
@@ -150,6 +181,12 @@ impl BulkServer {
             }
         };
         tracing::debug!(%address, ?request, "a bulk request");
+        if let BulkRequest::Evidence { path, .. } = &request
+            && inner(path).is_none()
+        {
+            let actor = Actor::named(who, address.to_string());
+            self.services.audit().refusal(actor, "evidence", path, "the path leads out of the attempt").await;
+        }
         let served = self.serve(&mut stream, &pass, request).await;
         let _ = timeout(GREETING_TIME, stream.shutdown()).await;
         served
@@ -217,8 +254,9 @@ impl BulkServer {
 /// A relative path made of plain names only.
 fn inner(path: &str) -> Option<&Path> {
     let path = Path::new(path);
+    // `components` drops a dot in the middle; one in front, like everything else that is no name, is refused.
     let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
-    (plain && path.components().next().is_some()).then_some(path)
+    (plain && path.components().next().is_some() && !path.as_os_str().as_bytes().contains(&0)).then_some(path)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -231,8 +269,8 @@ enum BulkFailure {
     Hello(#[from] HelloError),
     #[error(transparent)]
     Transfer(#[from] BulkError),
-    #[error("{0}")]
-    Refused(Refusal),
+    #[error("{reason}")]
+    Door { who: String, reason: String },
 }
 
 #[cfg(test)]
@@ -241,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_path_stays_inside() {
-        for path in ["", "/etc/passwd", "../x", "a/../../x", "./a", ".."] {
+        for path in ["", "/etc/passwd", "../x", "a/../../x", "./a", "..", "a\0b"] {
             assert_eq!(inner(path), None, "{path}");
         }
         assert_eq!(inner("h1/serial.log"), Some(Path::new("h1/serial.log")));

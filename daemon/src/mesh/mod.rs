@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod bulk;
+mod doors;
 pub mod join;
 pub mod peers;
 pub mod router;

@@ -6,10 +6,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use vt_protocol::audit::Outcome;
 use vt_protocol::call::{self, CallError};
@@ -18,20 +18,26 @@ use vt_protocol::endpoint::{self, CloseCode, MeshEndpoint};
 use vt_protocol::error::{ErrorCode, Report};
 use vt_protocol::frame::FrameError;
 use vt_protocol::hello::{self, HelloError, Refusal, Welcome};
-use vt_protocol::identity::Subject;
 use vt_protocol::identity::subject::{Facts, role_name};
 use vt_protocol::join::{JoinAnswer, JoinCall, JoinRefusal};
 use vt_protocol::peer::PeerRequest;
+use vt_protocol::rehearsal::unix_s;
 use vt_protocol::service::Service;
 
 use super::access::{self, Pass};
+use super::doors::{Doors, Stranger};
 use super::serve;
 use super::services::{Caller, Services};
 use crate::audit::{Actor, Deed};
 
-/// Connections at once, and how many of them may be on `join`.
+/// Connections at once.
 const CONNECTIONS: usize = 512;
+/// Connections that were not admitted yet, in all and from one address. Those on `join` never are.
+const STRANGERS: usize = 256;
+const STRANGERS_OF_ONE: usize = 64;
+/// Connections on `join`, and how long one lives.
 const JOINING: usize = 32;
+const JOIN_TIME: Duration = Duration::from_secs(90);
 /// Requests at once, over all connections.
 const REQUESTS: usize = 2048;
 /// Handshake and hello must be done after this long.
@@ -62,13 +68,20 @@ impl Router {
     /// Takes connections until `stop`, or until the endpoint is closed.
     pub async fn run(self, stop: CancellationToken) {
         let room = Arc::new(Semaphore::new(CONNECTIONS));
+        let doors = Doors::new(STRANGERS, STRANGERS_OF_ONE);
         loop {
             let incoming = tokio::select! {
                 () = stop.cancelled() => return,
                 incoming = self.endpoint.accept() => incoming,
             };
             let Some(incoming) = incoming else { return };
-            let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+            if doors.crowded() && incoming.may_retry() {
+                // Costs nothing here, and whoever only pretends to be at that address never comes back.
+                let _ = incoming.retry();
+                continue;
+            }
+            let place = doors.enter(incoming.remote_address().ip());
+            let (Some(stranger), Ok(permit)) = (place, Arc::clone(&room).try_acquire_owned()) else {
                 incoming.refuse();
                 continue;
             };
@@ -76,7 +89,7 @@ impl Router {
             tokio::spawn(async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
-                    () = shared.connection(incoming) => {}
+                    () = shared.connection(incoming, stranger) => {}
                 }
                 drop(permit);
             });
@@ -85,7 +98,7 @@ impl Router {
 }
 
 impl Shared {
-    async fn connection(self: Arc<Self>, incoming: quinn::Incoming) {
+    async fn connection(self: Arc<Self>, incoming: quinn::Incoming, stranger: Stranger) {
         let address = incoming.remote_address();
         let connecting = match incoming.accept() {
             Ok(connecting) => connecting,
@@ -124,9 +137,23 @@ impl Shared {
                 return connection.close(CloseCode::Garbled.into(), b"no hello");
             }
         }
+        let until = if service == Service::Join {
+            Some((Instant::now() + JOIN_TIME, stranger))
+        } else {
+            endpoint::admitted(&connection);
+            drop(stranger);
+            None
+        };
         let shown = Arc::new(shown);
         let ended = loop {
-            match connection.accept_bi().await {
+            let next = match &until {
+                None => connection.accept_bi().await,
+                Some((until, _)) => match timeout_at(*until, connection.accept_bi()).await {
+                    Ok(next) => next,
+                    Err(_) => return connection.close(CloseCode::Refused.into(), b"a join takes less time"),
+                },
+            };
+            match next {
                 Ok((send, receive)) => {
                     let (shared, connection, shown) = (Arc::clone(&self), connection.clone(), Arc::clone(&shown));
                     tokio::spawn(async move {
@@ -145,7 +172,7 @@ impl Shared {
 
     /// Writes down who was not let in, as far as is known who that was.
     async fn refused(&self, address: SocketAddr, shown: Option<&Facts>, verb: &str, reason: &str) {
-        let actor = Actor::named(shown.map_or_else(|| "unknown".to_owned(), holder), address.to_string());
+        let actor = Actor::named(shown.map_or_else(|| "unknown".to_owned(), access::holder), address.to_string());
         self.services.audit().refusal(actor, verb, "", reason).await;
     }
 
@@ -160,7 +187,7 @@ impl Shared {
         let mine = self.services.hello();
         let checked = match hello::hear(&mut receive, by).await {
             Ok(theirs) => hello::check(&mine, &theirs).and_then(|version| {
-                let pass = access::admit(service, shown, &self.services.membership(), now())?;
+                let pass = access::admit(service, shown, &self.services.membership(), unix_s())?;
                 // The hello may not name another host than the key does.
                 if matches!(pass, Pass::Host(host) if theirs.host != Some(host)) {
                     return Err(Refusal::NotAdmitted);
@@ -195,7 +222,7 @@ impl Shared {
             let busy = Report::new(ErrorCode::Unreachable, "the host serves too many requests").retryable();
             return call::put_failure(&mut send, &busy).await;
         };
-        match access::admit(service, shown, &self.services.membership(), now()) {
+        match access::admit(service, shown, &self.services.membership(), unix_s()) {
             Ok(Pass::Client { name, role }) => {
                 let caller = Caller::Remote { name, role, address: connection.remote_address() };
                 let services = Arc::clone(&self.services);
@@ -310,15 +337,3 @@ async fn joined(services: &dyn Services, request: JoinCall, from: SocketAddr, by
     answer
 }
 
-/// Whom a certificate names, for the audit trail. Whether it is admitted is another question.
-fn holder(facts: &Facts) -> String {
-    match &facts.subject {
-        Subject::Host { host, .. } => format!("host {host}"),
-        Subject::Client { name, role, .. } => format!("client {name} ({})", role_name(*role)),
-    }
-}
-
-/// Unix seconds by this host's clock: only the dates of clients' certificates are compared with it.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
