@@ -52,7 +52,8 @@ pub enum ProviderVerb {
                             Nothing of what is fetched is run. --timeout bounds each, 10 minutes if not given.")]
     Sync {
         /// Only these
-        providers: Vec<String>,
+        #[arg(value_name = "PROVIDER")]
+        names: Vec<String>,
         /// Which definitions
         #[command(flatten)]
         from: ProvidersArgs,

@@ -18,7 +18,7 @@ const SYNC_LIMIT: Duration = Duration::from_secs(600);
 pub(super) async fn provider(ui: &Ui, verb: ProviderVerb, limit: Option<Duration>) -> Result<Code, Report> {
     match verb {
         ProviderVerb::List(from) => show(ui, &providers::providers(&from)?),
-        ProviderVerb::Sync { providers, from } => sync(ui, &providers, &from, limit.unwrap_or(SYNC_LIMIT)).await?,
+        ProviderVerb::Sync { names, from } => sync(ui, &names, &from, limit.unwrap_or(SYNC_LIMIT)).await?,
         ProviderVerb::Export { folder, set } => export(ui, &folder, &set)?,
     }
     Ok(Exit::Ok.into())
