@@ -5,6 +5,7 @@
 mod bad_input;
 mod fake;
 mod look;
+mod providers;
 mod run;
 mod watch;
 
