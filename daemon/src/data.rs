@@ -67,6 +67,11 @@ impl DataDir {
         self.path.join("raft.new")
     }
 
+    /// A file that is there when the cluster was recovered without this host: the generation it met.
+    pub fn superseded(&self) -> PathBuf {
+        self.path.join("superseded")
+    }
+
     /// Where blobs are.
     pub fn blobs(&self) -> PathBuf {
         self.path.join("blobs")

@@ -66,6 +66,7 @@ pub fn gather(settings: &Settings, qemu: Option<QemuFacts>) -> HostFacts {
         qemu,
         kind: settings.host.kind.as_str().to_owned(),
         pool: pool(&settings.paths.images, settings.pool_shared),
+        times_ms: settings.times().map(|(name, time)| (name.to_owned(), time.as_millis() as u64)).collect(),
     }
 }
 

@@ -24,6 +24,7 @@ pub struct Members {
     cluster: ClusterId,
     me: HostId,
     told: Arc<Membership>,
+    told_generation: u64,
     state: OnceLock<watch::Receiver<Arc<State>>>,
     /// The hosts the cached membership was made of, and it.
     cached: Mutex<Cached>,
@@ -31,11 +32,11 @@ pub struct Members {
 
 impl Members {
     /// What the host was told when it joined; the state comes later.
-    pub fn new(cluster: ClusterId, me: HostId, members: Vec<Member>) -> Arc<Self> {
+    pub fn new(cluster: ClusterId, generation: u64, me: HostId, members: Vec<Member>) -> Arc<Self> {
         let hosts = members.into_iter().map(|member| (member.host, member)).collect();
         let told = Arc::new(Membership { cluster, hosts, clients: Arc::default() });
         let cached = Mutex::new((BTreeMap::new(), Arc::clone(&told)));
-        Arc::new(Self { cluster, me, told, state: OnceLock::new(), cached })
+        Arc::new(Self { cluster, me, told, told_generation: generation, state: OnceLock::new(), cached })
     }
 
     /// From here on the state decides, as soon as it holds a cluster.
@@ -73,6 +74,11 @@ impl MembershipView for Members {
             *cached = (state.hosts.clone(), Arc::new(Membership { cluster: self.cluster, hosts, clients }));
         }
         Arc::clone(&cached.1)
+    }
+
+    fn generation(&self) -> u64 {
+        let state = self.state.get().map(|state| state.borrow().clone());
+        state.and_then(|state| Some(state.cluster.as_ref()?.generation)).unwrap_or(self.told_generation)
     }
 }
 
@@ -114,14 +120,14 @@ mod tests {
 
     #[test]
     fn a_joiner_lets_in_whom_it_was_told_of_until_the_log_comes_to_its_own_admission() {
-        let members = Members::new(ClusterId(1), HostId(4), vec![told(1), told(3)]);
+        let members = Members::new(ClusterId(1), 1, HostId(4), vec![told(1), told(3)]);
         let (_sender, state) = watch::channel(Arc::new(state_with_first_host()));
         members.follow(state);
         let hosts = members.membership().hosts.clone();
         assert!(hosts.contains_key(&HostId(3)), "the leader that sends the log may be admitted further on in it");
 
         // A host whose own admission is in its state has the whole truth there.
-        let members = Members::new(ClusterId(1), HostId(1), vec![told(1), told(3)]);
+        let members = Members::new(ClusterId(1), 1, HostId(1), vec![told(1), told(3)]);
         let (_sender, state) = watch::channel(Arc::new(state_with_first_host()));
         members.follow(state);
         assert!(!members.membership().hosts.contains_key(&HostId(3)));

@@ -39,6 +39,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let front = Front::new(Arc::clone(&settings), data, facts);
     let socket = AdminSocket::bind(&settings.socket()).context("listen for vtctl")?;
     front.resume().await.map_err(told)?;
+    tokio::spawn(front.clone().stay_fenced());
     let stop = CancellationToken::new();
     let serving = tokio::spawn(socket.serve(front.clone(), stop.clone()));
     if let Some(mutation) = vt_sync::mutation::active() {

@@ -18,15 +18,16 @@ use tokio::{
 };
 use vt_protocol::{
     admin::{AdminReply, AdminRequest, Hello as WhoAreYou, HostRole, Init, Join, Joined},
+    endpoint,
     error::{ErrorCode, Report},
     hello::{BUILD, Hello},
     ids::Name,
-    membership::Leave,
+    membership::{Leave, Recover, Restore},
     token::{Token, TokenError},
 };
 
 use crate::{
-    api::views::stored_role,
+    api::{recovery, views::stored_role},
     audit::Audit,
     control::session::Holdings,
     data::DataDir,
@@ -45,6 +46,8 @@ use crate::{
 /// A host that has just joined is started this often, with a pause between.
 const START_TRIES: u32 = 4;
 const START_PAUSE: Duration = Duration::from_millis(500);
+/// The port of a host that was let go is free again after this long at most.
+const PORT_TIME: Duration = Duration::from_secs(5);
 
 /// What does not change when the daemon is claimed.
 pub struct Front {
@@ -55,6 +58,7 @@ pub struct Front {
     host: RwLock<Option<Arc<Host>>>,
     audit: Arc<Audit>,
     broken: watch::Sender<Option<String>>,
+    superseded: watch::Sender<Option<u64>>,
     /// Held by the one `init` or `join` under way.
     claiming: Mutex<()>,
 }
@@ -72,6 +76,7 @@ impl Front {
             host: RwLock::new(None),
             audit,
             broken: watch::Sender::new(None),
+            superseded: watch::Sender::new(None),
             claiming: Mutex::new(()),
         })
     }
@@ -95,6 +100,11 @@ impl Front {
     /// The identity or the log is damaged, or the port is taken.
     pub async fn resume(&self) -> Result<(), Report> {
         let _claiming = self.claiming.lock().await;
+        if let Some(generation) = self.fence()? {
+            tracing::warn!(generation, "the cluster was recovered without this host: it takes no part");
+            self.superseded.send_replace(Some(generation));
+            return Ok(());
+        }
         match Claim::load(&self.data.cluster()).map_err(|error| error.report())? {
             Some(claim) => self.start(claim, First::default()).await.map(drop),
             None => self.clear(),
@@ -111,6 +121,7 @@ impl Front {
             first,
             audit: Arc::clone(&self.audit),
             broken: self.broken.clone(),
+            superseded: self.superseded.clone(),
         })
         .await?;
         *self.host.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&host));
@@ -205,9 +216,16 @@ impl Front {
     /// Takes this host out of its cluster; afterwards the daemon is as unclaimed as a new one.
     async fn leave(&self, leave: Leave, by: Instant) -> Result<Vec<String>, Report> {
         let _claiming = self.claiming.lock().await;
-        let Some(host) = self.host() else { return Err(unclaimed()) };
-        let mut steps = if leave.forget { Vec::new() } else { host.leave_cluster(leave.request, by).await? };
-        self.let_go(&host).await;
+        let fenced = self.superseded.borrow().is_some();
+        let mut steps = match self.host() {
+            Some(host) => {
+                let steps = if leave.forget { Vec::new() } else { host.leave_cluster(leave.request, by).await? };
+                self.let_go(&host).await;
+                steps
+            }
+            None if fenced && leave.forget => Vec::new(),
+            None => return Err(self.hostless()),
+        };
         // The claim goes first: without it the rest is cleared by the next start, whatever happens in between.
         let cleared = remove(&self.data.cluster()).and_then(|()| remove(&self.data.raft()));
         cleared.map_err(|error| {
@@ -215,9 +233,107 @@ impl Front {
                 .caused_by(&error)
                 .help("vtctl cluster leave --forget --yes   (goes on from here)")
         })?;
-        steps.push(format!("this daemon forgot cluster {}", host.record().cluster_name));
-        tracing::info!(cluster = %host.record().cluster_name, forget = leave.forget, "this host left its cluster");
+        match fs::remove_file(self.data.superseded()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Report::new(ErrorCode::StorageFailed, "this host is still fenced").caused_by(&error));
+            }
+            _ => _ = self.superseded.send_replace(None),
+        }
+        steps.push("this daemon belongs to no cluster now".to_owned());
+        tracing::info!(forget = leave.forget, "this host left its cluster");
         Ok(steps)
+    }
+
+    /// The generation that this host was left behind by, as its file says.
+    fn fence(&self) -> Result<Option<u64>, Report> {
+        match fs::read_to_string(self.data.superseded()) {
+            // Whatever stands in it, the file's being there is what counts.
+            Ok(text) => Ok(Some(text.trim().parse().unwrap_or(0))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Report::new(ErrorCode::StorageFailed, "whether this host is fenced cannot be read")
+                .with("file", self.data.superseded().display().to_string())
+                .caused_by(&error)),
+        }
+    }
+
+    /// Lets go of everything when this host learns that its cluster was recovered without it. Never ends.
+    pub async fn stay_fenced(self: Arc<Self>) {
+        let mut superseded = self.superseded.subscribe();
+        loop {
+            let generation = match superseded.wait_for(Option::is_some).await {
+                Ok(generation) => generation.unwrap_or(0),
+                // This front holds the sender.
+                Err(_) => return,
+            };
+            let claiming = self.claiming.lock().await;
+            if let Some(host) = self.host() {
+                tracing::error!(generation, "the cluster was recovered without this host: it lets go of everything");
+                let file = self.data.superseded();
+                let written =
+                    fs::write(&file, format!("{generation}\n")).and_then(|()| fs::File::open(&file)?.sync_all());
+                if let Err(error) = written {
+                    tracing::error!(%error, "that this host is fenced will be learned anew after a restart");
+                }
+                self.let_go(&host).await;
+            }
+            drop(claiming);
+            if superseded.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Goes on alone after most voters were lost.
+    async fn recover(&self, recover: Recover) -> Result<Vec<String>, Report> {
+        let _claiming = self.claiming.lock().await;
+        let Some(host) = self.host() else { return Err(self.hostless()) };
+        recovery::check(&host, recover)?;
+        tracing::warn!("this host is to go on alone: the next generation of its cluster");
+        self.let_go(&host).await;
+        host.close_log().await;
+        let began = recovery::begin_anew(&self.data, host.record()).await;
+        drop(host);
+        // Also where it failed: the host is then as it was.
+        let claim = Claim::load(&self.data.cluster()).map_err(|error| error.report())?;
+        let Some(claim) = claim else { return Err(Report::new(ErrorCode::Internal, "the claim of this host is gone")) };
+        let host = self.start(claim, First::default()).await?;
+        let mut steps = began?;
+        recovery::leads(&host).await?;
+        steps.push(format!("{} leads alone; voters: {}", host.record().name, host.record().name));
+        Ok(steps)
+    }
+
+    /// Makes a cluster from a snapshot, with this host as its first.
+    async fn restore(&self, restore: Restore) -> Result<Joined, Report> {
+        let _claiming = self.claiming.lock().await;
+        self.check_unclaimed()?;
+        let saved = recovery::read(&restore).await?;
+        let name = self.name(restore.host.clone())?;
+        let advertise = self.address(restore.advertise)?;
+        self.clear()?;
+        let (claim, mut steps) =
+            recovery::restore(&self.data, saved, name, advertise).await.inspect_err(|_| self.give_up())?;
+        match self.start(claim, First::default()).await {
+            Ok(host) => {
+                recovery::leads(&host).await?;
+                let mut joined = joined(&host);
+                steps.push(format!("{} votes alone and leads", joined.host_name));
+                joined.steps = steps;
+                Ok(joined)
+            }
+            Err(report) => {
+                self.give_up();
+                Err(report)
+            }
+        }
+    }
+
+    /// Why there is no host.
+    fn hostless(&self) -> Report {
+        match *self.superseded.borrow() {
+            Some(generation) => left_behind(generation),
+            None => unclaimed(),
+        }
     }
 
     /// Stops the host and what hangs from its session. The daemon goes on without one.
@@ -225,9 +341,13 @@ impl Front {
         host.lost().await;
         *self.host.write().unwrap_or_else(PoisonError::into_inner) = None;
         host.stop().await;
+        endpoint::port_is_free(self.settings.host.listen, PORT_TIME).await;
     }
 
     fn check_unclaimed(&self) -> Result<(), Report> {
+        if self.superseded.borrow().is_some() {
+            return Err(self.hostless());
+        }
         let Some(host) = self.host() else { return Ok(()) };
         let record = host.record();
         Err(Report::new(ErrorCode::AlreadyClaimed, "this daemon already belongs to a cluster")
@@ -263,6 +383,13 @@ impl Front {
         }
         Ok(address)
     }
+}
+
+fn left_behind(generation: u64) -> Report {
+    Report::new(ErrorCode::OldGeneration, "the cluster was recovered without this host, which takes no part any more")
+        .with("generation", format!("the cluster is in {generation}"))
+        .help("vtctl cluster leave --forget --yes   (clears what this host kept)")
+        .help("vtctl cluster join TOKEN   (then, as a new host)")
 }
 
 fn unclaimed() -> Report {
@@ -308,9 +435,11 @@ impl AdminService for Front {
             AdminRequest::Init(_) | AdminRequest::Join(_) if !caller.is_local() => {
                 Err(Report::new(ErrorCode::Denied, "a daemon is claimed over its own socket only"))
             }
-            AdminRequest::Leave(_) if !caller.is_local() => {
-                Err(Report::new(ErrorCode::Denied, "a host leaves its cluster over its own socket only"))
+            AdminRequest::Leave(_) | AdminRequest::Recover(_) | AdminRequest::Restore(_) if !caller.is_local() => {
+                Err(Report::new(ErrorCode::Denied, "this goes over the host's own socket only"))
             }
+            AdminRequest::Recover(recover) => self.recover(recover).await.map(AdminReply::Steps),
+            AdminRequest::Restore(restore) => self.restore(restore).await.map(AdminReply::Joined),
             AdminRequest::Leave(leave) => self.leave(leave, by).await.map(AdminReply::Steps),
             AdminRequest::Init(init) => self.init(init).await.map(AdminReply::Joined),
             AdminRequest::Join(join) => self.join(join, by).await.map(AdminReply::Joined),
@@ -319,7 +448,7 @@ impl AdminService for Front {
                 (None, AdminRequest::Hello) => {
                     Ok(AdminReply::Hello(WhoAreYou { build: BUILD.to_owned(), cluster: None, host: None }))
                 }
-                (None, _) => Err(unclaimed()),
+                (None, _) => Err(self.hostless()),
             },
         };
         let reply = reply.unwrap_or_else(|report| {

@@ -11,7 +11,7 @@ use crate::{
     facts::HostFacts,
     ids::{AttemptId, ClusterId, Digest, Epoch, HostId, JobId, Name, RequestId, TokenId},
     job::{AttemptEvent, JobView, Plan, ScenarioInfo},
-    membership::{HostChange, Leave},
+    membership::{HostChange, Leave, Recover, Restore},
 };
 
 /// What a certificate allows. Later roles include the earlier ones.
@@ -95,6 +95,12 @@ pub enum AdminRequest {
     JobRelease(JobId),
     /// The plan of a job, so that it can be run again.
     JobPlan(JobId),
+    /// A stream of [`AdminReply::Files`] with the state of the cluster, then [`AdminReply::Steps`].
+    SnapshotSave,
+    /// Make a cluster of this unclaimed daemon from a saved snapshot. Unix socket only.
+    Restore(Restore),
+    /// Go on alone after a lost quorum. Unix socket only.
+    Recover(Recover),
 }
 
 /// Makes a cluster of one voter.
@@ -187,7 +193,7 @@ pub enum AdminReply {
     Done,
     /// Answer to `Hello`.
     Hello(Hello),
-    /// Answer to `Init` and `Join`.
+    /// Answer to `Init`, `Join` and `Restore`.
     Joined(Joined),
     /// Answer to `Status`.
     Status(Box<ClusterStatus>),
@@ -219,7 +225,7 @@ pub enum AdminReply {
     Access(Vec<ClientView>),
     /// Answer to `Audit`.
     Audit(AuditTrail),
-    /// Answer to `HostChange`, `TransferLeader` and `Leave`: what was done, for people.
+    /// Answer to `HostChange`, `TransferLeader`, `Leave` and `Recover`: what was done, for people.
     Steps(Vec<String>),
     /// Answer to `JobPlan`.
     Plan(Box<Plan>),

@@ -108,6 +108,7 @@ impl CallError {
                     Refusal::Version { .. } => ErrorCode::WireVersion,
                     Refusal::Unclaimed => ErrorCode::Unclaimed,
                     Refusal::NotAdmitted => ErrorCode::HostRemoved,
+                    Refusal::Generation { .. } => ErrorCode::OldGeneration,
                     Refusal::Garbled | Refusal::Busy => ErrorCode::Unreachable,
                     Refusal::NoCertificate(_) | Refusal::WrongKind(_) => ErrorCode::Denied,
                     Refusal::Expired => ErrorCode::CertificateExpired,

@@ -123,10 +123,9 @@ impl MeshEndpoint {
 
     fn dial_of(&self, service: Service, address: SocketAddr) -> Result<quinn::ClientConfig, CallError> {
         let place = Service::OVER_QUIC.iter().position(|known| *known == service);
-        place.map(|place| self.dials[place].clone()).ok_or_else(|| CallError::Unreachable {
-            to: address.to_string(),
-            why: format!("{service} is not on QUIC"),
-        })
+        place
+            .map(|place| self.dials[place].clone())
+            .ok_or_else(|| CallError::Unreachable { to: address.to_string(), why: format!("{service} is not on QUIC") })
     }
 
     /// As [`MeshEndpoint::connect`] to a host of the cluster: whoever does not hold its key is told nothing, and what

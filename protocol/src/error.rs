@@ -111,6 +111,9 @@ codes! {
     CertificateExpired = 223, Denied, "The client certificate is outside its dates. An admin makes a token for a new one, `vtctl cluster token create --role client-runner`; the client takes it with `vtctl config use-context --join TOKEN`.";
     LastVoter = 224, Precondition, "The host is the last one that votes, or may vote, and answers. Without it nobody decides. Promote another host first, `vtctl host promote HOST`, and wait until `vtctl cluster status` shows that it votes.";
     NotAVoter = 225, Precondition, "Leadership goes to a host that votes and answers. `vtctl cluster status` shows who does; `vtctl host promote HOST` makes a host vote.";
+    OldGeneration = 226, Denied, "The cluster was recovered from a lost quorum, or restored from a snapshot, without this host. What the host still believes is over. Clear it, `vtctl cluster leave --forget --yes`, and let it join as a new host: `vtctl cluster token create` on the cluster, `vtctl cluster join TOKEN` here.";
+    QuorumHeld = 227, Conflict, "The cluster can decide, so there is nothing to recover from. Hosts that are gone for good are removed with `vtctl host remove`.";
+    SnapshotUnusable = 228, Usage, "The file is not a snapshot of a cluster, or it was cut or changed, or it is of a later version of vtmesh. `vtctl cluster snapshot save FILE` makes one.";
     RequestConflict = 230, Conflict, "A request came again under the same id, but with other content. The first one stands; send the new one under an id of its own.";
     SessionOver = 231, Conflict, "The host acted with an epoch that is no longer its own: its session ended, or was opened anew. What it held was given up.";
     UnknownClient = 232, NotFound, "No client of this name is admitted. `vtctl cluster access list` shows the names.";

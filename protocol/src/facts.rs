@@ -27,6 +27,8 @@ pub struct HostFacts {
     pub kind: String,
     /// The directory of images, and the name of the storage where it is shared with other hosts.
     pub pool: PoolFacts,
+    /// Times it runs with: name and milliseconds.
+    pub times_ms: Vec<(String, u64)>,
 }
 
 /// Facts about a QEMU binary.

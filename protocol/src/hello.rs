@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use crate::codec::{self, CodecError};
 use crate::frame::{self, FrameError, Kind, SMALL_CAP};
 use crate::ids::{ClusterId, HostId};
-use crate::version::{SPOKEN, VersionRange};
+use crate::rehearsal;
+use crate::version::VersionRange;
 
 /// The build a side reports, e.g. `0.1.0`.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
@@ -29,14 +30,22 @@ pub struct Hello {
     pub incarnation: u64,
     /// Its build.
     pub build: String,
-    /// The generations it speaks.
+    /// The protocol versions it speaks.
     pub versions: VersionRange,
+    /// The generation of its cluster that it is in; 0 for one that is in none. Each recovery begins the next one.
+    pub generation: u64,
 }
 
 impl Hello {
     /// The hello of this build.
     pub fn of(cluster: Option<ClusterId>, host: Option<HostId>, incarnation: u64) -> Self {
-        Self { cluster, host, incarnation, build: BUILD.to_owned(), versions: SPOKEN }
+        Self { cluster, host, incarnation, build: BUILD.to_owned(), versions: rehearsal::spoken(), generation: 0 }
+    }
+
+    /// The same of a host that is in this generation of its cluster.
+    #[must_use]
+    pub fn in_generation(self, generation: u64) -> Self {
+        Self { generation, ..self }
     }
 }
 
@@ -95,6 +104,14 @@ pub enum Refusal {
     /// The key of a client is not, or no longer, admitted.
     #[error("the key of this client is not, or no longer, admitted to the cluster")]
     Revoked,
+    /// The cluster was recovered since, and one of the sides was left behind.
+    #[error("that host is in generation {theirs} of the cluster, this one in {yours}")]
+    Generation {
+        /// The generation of the refusing side.
+        theirs: u64,
+        /// The generation the hello named.
+        yours: u64,
+    },
 }
 
 /// Why a hello failed.
@@ -164,9 +181,14 @@ pub fn check(mine: &Hello, other: &Hello) -> Result<u16, Refusal> {
         build: mine.build.clone(),
     })?;
     match (mine.cluster, other.cluster) {
-        (Some(theirs), Some(yours)) if theirs != yours => Err(Refusal::OtherCluster { theirs, yours }),
-        _ => Ok(version),
+        (Some(theirs), Some(yours)) if theirs != yours => return Err(Refusal::OtherCluster { theirs, yours }),
+        _ => {}
     }
+    let (theirs, yours) = (mine.generation, other.generation);
+    if theirs != yours && theirs != 0 && yours != 0 {
+        return Err(Refusal::Generation { theirs, yours });
+    }
+    Ok(version)
 }
 
 #[cfg(test)]
@@ -174,6 +196,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::version::SPOKEN;
 
     fn by() -> Instant {
         Instant::now() + Duration::from_secs(20)
@@ -200,9 +223,10 @@ mod tests {
             incarnation: 300,
             build: "0.1".to_owned(),
             versions: VersionRange { oldest: 1, newest: 2 },
+            generation: 3,
         };
         let bytes = codec::encode_wire(&hello, SMALL_CAP).unwrap();
-        assert_eq!(bytes, [1, 1, 7, 0, 0xac, 2, 3, b'0', b'.', b'1', 1, 2]);
+        assert_eq!(bytes, [1, 1, 7, 0, 0xac, 2, 3, b'0', b'.', b'1', 1, 2, 3]);
         let refused = codec::encode_wire(&Refusal::Unclaimed, SMALL_CAP).unwrap();
         assert_eq!(refused, [1, 6], "variants are only ever appended");
     }
@@ -228,6 +252,19 @@ mod tests {
         let newer = Hello { versions: VersionRange { oldest: 40, newest: 41 }, ..mine.clone() };
         let refused = meet(newer, Hello::of(Some(ClusterId(7)), Some(HostId(2)), 6)).await.unwrap_err();
         assert!(matches!(refused, HelloError::Refused(Refusal::Version { .. })), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn hosts_of_different_generations_do_not_meet_and_clients_are_of_none() {
+        let mine = Hello::of(Some(ClusterId(7)), Some(HostId(1)), 5);
+        let server = Hello::of(Some(ClusterId(7)), Some(HostId(2)), 6).in_generation(2);
+        let refused = meet(mine.clone().in_generation(1), server.clone()).await.unwrap_err();
+        assert!(
+            matches!(refused, HelloError::Refused(Refusal::Generation { theirs: 2, yours: 1 })),
+            "the one that was left behind is told: {refused:?}"
+        );
+        meet(mine.clone().in_generation(2), server.clone()).await.unwrap();
+        meet(mine, server).await.unwrap();
     }
 
     #[tokio::test]

@@ -112,6 +112,8 @@ pub struct Admitted {
     pub ca: Vec<u8>,
     /// The hosts of the cluster, the new one included.
     pub members: Vec<Member>,
+    /// The generation the cluster is in.
+    pub generation: u64,
 }
 
 /// A host as membership knows it.

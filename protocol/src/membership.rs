@@ -2,7 +2,7 @@
 //!
 //! Each request carries an id, so that one whose answer was lost can be asked again of another host.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +73,26 @@ impl Change {
             _ => String::new(),
         }
     }
+}
+
+/// Has the asked daemon's host go on alone, after most voters were lost: the next generation of its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recover {
+    /// Without it nothing is done, and what would be lost is told.
+    pub yes: bool,
+}
+
+/// Makes a cluster of this unclaimed daemon from a saved snapshot: the next generation of the one that was saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restore {
+    /// The snapshot, an absolute path on the daemon's machine.
+    pub file: PathBuf,
+    /// This host's name; `None`: its host name.
+    pub host: Option<Name>,
+    /// Where other hosts reach this one; `None`: from the settings.
+    pub advertise: Option<SocketAddr>,
+    /// Without it nothing is done, and what would be lost is told.
+    pub yes: bool,
 }
 
 /// Takes the asked daemon's own host out of its cluster.

@@ -68,6 +68,8 @@ pub enum PeerRequest {
     Audit(AuditQuery),
     /// Hand leadership to this voter; only a leader does.
     HandOver(HostId),
+    /// What time is it with you?
+    Clock,
     /// The connection of this post-copy is broken: listen anew.
     RecoverIncoming(MigrationId),
 }
@@ -90,6 +92,8 @@ pub struct Renew {
     pub host: HostId,
     /// Its epoch.
     pub epoch: Epoch,
+    /// How long after its last renewal its guards kill its VMs, ms.
+    pub kill_ms: u64,
 }
 
 /// What the source tells the destination before anything moves.
@@ -153,6 +157,8 @@ pub enum PeerReply {
     Audit(Vec<AuditEntry>),
     /// Answer to `RecoverIncoming`: QEMU's URI that the source goes on with.
     Recovering(String),
+    /// Answer to `Clock`: seconds since 1970.
+    Clock(u64),
 }
 
 /// The destination is ready.

@@ -58,6 +58,10 @@ impl AdminRequest {
             Self::HostChange(host) => change(host.what.verb()),
             Self::TransferLeader(_) => change("cluster transfer"),
             Self::Leave(_) => change("cluster leave"),
+            // It tells all there is, of everybody.
+            Self::SnapshotSave => Verb { needs: AccessRole::Admin, ..look("cluster snapshot save") },
+            Self::Restore(_) => change("cluster snapshot restore"),
+            Self::Recover(_) => change("cluster recover"),
             Self::JobRelease(_) => run("job release"),
             Self::JobPlan(_) => look("job plan"),
         }
@@ -91,6 +95,7 @@ impl AdminRequest {
             Self::HostChange(change) => format!("host {}{}", change.host, change.what.object()),
             Self::TransferLeader(name) => format!("host {name}"),
             Self::Leave(leave) if leave.forget => "without asking the cluster".to_owned(),
+            Self::Restore(restore) => restore.file.display().to_string(),
             Self::Hello
             | Self::Join(_)
             | Self::Status
@@ -101,6 +106,8 @@ impl AdminRequest {
             | Self::Inventory
             | Self::AccessList
             | Self::Leave(_)
+            | Self::SnapshotSave
+            | Self::Recover(_)
             | Self::Audit(_) => String::new(),
         }
     }

@@ -6,6 +6,7 @@ pub mod command;
 pub mod membership;
 pub mod mutation;
 pub mod raft;
+pub mod saved;
 pub mod state;
 mod stored;
 

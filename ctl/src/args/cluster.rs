@@ -11,6 +11,7 @@ use vt_protocol::{
 use super::{
     access::{AccessVerb, AuditArgs},
     globals::duration,
+    recovery::{RecoverArgs, SnapshotVerb},
 };
 
 /// What is done with a cluster.
@@ -31,6 +32,11 @@ pub enum ClusterVerb {
     },
     /// Take this host out of its cluster
     Leave(LeaveArgs),
+    /// The cluster's state in a file, and a cluster from it
+    #[command(subcommand, after_help = "Example:\n  vtctl cluster snapshot save lab-a.snapshot")]
+    Snapshot(SnapshotVerb),
+    /// Go on with this host alone after a lost quorum
+    Recover(RecoverArgs),
     /// Tokens that admit hosts and clients
     #[command(subcommand, after_help = "Example:\n  vtctl cluster token create")]
     Token(TokenVerb),

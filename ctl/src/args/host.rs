@@ -54,8 +54,8 @@ pub enum HostVerb {
     },
     /// Take an idle host out of the cluster for good
     #[command(
-        after_help = "Example:\n  vtctl host remove host3\n\nIts key and id stay refused. On the host itself, `vtctl cluster leave` does it and\n\
-                      clears what it kept."
+        after_help = "Example:\n  vtctl host remove host3\n\nIts key and id stay refused. On the host itself, `vtctl cluster leave` does it\n\
+                      and clears what it kept."
     )]
     Remove {
         /// Its name

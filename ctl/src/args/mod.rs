@@ -8,6 +8,7 @@ mod host;
 mod job;
 mod lab;
 mod provider;
+mod recovery;
 mod run;
 mod variants;
 
@@ -21,6 +22,7 @@ pub use self::{
     host::{DrainArgs, HostVerb, PromoteArgs},
     job::{ExplainArgs, FetchArgs, JobVerb, ScenarioVerb, VmVerb, WhichJob},
     lab::{ImageBuildArgs, ImageVerb, LabUpArgs, LabVerb},
+    recovery::{RecoverArgs, RestoreArgs, SnapshotVerb},
     provider::{GuestArgs, GuestVerb, ProviderVerb, ProvidersArgs, SetArgs},
     run::{GroupHosts, ReportFile, RunArgs},
     variants::{CfgVerb, ExpandArgs, Selection, VariantsVerb},

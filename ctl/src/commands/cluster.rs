@@ -10,7 +10,7 @@ use vt_protocol::{
     membership::Leave,
 };
 
-use super::{App, Code, access, host, token};
+use super::{App, Code, access, host, recovery, token};
 use crate::{
     args::{ClusterVerb, InitArgs, JoinArgs, LeaveArgs, Output},
     client::{Mesh, Need},
@@ -33,6 +33,8 @@ pub(super) async fn cluster(app: &mut App, verb: ClusterVerb) -> Result<Code, Re
         ClusterVerb::Status => status(app).await,
         ClusterVerb::Transfer { host } => transfer(app, host).await,
         ClusterVerb::Leave(args) => leave(app, args).await,
+        ClusterVerb::Snapshot(verb) => recovery::snapshot(app, verb).await,
+        ClusterVerb::Recover(args) => recovery::recover(app, args).await,
         ClusterVerb::Token(verb) => token::token(app, verb).await,
         ClusterVerb::Access(verb) => access::access(app, verb).await,
         ClusterVerb::Audit(args) => access::audit(app, args).await,
@@ -115,7 +117,7 @@ async fn transfer(app: &mut App, host: Name) -> Result<Code, Report> {
 }
 
 /// What is for the daemon of this very host: never for one of a lab that happens to be the current one.
-fn own_daemon(app: &App) -> Result<Mesh, Report> {
+pub(super) fn own_daemon(app: &App) -> Result<Mesh, Report> {
     let chosen = app.globals.endpoint.is_some() || std::env::var_os("VTCTL_ENDPOINT").is_some();
     let place = match app.mesh.places() {
         [place] if chosen => place.clone(),
@@ -129,7 +131,7 @@ fn own_daemon(app: &App) -> Result<Mesh, Report> {
     Ok(app.mesh.only(&place))
 }
 
-fn show_joined(app: &App, joined: &Joined, done: &str, schema: &str) {
+pub(super) fn show_joined(app: &App, joined: &Joined, done: &str, schema: &str) {
     match app.ui.output {
         Output::Json | Output::Jsonl => app.ui.json(&json!({
             "schema": schema,

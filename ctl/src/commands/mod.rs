@@ -2,6 +2,7 @@
 
 mod access;
 mod cfg;
+mod chosen;
 mod cluster;
 pub(crate) mod config;
 mod explain;
@@ -11,6 +12,7 @@ mod image;
 mod job;
 mod lab;
 mod provider;
+mod recovery;
 mod run;
 mod scenario;
 mod token;
@@ -45,7 +47,7 @@ pub fn run(cli: Cli) -> u8 {
         // These need neither a daemon nor a runtime.
         Command::Explain(args) => explain::explain(&ui, args),
         Command::Cfg(verb) => cfg::cfg(&ui, verb),
-        Command::Variants(verb) => variants::variants(&ui, verb),
+        Command::Variants(verb) if !verb.asks() => variants::variants(&ui, verb),
         Command::Guest(verb) => guest::guest(&ui, verb),
         Command::Completion { shell } => explain::completion(&ui, *shell),
         _ => with_runtime(cli, ui.clone()),
@@ -106,7 +108,8 @@ async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
         Command::Job(verb) => job::job(&mut app, verb).await,
         Command::Vm(verb) => vm::vm(&mut app, verb).await,
         Command::Version => explain::version(&mut app).await,
-        Command::Explain(_) | Command::Cfg(_) | Command::Variants(_) | Command::Guest(_) => Ok(Exit::Ok.into()),
+        Command::Variants(verb) => variants::lint_keys(&mut app, &verb).await,
+        Command::Explain(_) | Command::Cfg(_) | Command::Guest(_) => Ok(Exit::Ok.into()),
         Command::Config(_) | Command::Completion { .. } | Command::Lab(_) | Command::Image(_) | Command::Provider(_) => Ok(Exit::Ok.into()),
     }
 }

@@ -68,7 +68,7 @@ impl Host {
         let bad = |error: &dyn std::error::Error| JoinRefusal::BadRequest(error.to_string());
         let key = key_of_request(&request.signing_request).map_err(|error| bad(&error))?.digest();
         let state = self.with_token(request.token).await?;
-        let now = unix_s();
+        let now = self.cluster_clock().await.unwrap_or_else(|_| unix_s());
         let terms = terms(&state, &request, key, now)?;
         // Signed first: an entry that admits a client which then gets no certificate would strand it.
         let dates = Validity { from: now.saturating_sub(300), until: terms.until_unix_s };

@@ -33,7 +33,9 @@ const COMES: Duration = Duration::from_secs(2);
 #[async_trait]
 impl Admission for Host {
     async fn look(&self, applicant: &Applicant, _by: Instant) -> Result<Standing, JoinRefusal> {
-        standing(&*self.with_token(applicant.token).await?, applicant, unix_s())
+        let state = self.with_token(applicant.token).await?;
+        // Whether its time is over is the leader's to say, who ends tokens; without one nothing is decided anyway.
+        standing(&state, applicant, self.cluster_clock().await.unwrap_or_else(|_| unix_s()))
     }
 
     async fn certify(&self, applicant: &Applicant) -> Result<Vec<u8>, JoinRefusal> {
@@ -67,7 +69,7 @@ impl Admission for Host {
 
     async fn roster(&self) -> Roster {
         let members: Vec<Member> = self.members().membership().hosts.values().cloned().collect();
-        Roster { cluster_name: self.record().cluster_name.clone(), members }
+        Roster { cluster_name: self.record().cluster_name.clone(), members, generation: self.generation() }
     }
 }
 

@@ -124,12 +124,11 @@ impl Host {
             Ok(PeerReply::Facts(facts)) => Some(*facts),
             Ok(_) | Err(_) => None,
         };
-        let times = self.settings().session.named();
         Ok(HostDetail {
             view: views::host_view(&state, &self.consensus(), host),
+            times_ms: facts.as_ref().map(|facts| facts.times_ms.clone()).unwrap_or_default(),
             facts,
             session: host.session.as_ref().map(|session| session.epoch).unwrap_or_default(),
-            times_ms: times.iter().map(|(name, time)| ((*name).to_owned(), time.as_millis() as u64)).collect(),
         })
     }
 

@@ -18,7 +18,7 @@ use super::{
     left,
     views::{self, stored_role},
 };
-use crate::{cluster::Cluster, control::tokens::unix_s, host::Host};
+use crate::{cluster::Cluster, host::Host};
 
 /// Longest life of a token, seconds.
 const TTL_MAX_S: u32 = 24 * 3600;
@@ -50,7 +50,10 @@ impl Host {
         let state = self.state();
         let known = state.tokens.get(&id);
         let secret = self.token_secret(request);
-        let expires = known.map_or_else(|| unix_s() + u64::from(ttl_s), |token| token.expires_unix_s);
+        let expires = match known {
+            Some(token) => token.expires_unix_s,
+            None => self.cluster_clock().await?.saturating_add(ttl_s.into()),
+        };
         match known {
             Some(token) if token.secret_hash == secret.hash() => {}
             Some(_) => {

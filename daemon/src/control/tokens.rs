@@ -1,20 +1,22 @@
 //! Ends join tokens whose time is over, by the leader's clock: the state compares no times.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use vt_protocol::ids::{RequestId, TokenId};
+pub use vt_protocol::rehearsal::unix_s;
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::{RequestId, TokenId},
+    peer::{PeerReply, PeerRequest},
+};
 use vt_sync::{State, command::ExpireToken, raft::Leadership, state::TokenStatus};
 
 use super::leads;
-use crate::cluster::Cluster;
+use crate::{cluster::Cluster, host::Host};
 
 const DECIDES: Duration = Duration::from_secs(5);
 /// Longest sleep: a clock that is set forward is noticed after this.
@@ -45,9 +47,19 @@ pub async fn run(cluster: Arc<dyn Cluster>, mut leadership: watch::Receiver<Lead
     }
 }
 
-/// Seconds since 1970, by this host's clock.
-pub fn unix_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+/// How long the leader may take to tell the time.
+const TELLS: Duration = Duration::from_secs(3);
+
+impl Host {
+    /// Seconds since 1970 by the clock that ends tokens: the leader's. Clocks of other hosts may be wrong by any time.
+    pub(crate) async fn cluster_clock(&self) -> Result<u64, Report> {
+        let leader = self.leadership().borrow().leader;
+        let Some(leader) = leader.filter(|leader| *leader != self.me()) else { return Ok(unix_s()) };
+        match self.ask(leader, PeerRequest::Clock, TELLS).await? {
+            PeerReply::Clock(unix_s) => Ok(unix_s),
+            _ => Err(Report::new(ErrorCode::Internal, "another kind of answer than was asked for")),
+        }
+    }
 }
 
 /// Open tokens whose time is over at `now`, and in how many seconds the next one's will be.

@@ -14,10 +14,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use vt_protocol::call::{self, CallError};
 use vt_protocol::client::open_stream;
-use vt_protocol::endpoint::{self, CloseCode, MeshEndpoint};
+use vt_protocol::endpoint::{CloseCode, MeshEndpoint};
 use vt_protocol::error::Report;
 use vt_protocol::hello::{Hello, Refusal};
-use vt_protocol::identity::subject::public_key_of;
 use vt_protocol::ids::HostId;
 use vt_protocol::join::Member;
 use vt_protocol::peer::{PeerReply, PeerRequest};
@@ -41,6 +40,8 @@ pub struct Peers {
     view: Arc<dyn MembershipView>,
     mine: Hello,
     links: Mutex<HashMap<(HostId, Service), SharedLink>>,
+    /// A later generation of the cluster that a host of it told of.
+    superseded: Arc<watch::Sender<Option<u64>>>,
 }
 
 /// Seen by every call that waits for it.
@@ -85,7 +86,12 @@ impl DialFailure {
 impl Peers {
     /// A pool that dials from `endpoint` and says `mine`.
     pub fn new(endpoint: MeshEndpoint, view: Arc<dyn MembershipView>, mine: Hello) -> Arc<Self> {
-        Arc::new(Self { endpoint, view, mine, links: Mutex::default() })
+        Arc::new(Self { endpoint, view, mine, links: Mutex::default(), superseded: Arc::new(watch::Sender::new(None)) })
+    }
+
+    /// Told when a host says that the cluster was recovered without this one: the generation it is in.
+    pub fn superseded(&self) -> watch::Receiver<Option<u64>> {
+        self.superseded.subscribe()
     }
 
     /// A typed call to the peer service.
@@ -113,6 +119,11 @@ impl Peers {
     fn link(&self, host: HostId, service: Service) -> SharedLink {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(links.entry((host, service)).or_insert_with(|| Arc::new(watch::Sender::new(Link::Idle))))
+    }
+
+    /// Drops every connection: this host has stopped. As long as one is held, so is the port.
+    pub fn forget_all(&self) {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn drop_links(&self, host: HostId) {
@@ -169,12 +180,18 @@ impl Peers {
     }
 
     fn dial(&self, member: Member, service: Service, failures: u32, link: SharedLink) {
-        let (endpoint, mine) = (self.endpoint.clone(), self.mine.clone());
+        let (endpoint, mine) = (self.endpoint.clone(), self.mine.clone().in_generation(self.view.generation()));
+        let superseded = Arc::clone(&self.superseded);
         tokio::spawn(async move {
             let dialled = dial(&endpoint, &mine, &member, service).await;
             let next = match dialled {
                 Ok(connection) => Link::Up { connection, key: member.key },
                 Err(why) => {
+                    if let DialFailure::Refused { refusal: Refusal::Generation { theirs, yours }, .. } = &why
+                        && theirs > yours
+                    {
+                        superseded.send_replace(Some(*theirs));
+                    }
                     tracing::debug!(host = %member.name, %service, ?why, "a host was not reached");
                     let pause = PAUSE_FIRST.saturating_mul(1 << failures.min(8)).min(PAUSE_MAX);
                     // Two hosts that dial each other at the same rhythm should not stay in step.
@@ -195,15 +212,13 @@ async fn dial(
 ) -> Result<quinn::Connection, DialFailure> {
     let mut failure = DialFailure::Unknown;
     for address in member.addresses.iter().take(ADDRESSES_MAX) {
-        match endpoint.connect(*address, service, mine, Instant::now() + DIAL_TIME).await {
-            Ok((connection, welcome)) => {
-                let shown = endpoint::peer_certificate(&connection).map(|shown| public_key_of(&shown));
-                if matches!(shown, Some(Ok(ref key)) if *key == member.key) && welcome.hello.host == Some(member.host) {
-                    return Ok(connection);
-                }
+        match endpoint.connect_host(member, *address, service, mine, Instant::now() + DIAL_TIME).await {
+            Ok((connection, welcome)) if welcome.hello.host == Some(member.host) => return Ok(connection),
+            Ok((connection, _)) => {
                 connection.close(CloseCode::Refused.into(), b"another host");
                 failure = DialFailure::WrongKey { to: *address };
             }
+            Err(CallError::WrongKey { to, .. }) => failure = DialFailure::WrongKey { to },
             Err(error) => failure = DialFailure::of(error, *address),
         }
     }

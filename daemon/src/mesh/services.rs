@@ -41,6 +41,9 @@ impl Membership {
 pub trait MembershipView: Send + Sync + 'static {
     /// The membership as committed, or, before the log has reached this host, as its join was answered.
     fn membership(&self) -> Arc<Membership>;
+
+    /// The generation of the cluster that this host is in.
+    fn generation(&self) -> u64;
 }
 
 /// Who asks.

@@ -266,6 +266,18 @@ impl Settings {
         })
     }
 
+    /// Every time that decides about sessions, leaders and votes, by the name of its key.
+    pub fn times(&self) -> impl Iterator<Item = (&'static str, Duration)> {
+        let millis = Duration::from_millis;
+        let raft = [
+            ("heartbeat", millis(self.raft.heartbeat_ms)),
+            ("election_min", millis(self.raft.election_ms.0)),
+            ("election_max", millis(self.raft.election_ms.1)),
+            ("voter_away", self.voter_away),
+        ];
+        self.session.named().into_iter().chain(raft)
+    }
+
     /// The daemon's own socket for vtctl.
     pub fn socket(&self) -> PathBuf {
         self.paths.run.join("vtd.sock")

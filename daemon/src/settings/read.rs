@@ -13,7 +13,7 @@ use std::{
 use toml::de::{DeTable, DeValue};
 use vt_protocol::error::{ErrorCode, Report};
 
-use super::{GuestRange, Kind, Settings};
+use super::{GuestRange, Kind, SessionTimes, Settings};
 use crate::nearest::nearest;
 
 /// Longest path of the run directory, bytes: a socket's path has at most 107, and names are put behind it.
@@ -166,6 +166,13 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
             reader.mistake(session.place(after), text, Some("renew < suspect < pause < kill < expire".into()));
         }
     }
+    for (later, least, rule) in margins(&settings.session) {
+        let (name, time) = later;
+        if time < least {
+            let text = format!("{name} ({} ms) is less than {} ms", time.as_millis(), least.as_millis());
+            reader.mistake(session.place(name), text, Some(rule.into()));
+        }
+    }
     session.finish();
 
     let raft = root.section("raft");
@@ -196,6 +203,24 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
     log.finish();
 
     root.finish();
+}
+
+/// A time with its key, the least it may be, and the rule that says so.
+type Margin = ((&'static str, Duration), Duration, &'static str);
+
+/// What has to lie between the times of a session, each for a reason of its own.
+fn margins(times: &SessionTimes) -> [Margin; 4] {
+    let SessionTimes { renew, suspect, pause, kill, expire } = *times;
+    [
+        // One renewal that is lost is no silence.
+        (("suspect", suspect), 2 * renew, "suspect >= 2 x renew"),
+        // A new leader has to be found and to answer before VMs stand still.
+        (("pause", pause), suspect + renew, "pause >= suspect + renew"),
+        // `stop` may take its time before the process is killed.
+        (("kill", kill), pause + renew, "kill >= pause + renew"),
+        // Nothing of the old owner may run when the next one begins, however late its guard was woken.
+        (("expire", expire), kill + 2 * renew, "expire >= kill + 2 x renew"),
+    ]
 }
 
 struct CgroupFolder(PathBuf);
@@ -444,6 +469,16 @@ mod tests {
             ("[network]\nbridge = \"a-name-that-is-too-long\"", 2, "interface name", ""),
             ("[session]\nrenew = -1", 2, "whole number from 100", ""),
             ("[session]\npause = 1000", 2, "pause (1000 ms) is not longer than suspect (2000 ms)", "renew < suspect"),
+            ("[session]\nrenew = 1500", 1, "suspect (2000 ms) is less than 3000 ms", "suspect >= 2 x renew"),
+            ("[session]\nsuspect = 5500", 1, "pause (6000 ms) is less than 6500 ms", "pause >= suspect + renew"),
+            ("[session]\npause = 7500", 1, "kill (8000 ms) is less than 8500 ms", "kill >= pause + renew"),
+            ("[session]\nexpire = 9000", 2, "expire (9000 ms) is less than 10000 ms", "expire >= kill + 2 x renew"),
+            (
+                "[raft]\nvoter_away_ms = 12000",
+                2,
+                "not longer than a session lasts",
+                "session.expire < raft.voter_away_ms",
+            ),
             ("[raft]\nelection_ms = [500, 400]", 2, "less than three heartbeats", ""),
             ("[raft]\nelection_ms = [2000, 1000]", 2, "from less to more", ""),
             ("[raft]\nelection_ms = [2000]", 2, "a pair such as", ""),

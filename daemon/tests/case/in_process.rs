@@ -16,6 +16,7 @@ use vt_daemon::{
     cluster::{AskError, Cluster, ProposeError},
     evidence::EvidenceStore,
     guard::{Times, clock::BootTime},
+    plan::OpenPlan,
     party::{Party, Places, Plans, Supervisor, giveback::cgroup_name, places::secret_file},
 };
 use vt_protocol::{
@@ -57,7 +58,7 @@ pub(crate) struct Shared {
     log: Mutex<u64>,
     hosts: Mutex<BTreeMap<HostId, Reached>>,
     pub(crate) faults: Mutex<Faults>,
-    plan: Mutex<Option<Arc<Plan>>>,
+    plan: Mutex<Option<Arc<OpenPlan>>>,
 }
 
 impl Shared {
@@ -170,12 +171,13 @@ fn facts() -> HostFacts {
         }),
         kind: "namespace".into(),
         pool: PoolFacts { path: String::new(), shared: true, images: Vec::new() },
+        times_ms: Vec::new(),
     }
 }
 
 #[async_trait]
 impl Plans for Shared {
-    async fn plan(&self, _: JobId) -> Result<Arc<Plan>, Report> {
+    async fn plan(&self, _: JobId) -> Result<Arc<OpenPlan>, Report> {
         let plan = self.plan.lock().unwrap().clone();
         plan.ok_or_else(|| Report::new(ErrorCode::ResultsMissing, "no plan"))
     }
@@ -283,7 +285,8 @@ impl World {
         let running = tokio::spawn({
             let (supervisor, stop) = (supervisor.clone(), stop.clone());
             async move {
-                supervisor.renewed(BootTime::now()).await;
+                supervisor.session_opened(0);
+                supervisor.renewed(BootTime::now());
                 supervisor.run(stop).await.unwrap();
             }
         });
@@ -314,16 +317,13 @@ impl World {
             cases: vec![PlannedCase {
                 name: scenario.into(),
                 hosts: self.hosts[..hosts].iter().map(|host| host.name.clone()).collect(),
-                leftover: false,
                 params: all,
+                ..PlannedCase::default()
             }],
             case_timeout_ms: timeout.as_millis() as u64,
-            strict_hosts: false,
-            user: "test".into(),
-            note: None,
-            keep: false,
+            ..Plan::default()
         };
-        *self.shared.plan.lock().unwrap() = Some(Arc::new(plan));
+        *self.shared.plan.lock().unwrap() = Some(Arc::new(OpenPlan::new(plan).unwrap()));
         let ids: Vec<HostId> = self.hosts[..hosts].iter().map(|host| host.id).collect();
         self.shared.propose(SubmitJob {
             job: JOB,
@@ -333,7 +333,8 @@ impl World {
             strict: false,
             submitted_by: "test".into(),
             submitted_unix_s: 1,
-            cases: vec![NewCase { hosts: ids.clone() }],
+            cases: vec![NewCase::on(ids.clone())],
+            refusals: vec![],
         });
         let case = CaseId { job: JOB, index: 1 };
         self.shared.propose(StartAttempt { case, number: 1, hosts: ids });

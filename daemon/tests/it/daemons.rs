@@ -18,7 +18,7 @@ use vt_protocol::{
     admin::{AdminReply, AdminRequest, ClusterStatus, HostRole, Init, Join, Joined, NewToken, TokenCreate},
     call::Replies,
     client::Client,
-    error::Report,
+    error::{ErrorCode, Report},
     ids::RequestId,
 };
 
@@ -33,6 +33,7 @@ pub(crate) struct Daemon {
     pub(crate) name: String,
     pub(crate) dir: PathBuf,
     process: Option<Child>,
+    pretends: Vec<(&'static str, String)>,
 }
 
 impl Daemon {
@@ -51,7 +52,13 @@ impl Daemon {
             path("disks"),
         );
         fs::write(dir.join("vtd.toml"), text).unwrap();
-        Self { name: name.to_owned(), dir, process: None }
+        Self { name: name.to_owned(), dir, process: None, pretends: Vec::new() }
+    }
+
+    /// What the debug build is to pretend from its next start on.
+    pub(crate) fn pretend(&mut self, what: &'static str, value: &str) {
+        self.pretends.retain(|(known, _)| *known != what);
+        self.pretends.push((what, value.to_owned()));
     }
 
     /// Adds sections to its settings, before it is started.
@@ -64,7 +71,7 @@ impl Daemon {
         self.dir.join("vtd.toml")
     }
 
-    fn socket(&self) -> PathBuf {
+    pub(crate) fn socket(&self) -> PathBuf {
         self.dir.join("run/vtd.sock")
     }
 
@@ -77,6 +84,7 @@ impl Daemon {
             .arg(self.settings())
             .env_remove("RUST_LOG")
             .env_remove("NOTIFY_SOCKET")
+            .envs(self.pretends.iter().map(|(name, value)| (*name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -171,13 +179,7 @@ impl Daemon {
     }
 
     pub(crate) async fn join_as(&self, token: &str, role: HostRole) -> Result<Joined, Report> {
-        let join = Join {
-            token: token.to_owned(),
-            host: None,
-            advertise: None,
-            role,
-            labels: Default::default(),
-        };
+        let join = Join { token: token.to_owned(), host: None, advertise: None, role, labels: Default::default() };
         match self.ask(&AdminRequest::Join(join)).await? {
             AdminReply::Joined(joined) => Ok(joined),
             other => panic!("{other:?}"),
@@ -188,6 +190,19 @@ impl Daemon {
         match self.ask(&AdminRequest::Status).await? {
             AdminReply::Status(status) => Ok(*status),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Waits until the daemon refuses to tell its status with this code.
+    pub(crate) async fn refused(&self, code: ErrorCode) {
+        let by = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status().await;
+            if matches!(&status, Err(report) if report.code == code) {
+                return;
+            }
+            assert!(Instant::now() < by, "{} does not answer {code}: {status:#?}\n{}", self.name, self.log());
+            sleep(Duration::from_millis(100)).await;
         }
     }
 

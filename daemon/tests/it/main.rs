@@ -2,8 +2,11 @@
 #![allow(missing_docs, reason = "tests say what they show by their names")]
 #![allow(clippy::unwrap_used, reason = "a test that meets an error has failed")]
 
+mod ages;
 mod cluster;
 mod daemons;
 mod jobs;
 mod membership;
+mod probe;
 mod program;
+mod recovery;

@@ -137,7 +137,7 @@ impl Admission for ClusterAdmission {
     }
 
     async fn roster(&self) -> Roster {
-        Roster { cluster_name: self.name.clone(), members: members_of(&self.cluster.state()) }
+        Roster { cluster_name: self.name.clone(), members: members_of(&self.cluster.state()), generation: 1 }
     }
 }
 

@@ -349,6 +349,10 @@ impl MembershipView for Daemon {
     fn membership(&self) -> Arc<Membership> {
         Arc::new(membership_of(&self.log.state()).unwrap_or_default())
     }
+
+    fn generation(&self) -> u64 {
+        1
+    }
 }
 
 struct Counted(Arc<AtomicUsize>);

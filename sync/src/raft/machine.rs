@@ -34,13 +34,7 @@ pub(crate) struct Machine {
 impl Machine {
     /// The state of the last snapshot on disk.
     pub(crate) fn open(disk: Arc<Disk>) -> Result<Self, StoreError> {
-        let (meta, state) = match disk.snapshot()? {
-            Some((meta, bytes)) => {
-                let state = decode(&bytes).map_err(|error| StoreError::Damaged(format!("the snapshot: {error}")))?;
-                (meta, state)
-            }
-            None => (SnapshotMeta::default(), State::default()),
-        };
+        let (meta, state) = stored_state(&disk)?;
         let (published, _) = watch::channel(Arc::new(state.clone()));
         Ok(Self { disk, state, applied: meta.last_log_id, membership: meta.last_membership, published })
     }
@@ -53,6 +47,13 @@ impl Machine {
     fn publish(&self) {
         self.published.send_replace(Arc::new(self.state.clone()));
     }
+}
+
+/// The state of the snapshot on disk, and its place in the log.
+pub(crate) fn stored_state(disk: &Disk) -> Result<(SnapshotMeta, State), StoreError> {
+    let Some((meta, bytes)) = disk.snapshot()? else { return Ok((SnapshotMeta::default(), State::default())) };
+    let state = decode(&bytes).map_err(|error| StoreError::Damaged(format!("the snapshot: {error}")))?;
+    Ok((meta, state))
 }
 
 fn decode(bytes: &[u8]) -> Result<State, codec::CodecError> {

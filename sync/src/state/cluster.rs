@@ -24,6 +24,8 @@ pub struct Cluster {
     pub name: Name,
     /// Digest of the certificate of its authority.
     pub ca: Digest,
+    /// How often it began: once, and once more at each recovery.
+    pub generation: u64,
 }
 
 /// What part a host is wished to take in decisions. What it is at the moment is Raft's membership.
@@ -93,7 +95,7 @@ impl State {
             return reject(ErrorCode::AlreadyClaimed, format!("cluster {} exists already", cluster.name));
         }
         self.check_new_host(&c.host)?;
-        self.cluster = Some(Cluster { id: c.id, name: c.name.clone(), ca: c.ca });
+        self.cluster = Some(Cluster { id: c.id, name: c.name.clone(), ca: c.ca, generation: 1 });
         self.add_host(entry, &c.host, Role::Voter, None);
         entry.tell(Effect::Cluster);
         Ok(Answer::Epoch(entry.epoch()))
@@ -118,7 +120,7 @@ impl State {
         Ok(Answer::Epoch(entry.epoch()))
     }
 
-    fn add_host(&mut self, entry: &mut Entry, new: &NewHost, role: Role, token: Option<TokenId>) {
+    pub(super) fn add_host(&mut self, entry: &mut Entry, new: &NewHost, role: Role, token: Option<TokenId>) {
         let host = Host {
             id: new.id,
             name: new.name.clone(),
@@ -137,7 +139,7 @@ impl State {
         entry.tell(Effect::Host(new.id));
     }
 
-    fn check_new_host(&self, new: &NewHost) -> Result<(), Rejected> {
+    pub(super) fn check_new_host(&self, new: &NewHost) -> Result<(), Rejected> {
         if new.id.0 == 0 {
             return reject(ErrorCode::BadParameter, "a host id is never zero");
         }
@@ -221,8 +223,15 @@ impl State {
         if self.hosts.len() == 1 {
             return reject(ErrorCode::BadParameter, "the last host of a cluster cannot be removed");
         }
-        self.fence_host(entry, c.host, &format!("{} was removed from the cluster", host.name));
-        self.hosts.remove(&c.host);
+        self.drop_host(entry, c.host, &format!("{} was removed from the cluster", host.name))?;
+        Ok(Answer::Done)
+    }
+
+    /// Takes a host off the record: what it holds is fenced, its key and id stay refused.
+    pub(super) fn drop_host(&mut self, entry: &mut Entry, id: HostId, why: &str) -> Result<(), Rejected> {
+        let host = Arc::clone(self.known_host(id)?);
+        self.fence_host(entry, id, why);
+        self.hosts.remove(&id);
         let removed = Arc::make_mut(&mut self.removed);
         removed.push(RemovedHost {
             id: host.id,
@@ -233,8 +242,8 @@ impl State {
         if removed.len() > bounds::REMOVED_HOSTS {
             removed.remove(0);
         }
-        entry.tell(Effect::Host(c.host));
-        Ok(Answer::Done)
+        entry.tell(Effect::Host(id));
+        Ok(())
     }
 
     pub(super) fn set_setting(&mut self, entry: &mut Entry, c: &SetSetting) -> Decision {

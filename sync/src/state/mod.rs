@@ -12,6 +12,7 @@ mod clients;
 mod cluster;
 mod jobs;
 mod migrations;
+mod recovery;
 mod requests;
 mod sessions;
 mod tokens;
@@ -32,6 +33,7 @@ pub use self::{
     cluster::{Cluster, Host, RemovedHost, Role},
     jobs::{Case, CaseState, Job, JobState},
     migrations::{Migration, Phase},
+    recovery::Survivor,
     requests::Requests,
     sessions::{Session, SessionStatus},
     tokens::{ClientGrant, Grant, Token, TokenStatus},

@@ -218,6 +218,11 @@ async fn a_host_without_its_store_does_not_come_back_under_its_old_id() {
     assert!(matches!(other, OpenError::Store(StoreError::OtherHost { .. })), "{other}");
 }
 
+/// A transport that reaches nobody.
+pub(crate) fn nobody() -> Arc<dyn vt_sync::RaftTransport> {
+    Arc::new(Nobody)
+}
+
 struct Nobody;
 
 #[async_trait::async_trait]

@@ -153,6 +153,11 @@ impl Cluster {
         self.fabric.up.lock().unwrap().insert(host, replica);
     }
 
+    /// Where a host keeps its store.
+    pub(crate) fn directory(&self, host: u64) -> std::path::PathBuf {
+        self.dirs[&HostId(host)].path().to_owned()
+    }
+
     pub(crate) async fn stop(&self, host: u64) {
         let replica = self.fabric.up.lock().unwrap().remove(&HostId(host)).unwrap();
         replica.shutdown().await;

@@ -1,6 +1,7 @@
 //! Replicas in one process over a transport that can be cut, and the rules of the replicated state.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod begin_anew;
 mod cluster;
 mod damage;
 mod harness;

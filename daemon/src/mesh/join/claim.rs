@@ -37,10 +37,31 @@ pub struct Record {
     pub advertise: SocketAddr,
     /// The hosts it was told of: the membership until the log has reached it.
     pub members: Vec<Member>,
+    /// The generation the cluster was in then.
+    pub generation: u64,
+}
+
+/// The layout of the first builds, which knew one generation.
+#[derive(Serialize, Deserialize)]
+struct RecordV1 {
+    cluster: ClusterId,
+    cluster_name: Name,
+    host: HostId,
+    name: Name,
+    advertise: SocketAddr,
+    members: Vec<Member>,
 }
 
 impl Versioned for Record {
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    fn decode_older(version: u8, body: &[u8]) -> Result<Self, CodecError> {
+        if version != 1 {
+            return Err(CodecError::UnknownVersion { found: version, newest: Self::VERSION });
+        }
+        let RecordV1 { cluster, cluster_name, host, name, advertise, members } = codec::body_from(body)?;
+        Ok(Self { cluster, cluster_name, host, name, advertise, members, generation: 1 })
+    }
 }
 
 /// A claimed host's identity and record.
@@ -116,17 +137,32 @@ impl Claim {
     /// # Errors
     /// The host is claimed already, or the disk refuses; nothing is left behind then.
     pub fn found(dir: &Path, cluster_name: Name, name: Name, advertise: SocketAddr) -> Result<Claim, ClaimError> {
-        let staging = Staging::fresh(dir)?;
         let cluster = ClusterId(rand::random_range(1..=u64::MAX));
+        let (staging, claim) = Self::staged(dir, cluster, cluster_name, name, advertise)?;
+        staging.keep(claim)
+    }
+
+    /// The claim of a first host of this cluster, with an authority of its own: not in its place yet.
+    ///
+    /// # Errors
+    /// The host is claimed already, or the disk refuses; nothing is left behind then.
+    pub fn staged(
+        dir: &Path,
+        cluster: ClusterId,
+        cluster_name: Name,
+        name: Name,
+        advertise: SocketAddr,
+    ) -> Result<(Staging, Claim), ClaimError> {
+        let staging = Staging::fresh(dir)?;
         let ca = ClusterCa::generate(cluster)?;
         let key = PrivateKey::generate()?;
         let host = host_id_of(&key.public());
         let certificate = ca.issue_host(&key.signing_request()?, host, &name)?;
         let me = Member { host, name: name.clone(), key: key.public(), addresses: vec![advertise] };
         let identity = Identity::new(key, certificate, ca.certificate().clone())?;
-        let record = Record { cluster, cluster_name, host, name, advertise, members: vec![me] };
+        let record = Record { cluster, cluster_name, host, name, advertise, members: vec![me], generation: 1 };
         store::save_ca(&staging.dir, &ca)?;
-        staging.keep(Claim { identity, record })
+        Ok((staging, Claim { identity, record }))
     }
 }
 
@@ -285,6 +321,22 @@ mod tests {
         let twice = Claim::found(&place, "lab".parse().unwrap(), "host1".parse().unwrap(), advertise).unwrap_err();
         assert_eq!(twice.report().code, ErrorCode::AlreadyClaimed);
         assert_eq!(entries(root.path()), ["cluster"]);
+    }
+
+    #[test]
+    fn a_record_of_the_first_layout_is_read() {
+        let new = Record {
+            cluster: ClusterId(7),
+            cluster_name: "lab".parse().unwrap(),
+            host: HostId(3),
+            name: "host1".parse().unwrap(),
+            advertise: "10.0.0.1:7465".parse().unwrap(),
+            members: Vec::new(),
+            generation: 1,
+        };
+        let Record { cluster, cluster_name, host, name, advertise, members, .. } = new.clone();
+        let old = codec::encode_as(1, &RecordV1 { cluster, cluster_name, host, name, advertise, members }, 1000);
+        assert_eq!(codec::decode::<Record>(&old.unwrap(), 1000).unwrap(), new);
     }
 
     #[test]

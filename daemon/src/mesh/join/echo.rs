@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use vt_protocol::call;
 use vt_protocol::codec;
-use vt_protocol::endpoint::CloseCode;
+use vt_protocol::endpoint::{self, CloseCode};
 use vt_protocol::frame::FrameError;
 use vt_protocol::hello::{self, Hello, Refusal, Welcome};
 use vt_protocol::ids::ClusterId;
@@ -61,10 +61,7 @@ impl Echo {
         let _ = timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
         self.tasks.shutdown().await;
         drop(self.endpoint);
-        let until = Instant::now() + PORT_TIME;
-        while Instant::now() < until && std::net::UdpSocket::bind(listen).is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        endpoint::port_is_free(listen, PORT_TIME).await;
     }
 }
 

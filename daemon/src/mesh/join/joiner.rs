@@ -147,6 +147,7 @@ fn claim_of(plan: &Joining, key: &PrivateKey, admitted: Admitted) -> Result<Clai
         name: plan.name.clone(),
         advertise: plan.advertise,
         members: admitted.members,
+        generation: admitted.generation,
     };
     Ok(Claim { identity, record })
 }

@@ -73,6 +73,8 @@ pub struct Roster {
     pub cluster_name: Name,
     /// Its hosts, the new one included once it is admitted.
     pub members: Vec<Member>,
+    /// The generation it is in.
+    pub generation: u64,
 }
 
 /// What the cluster knows and decides about applicants.
@@ -157,6 +159,7 @@ async fn decide(
         certificate,
         ca: endpoint.identity().ca().to_vec(),
         members: roster.members,
+        generation: roster.generation,
     })
 }
 

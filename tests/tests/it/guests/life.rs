@@ -56,6 +56,27 @@ fn a_job_is_cancelled_at_any_time_and_leaves_nothing() {
 }
 
 #[test]
+fn a_host_in_use_is_not_removed_and_is_drained_when_its_case_has_ended() {
+    let lab = Lab::up(2);
+    let job = submit(&lab, &["uptime", "-m", "host2", "-p", "mem=128M"]);
+    wait_for_log(&lab, &job, "boot");
+    let refused = lab.vtctl(&["host", "remove", "host2"]);
+    assert_eq!(refused.code, 24, "{refused:?}");
+    assert!(refused.stderr.contains("E0311") && refused.stderr.contains("vtctl host drain host2"), "{refused:?}");
+    let late = lab.vtctl(&["host", "drain", "host2", "--timeout", "2s"]);
+    assert_eq!(late.code, 124, "{late:?}");
+    let drained = lab.vtctl(&["host", "drain", "host2"]).expect(0);
+    assert!(drained.stdout.contains("host2 is idle"), "{drained:?}");
+    assert_eq!(wait_until_done(&lab, &job)["cases"][0]["verdict"], "pass", "what ran there went on");
+    let refused = lab.vtctl(&["run", "uptime", "-m", "host2"]);
+    assert_eq!(refused.code, 25, "{refused:?}");
+    assert!(refused.stderr.contains("E0310"), "{refused:?}");
+    lab.vtctl(&["host", "remove", "host2"]).expect(0);
+    let hosts = lab.json(&["host", "list"])["hosts"].as_array().unwrap().len();
+    assert_eq!(hosts, 1);
+}
+
+#[test]
 fn a_job_whose_hosts_are_busy_waits_its_turn() {
     let lab = Lab::up(1);
     let first = submit(&lab, &["uptime", "-m", "host1"]);
