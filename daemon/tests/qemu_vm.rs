@@ -176,7 +176,7 @@ async fn a_vm_moves_between_two_qemus() {
     let source = Vm::start(setup("vm1"), places.vm("source")).await.unwrap();
     let destination = Vm::start(setup_with(|setup| setup.incoming = true), places.vm("destination")).await.unwrap();
     let capabilities = [("events".to_owned(), true), ("late-block-activate".to_owned(), true)].into();
-    let parameters = [("downtime-limit".to_owned(), 200)].into();
+    let parameters = [("downtime-limit".to_owned(), 200.into())].into();
     for vm in [&source, &destination] {
         let set = vm.qmp().migrate_set_capabilities(&capabilities).await.unwrap();
         assert_eq!(set.get("events"), Some(&true));
@@ -222,7 +222,7 @@ async fn a_slow_migration_is_sampled_at_least_eight_times_a_second() {
     let pages: Vec<u8> = (0..30u32 << 20).map(|i| (i / 4096) as u8 | 1).collect();
     let ram = fs::OpenOptions::new().write(true).open(source.run_dir().join("ram")).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&ram, &pages, 1 << 20).unwrap();
-    source.qmp().migrate_set_parameters(&[("max-bandwidth".to_owned(), 1 << 20)].into()).await.unwrap();
+    source.qmp().migrate_set_parameters(&[("max-bandwidth".to_owned(), (1 << 20).into())].into()).await.unwrap();
     let uri = format!("unix:{}", places.root().join("mig").display());
     destination.qmp().migrate_incoming(&uri).await.unwrap();
     let mut events = source.qmp().events();

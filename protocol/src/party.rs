@@ -331,12 +331,15 @@ pub struct VmStarted {
 }
 
 /// A VM was moved.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Migrated {
     /// The figures, at the source; the destination knows its own part only.
     pub result: Option<MigrationResult>,
     /// From seeing the decision to RESUME, ms, at the destination.
     pub resume_ms: Option<f64>,
+    /// It was cancelled, as its spec wanted: the VM has stayed at the source and runs there.
+    #[serde(default)]
+    pub cancelled: bool,
 }
 
 /// What a guest answered.

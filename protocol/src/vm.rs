@@ -59,13 +59,107 @@ pub struct MigrationSpec {
     pub capabilities: BTreeMap<String, bool>,
     /// QEMU migration parameters with integer values, by QEMU's name (`max-bandwidth` in bytes/s, `downtime-limit` in ms).
     pub parameters: BTreeMap<String, u64>,
+    /// Those with words as values (`multifd-compression`: `zstd`).
+    #[serde(default)]
+    pub words: BTreeMap<String, String>,
+    /// What the source does at which moment of the transfer, each once, at most [`INTERVENTIONS_MAX`].
+    #[serde(default)]
+    pub interventions: Vec<(Moment, Intervention)>,
     /// How long the transfer may take before it is cancelled, in ms.
     pub timeout_ms: u64,
 }
 
 impl Default for MigrationSpec {
     fn default() -> Self {
-        Self { capabilities: BTreeMap::new(), parameters: BTreeMap::new(), timeout_ms: 300_000 }
+        Self {
+            capabilities: BTreeMap::new(),
+            parameters: BTreeMap::new(),
+            words: BTreeMap::new(),
+            interventions: Vec::new(),
+            timeout_ms: 300_000,
+        }
+    }
+}
+
+impl MigrationSpec {
+    /// Whether the transfer may go over to post-copy: then it is decided before the switch-over, not after it.
+    pub fn is_postcopy(&self) -> bool {
+        self.capabilities.get("postcopy-ram").is_some_and(|on| *on)
+            || self.interventions.iter().any(|(_, what)| *what == Intervention::Postcopy)
+    }
+}
+
+/// Most interventions in one transfer.
+pub const INTERVENTIONS_MAX: usize = 16;
+
+/// A moment of a transfer, as an event of the source's QEMU tells it. Never a time: a test that acts after so many
+/// seconds acts in another phase on another machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moment {
+    /// QEMU sets up.
+    Setup,
+    /// RAM is being sent.
+    Active,
+    /// The dirty pages were gathered for this time, from 1.
+    Pass(u32),
+    /// QEMU waits before the switch-over; the guest stands still.
+    PreSwitchover,
+    /// The state of the devices is being sent.
+    Device,
+    /// The guest runs at the destination and fetches pages.
+    PostcopyActive,
+}
+
+/// What can be done to a transfer under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Intervention {
+    /// Set migration parameters anew.
+    Set(BTreeMap<String, u64>),
+    /// Pause the guest at the source; it goes on where it is after the migration.
+    Stop,
+    /// Go over to post-copy.
+    Postcopy,
+    /// Break the connection of a post-copy, which is then recovered.
+    Break,
+    /// Cancel it.
+    Cancel,
+}
+
+/// A moment was written in a way that is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("setup, active, pass:N, pre-switchover, device or postcopy-active")]
+pub struct NoMoment;
+
+impl std::str::FromStr for Moment {
+    type Err = NoMoment;
+
+    fn from_str(text: &str) -> Result<Self, NoMoment> {
+        Ok(match text {
+            "setup" => Self::Setup,
+            "active" => Self::Active,
+            "pre-switchover" => Self::PreSwitchover,
+            "device" => Self::Device,
+            "postcopy-active" => Self::PostcopyActive,
+            _ => {
+                let number = text.strip_prefix("pass:").and_then(|number| number.parse().ok());
+                Self::Pass(number.filter(|number| (1..=100_000).contains(number)).ok_or(NoMoment)?)
+            }
+        })
+    }
+}
+
+impl std::fmt::Display for Moment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Setup => f.write_str("setup"),
+            Self::Active => f.write_str("active"),
+            Self::Pass(number) => write!(f, "pass:{number}"),
+            Self::PreSwitchover => f.write_str("pre-switchover"),
+            Self::Device => f.write_str("device"),
+            Self::PostcopyActive => f.write_str("postcopy-active"),
+        }
     }
 }
 
@@ -117,6 +211,9 @@ pub struct MigrationResult {
     pub duplicate_pages: u64,
     /// Times all dirty pages were synchronised.
     pub dirty_sync_count: u64,
+    /// Pages that the destination asked for in post-copy.
+    #[serde(default)]
+    pub postcopy_requests: u64,
     /// From the party's call at the source to the destination's RESUME, ms, as the source measured it.
     pub wall_ms: f64,
     /// Named parts of the wall time in ms, in order: call → started, transfer, vote and decision, resume.
@@ -127,4 +224,19 @@ pub struct MigrationResult {
     pub destination_pid: u32,
     /// Readings taken meanwhile.
     pub samples: Vec<Sample>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_written_as_they_are_read() {
+        for text in ["setup", "active", "pass:1", "pass:12", "pre-switchover", "device", "postcopy-active"] {
+            assert_eq!(text.parse::<Moment>().unwrap().to_string(), text);
+        }
+        for text in ["", "pass", "pass:", "pass:0", "pass:-1", "pass:1000000", "soon"] {
+            assert_eq!(text.parse::<Moment>(), Err(NoMoment), "{text}");
+        }
+    }
 }

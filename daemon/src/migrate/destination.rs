@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Receiving ──loaded──▶ Voting ──▶ Voted ──Moved──▶ Running     (`cont`, once)
+//!     │                 │ QEMU ended, nothing proposed yet
 //!     └─QEMU ended─▶ Broken ─┐        └───Aborted──▶ Down
 //!                            └──Aborted─────────────▶ Down
 //! ```
@@ -37,8 +38,12 @@ pub enum Event {
     Qemu(MigrationStatus),
     /// QEMU ended, and how it says so.
     QemuEnded(Box<Report>),
+    /// QEMU ended after it had loaded everything and before anything was proposed, and how it says so.
+    EndedUnvoted(Box<Report>),
     /// The source has not aborted in time.
     SourceSilent,
+    /// A post-copy, and the source has voted: nothing is loaded here yet, and QEMU is ready for it.
+    PostcopyReady,
     /// Our vote is in the log, without a decision yet.
     VoteCounted,
     /// Read from committed state: the VM has moved here.
@@ -80,7 +85,10 @@ pub fn step(phase: Phase, event: Event) -> (Phase, Option<Action>) {
             (Phase::Running, Some(Action::Run))
         }
         (Phase::Receiving, Event::Qemu(Status::Completed)) => (Phase::Voting, Some(Action::Vote)),
+        (Phase::Receiving, Event::PostcopyReady) => (Phase::Voting, Some(Action::Vote)),
         (Phase::Receiving, Event::QemuEnded(why)) => (Phase::Broken(why), Some(Action::AwaitSource)),
+        // The source has completed and waits for us: nobody but us can say that it is to go on.
+        (Phase::Voting, Event::EndedUnvoted(why)) => (Phase::Broken(why.clone()), Some(Action::Abort(why))),
         (Phase::Broken(why), Event::SourceSilent) => (Phase::Broken(why.clone()), Some(Action::Abort(why))),
         (Phase::Voting, Event::VoteCounted) => (Phase::Voted, None),
         (phase, _) => (phase, None),
@@ -157,6 +165,14 @@ mod tests {
                 assert_eq!((next, action), (phase.clone(), None));
             }
         }
+    }
+
+    #[test]
+    fn one_that_ended_before_its_vote_was_proposed_aborts_and_one_that_has_voted_does_not() {
+        let (phase, action) = step(Phase::Voting, Event::EndedUnvoted(report()));
+        assert_eq!((phase.clone(), action), (Phase::Broken(report()), Some(Action::Abort(report()))));
+        assert_eq!(step(phase, Event::Aborted(report())).1, Some(Action::TearDown));
+        assert_eq!(step(Phase::Voted, Event::EndedUnvoted(report())), (Phase::Voted, None));
     }
 
     #[test]

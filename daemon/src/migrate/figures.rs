@@ -59,13 +59,17 @@ impl Sender {
             duplicate_pages: ram.duplicate,
             dirty_sync_count: ram.dirty_sync_count,
             wall_ms: ms(t.resumed),
-            parts_ms: vec![
+            parts_ms: [
                 part("prepare", Duration::ZERO, t.prepared),
                 part("start", t.prepared, t.started),
                 part("transfer", t.started, t.completed),
                 part("vote and decision", t.completed, t.decided),
                 part("resume", t.decided, t.resumed),
-            ],
+            ]
+            .into_iter()
+            .chain((!t.ended.is_zero()).then(|| part("post-copy", t.resumed, t.ended)))
+            .collect(),
+            postcopy_requests: ram.postcopy_requests,
             source_pid: self.vm.qemu.pid(),
             destination_pid: self.ready.pid,
             samples,

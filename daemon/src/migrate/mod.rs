@@ -5,6 +5,8 @@
 //! | [`source`], [`destination`] | what each side does next, pure |
 //! | [`send`], [`receive`] | everything before the transfer, at the source and at the destination |
 //! | `sender`, `receiver` | the transfer, the votes, and what follows |
+//! | `moments` | what is to be done at which moment of a transfer, pure |
+//! | `postcopy` | what follows the decision of a post-copy |
 //! | `figures` | what is kept of it |
 //! | [`preflight`], [`features`] | whether the two sides fit |
 //!
@@ -13,6 +15,8 @@
 pub mod destination;
 pub mod features;
 mod figures;
+mod moments;
+mod postcopy;
 pub mod preflight;
 pub mod receive;
 mod receiver;

@@ -2,6 +2,7 @@
 //! waits for. The transfer itself is [`super::receiver`]'s.
 
 use std::{
+    collections::BTreeMap,
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -15,13 +16,16 @@ use vt_protocol::{
     party::{Failure, Migrated, Move},
     peer::{IncomingState, Preflight, PrepareIncoming, Prepared},
     verdict::Consequence,
-    vm::{Accelerator, MigrationSpec},
+    vm::{Accelerator, MigrationSpec, Moment},
 };
-use vt_sync::{command::MigrationPrepared, state};
+use vt_sync::{
+    command::{AbortMigration, MigrationPrepared},
+    state,
+};
 
 use super::{
     destination::{Event, Phase},
-    preflight::{Here, differences, report},
+    preflight::{Difference, Here, differences, report},
     receiver::Receiver,
 };
 use crate::{
@@ -29,14 +33,25 @@ use crate::{
         attempt::{DECIDES, LocalAttempt},
         local_vm::LocalVm,
     },
-    qemu::{Resolved, qmp::Events},
+    qemu::{Resolved, qmp::Qmp},
 };
 
 /// Ports that migrations come in on.
 pub const PORTS: std::ops::RangeInclusive<u16> = 49152..=49215;
+/// A pause before a proposal is made again.
+const AGAIN: Duration = Duration::from_millis(200);
 
-/// How a move ended here: the time from the decision to RESUME.
-pub type Arrival = Result<Duration, Failure>;
+/// Why QEMU is to listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Listen {
+    /// A migration is to come in.
+    First,
+    /// The connection of a post-copy broke.
+    Again,
+}
+
+/// How a move ended here: the time from the decision to RESUME; `None`: cancelled, as its spec wanted.
+pub type Arrival = Result<Option<Duration>, Failure>;
 
 /// One migration that comes in here.
 #[derive(Debug)]
@@ -136,9 +151,11 @@ impl LocalAttempt {
         let mut found = differences(&asked.preflight, Here { features: &features, accelerator }, &asked.spec);
         let disk = self.places.disk(&id.vm);
         if !self.places.shared {
-            found.push("the pool is not shared: the VM's disk is not seen on the destination".to_owned());
+            found.push(Difference::Unfit(
+                "the pool is not shared: the VM's disk is not seen on the destination".to_owned(),
+            ));
         } else if !disk.is_file() {
-            found.push(format!("the VM's disk {} is not seen on the destination", disk.display()));
+            found.push(Difference::Unfit(format!("the VM's disk {} is not seen on the destination", disk.display())));
         }
         if let Some(report) = report(&found, &from, &me) {
             return Err(report);
@@ -155,12 +172,12 @@ impl LocalAttempt {
         let vm = LocalVm::new(qemu, disk, Epoch::default());
         incoming.set_vm(Some(vm.clone()));
         let qmp = vm.qemu.qmp();
-        let set = vm.set_migration(&capabilities(&asked.spec), &asked.spec.parameters).await;
+        let set = vm.set_migration(&asked.spec).await;
         let set = set.map_err(|error| error.report())?;
         // Started here, where nobody waits for it, and not when the guest stands still.
         self.guard(&vm).await?;
         let events = qmp.events();
-        let uri = self.listen(&vm).await?;
+        let uri = self.open_port(qmp, Listen::First).await?;
         let prepared = Prepared {
             uri: uri.clone(),
             preflight: Preflight {
@@ -182,7 +199,10 @@ impl LocalAttempt {
             .await
             .map_err(|failure| refused(format!("{id} could not be prepared: {failure:?}")))?;
         self.evidence.events.say(format!("{id}: listens at {} (QEMU process {})", prepared.uri, prepared.pid));
-        self.spawn_receiver(incoming.clone(), vm, events, Phase::Receiving);
+        let (phase, postcopy) = (Phase::Receiving, asked.spec.is_postcopy());
+        let receiver =
+            Receiver { attempt: self.clone(), incoming: incoming.clone(), vm, events, phase, postcopy, replay: None };
+        tokio::spawn(receiver.run());
         Ok(prepared)
     }
 
@@ -194,7 +214,8 @@ impl LocalAttempt {
         }
     }
 
-    async fn listen(&self, vm: &LocalVm) -> Result<String, Report> {
+    /// Finds a port for a migration to come in on, and has QEMU open it. Returns where it listens.
+    pub(super) async fn open_port(&self, qmp: &Qmp, why: Listen) -> Result<String, Report> {
         let (first, count) = (*PORTS.start(), PORTS.end() - PORTS.start() + 1);
         let begin = rand::rng().random_range(0..count);
         let mut last = String::new();
@@ -207,7 +228,11 @@ impl LocalAttempt {
                 continue;
             }
             let uri = format!("tcp:{address}");
-            match vm.qemu.qmp().migrate_incoming(&uri).await {
+            let opened = match why {
+                Listen::First => qmp.migrate_incoming(&uri).await,
+                Listen::Again => qmp.migrate_recover(&uri).await,
+            };
+            match opened {
                 Ok(()) => return Ok(uri),
                 Err(error) if error.to_string().contains("in use") => last = error.to_string(),
                 Err(error) => return Err(error.report()),
@@ -217,11 +242,6 @@ impl LocalAttempt {
             .with("address", self.places.migration.to_string())
             .with("ports", format!("{}-{}", PORTS.start(), PORTS.end()))
             .with("system", last))
-    }
-
-    fn spawn_receiver(self: &Arc<Self>, incoming: Arc<Incoming>, vm: Arc<LocalVm>, events: Events, phase: Phase) {
-        let receiver = Receiver { attempt: self.clone(), incoming, vm, events, phase, replay: None };
-        tokio::spawn(receiver.run());
     }
 
     /// Takes up again what came in here when the daemon ended.
@@ -235,8 +255,29 @@ impl LocalAttempt {
         let status = vm.qemu.qmp().query_migrate().await.map(|info| info.status);
         let phase = if record.dest_loaded { Phase::Voted } else { Phase::Receiving };
         let replay = status.ok().map(Event::Qemu);
-        let receiver = Receiver { attempt: self.clone(), incoming, vm, events, phase, replay };
+        let capabilities = vm.qemu.qmp().query_migrate_capabilities().await;
+        let postcopy = capabilities.is_ok_and(|all| all.get("postcopy-ram").is_some_and(|on| *on));
+        let receiver = Receiver { attempt: self.clone(), incoming, vm, events, phase, postcopy, replay };
         tokio::spawn(receiver.run());
+    }
+
+    /// Gives up what was to come in here and has lost its QEMU while no daemon watched it. The source may have completed:
+    /// then nobody but this host can say that it is to go on.
+    pub(crate) fn give_up_incoming(self: &Arc<Self>, id: MigrationId) {
+        // Its guard may have ended it, for want of renewals: the host is to blame, not QEMU.
+        let title = "the destination's daemon was away, and the QEMU there has ended; the VM goes on at the source";
+        let (attempt, why) = (self.clone(), Report::new(ErrorCode::DestinationUnreachable, title));
+        tokio::spawn(async move {
+            let open = |state: &vt_sync::State| state.migration(&id).is_some_and(state::Migration::is_under_way);
+            while !attempt.closing.is_cancelled() && open(&attempt.cluster.state()) {
+                let abort = AbortMigration { migration: id.clone(), host: attempt.me(), why: why.clone() };
+                if attempt.propose("abort", &id.to_string(), abort, DECIDES).await.is_ok() {
+                    attempt.evidence.events.warn(format!("{id}: {}", why.title));
+                    return;
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        });
     }
 
     /// A party of the destination waits until its side is prepared.
@@ -274,7 +315,7 @@ impl LocalAttempt {
             // It was decided and finished before this daemon was started.
             let here = self.vm(&call.vm).is_some();
             return if here {
-                Ok(Migrated { result: None, resume_ms: None })
+                Ok(Migrated::default())
             } else {
                 Err(Failure::Followed(Consequence::PeerGone(call.from.to_string())))
             };
@@ -284,15 +325,27 @@ impl LocalAttempt {
             () = self.closing.cancelled() => None,
         };
         let elapsed = arrival.unwrap_or(Err(Failure::Followed(Consequence::Closed)))?;
-        Ok(Migrated { result: None, resume_ms: Some(elapsed.as_secs_f64() * 1000.0) })
+        let resume_ms = elapsed.map(|elapsed| elapsed.as_secs_f64() * 1000.0);
+        Ok(Migrated { cancelled: resume_ms.is_none(), resume_ms, result: None })
     }
 }
 
-/// Capabilities as both sides set them: what was asked for, and what the order of a move needs.
-pub(crate) fn capabilities(spec: &MigrationSpec) -> std::collections::BTreeMap<String, bool> {
+/// The destination takes the locks of the disk when it runs, and not before the decision.
+pub(crate) const LATE_BLOCK_ACTIVATE: &str = "late-block-activate";
+
+/// Capabilities as both sides set them: what was asked for, what the interventions need, and what the order of a move
+/// needs.
+pub(crate) fn capabilities(spec: &MigrationSpec) -> BTreeMap<String, bool> {
     let mut all = spec.capabilities.clone();
-    for name in ["events", "late-block-activate"] {
-        all.insert(name.to_owned(), true);
+    let mut on = |name: &str| all.insert(name.to_owned(), true);
+    on("events");
+    on(LATE_BLOCK_ACTIVATE);
+    let at_switchover = spec.interventions.iter().any(|(moment, _)| *moment == Moment::PreSwitchover);
+    if spec.is_postcopy() || at_switchover {
+        on("pause-before-switchover");
+    }
+    if spec.is_postcopy() {
+        on("postcopy-ram");
     }
     all
 }

@@ -29,7 +29,10 @@ use crate::{
         failure::caused,
         local_vm::LocalVm,
     },
-    qemu::qmp::{EventError, Events},
+    qemu::{
+        VmError,
+        qmp::{EventError, Events},
+    },
 };
 
 /// How long the source may take to say why the stream broke.
@@ -46,6 +49,8 @@ pub(super) struct Receiver {
     pub(super) vm: Arc<LocalVm>,
     pub(super) events: Events,
     pub(super) phase: Phase,
+    /// Whether it is decided before the switch-over.
+    pub(super) postcopy: bool,
     /// What happened while nobody listened.
     pub(super) replay: Option<Event>,
 }
@@ -90,12 +95,7 @@ impl Receiver {
                         }
                     },
                     died = self.vm.qemu.died(), if watched => {
-                        let report = Report::new(
-                            ErrorCode::DestinationLeft,
-                            "the destination QEMU ended during the migration; the VM goes on at the source",
-                        );
-                        let seen = died.report().evidence;
-                        Event::QemuEnded(Box::new(seen.into_iter().fold(report, |report, (k, v)| report.with(k, v))))
+                        Event::QemuEnded(Box::new(ended(&died)))
                     }
                     () = async { sleep_until(silent_at.unwrap_or_else(Instant::now)).await }, if silent_at.is_some() => {
                         silent_at = None;
@@ -132,18 +132,24 @@ impl Receiver {
     }
 
     fn decision(&self, state: &vt_sync::State) -> Option<Event> {
-        match &state.migration(&self.incoming.id)?.phase {
+        let migration = state.migration(&self.incoming.id)?;
+        match &migration.phase {
             state::Phase::Moved { .. } => Some(Event::Moved),
             state::Phase::Aborted { why } => Some(Event::Aborted(Box::new(why.clone()))),
-            _ => None,
+            _ => (self.postcopy && migration.source_completed).then_some(Event::PostcopyReady),
         }
     }
 
     /// Proposes the vote until the log has it; what the log says of it comes back as an event.
     fn vote(&self, tell: mpsc::Sender<Event>) {
-        let (attempt, id) = (self.attempt.clone(), self.incoming.id.clone());
+        let (attempt, id, qemu) = (self.attempt.clone(), self.incoming.id.clone(), self.vm.qemu.clone());
         tokio::spawn(async move {
             attempt.place("destination-votes").await;
+            // Nothing was proposed yet: the source still has what is lost here.
+            if qemu.process().exit().is_some() {
+                let _ = tell.send(Event::EndedUnvoted(Box::new(ended(&qemu.died().await)))).await;
+                return;
+            }
             loop {
                 let vote = VoteDestLoaded { migration: id.clone(), host: attempt.me() };
                 let answer = attempt.propose("loaded", &id.to_string(), vote, DECIDES).await;
@@ -184,10 +190,10 @@ impl Receiver {
         });
     }
 
-    async fn let_run(self) {
+    async fn let_run(mut self) {
         self.attempt.place("destination-runs").await;
         let seen = Instant::now();
-        let id = &self.incoming.id;
+        let id = &self.incoming.id.clone();
         let result = self.resume().await;
         let elapsed = seen.elapsed();
         match result {
@@ -197,8 +203,22 @@ impl Receiver {
                 self.attempt.put_vm(self.vm.clone());
                 let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
                 self.incoming.state.send_replace(IncomingState::Resumed { elapsed_us });
+                // The decision may have been told before it was applied here: the guard asks for the epoch it gave.
+                let me = self.attempt.me();
+                let owned = |state: &vt_sync::State| {
+                    state.vms.get(&id.vm).filter(|vm| vm.owner == me).map(|vm| vm.epoch)
+                };
+                if let Ok(epoch) = self.attempt.wait_state(owned).await {
+                    self.vm.set_epoch(epoch);
+                }
                 self.attempt.evidence.events.say(format!("{id}: runs here, {elapsed_us} µs after the decision"));
-                self.incoming.arrival.send_replace(Some(Ok(elapsed)));
+                if self.postcopy
+                    && let Err(failure) = self.await_pages().await
+                {
+                    self.incoming.arrival.send_replace(Some(Err(failure)));
+                    return;
+                }
+                self.incoming.arrival.send_replace(Some(Ok(Some(elapsed))));
                 let finish = FinishMigration { migration: id.clone(), host: self.attempt.me() };
                 while !self.attempt.closing.is_cancelled() {
                     let done = self.attempt.propose("finish", &id.to_string(), finish.clone(), DECIDES).await;
@@ -223,15 +243,14 @@ impl Receiver {
         let epoch = self.attempt.cluster.state().vms.get(&self.incoming.id.vm).map(|vm| vm.epoch);
         self.vm.set_epoch(epoch.unwrap_or_default());
         let resumed = async {
-            let resumed = events.wait_for(|event| event.name == "RESUME", Instant::now() + RESUMES);
-            let (run, resumed) = tokio::join!(self.attempt.let_run(&self.vm), resumed);
+            let run = self.attempt.let_run(&self.vm).await;
             run.map_err(|error| lost("could not be let run").with("QEMU", error.title))?;
-            if resumed.is_err() {
-                // The event may have been before this listener, after a restart of the daemon.
-                let running = self.vm.qemu.qmp().query_status().await.is_ok_and(|status| status.running);
-                return if running { Ok(()) } else { Err(lost("does not run")) };
+            // One that a daemon before this one had let run says no RESUME any more.
+            if self.vm.qemu.qmp().query_status().await.is_ok_and(|status| status.running) {
+                return Ok(());
             }
-            Ok(())
+            let resumed = events.wait_for(|event| event.name == "RESUME", Instant::now() + RESUMES).await;
+            resumed.map(drop).map_err(|_| lost("does not run"))
         };
         tokio::select! {
             result = resumed => result,
@@ -253,8 +272,19 @@ impl Receiver {
             }
             open
         });
-        // The source tells the cause, for it knows more.
-        let failure = Failure::Followed(Consequence::PeerGone(why.title));
-        self.incoming.arrival.send_replace(Some(Err(failure)));
+        let arrival = match why.code {
+            ErrorCode::MigrationCancelled => Ok(None),
+            // The source tells the cause, for it knows more.
+            _ => Err(Failure::Followed(Consequence::PeerGone(why.title))),
+        };
+        self.incoming.arrival.send_replace(Some(arrival));
     }
+}
+
+/// What is told of a QEMU that ended before it was voted for.
+fn ended(died: &VmError) -> Report {
+    let title = "the destination QEMU ended during the migration; the VM goes on at the source";
+    let seen = died.report().evidence;
+    seen.into_iter()
+        .fold(Report::new(ErrorCode::DestinationLeft, title), |report, (key, value)| report.with(key, value))
 }

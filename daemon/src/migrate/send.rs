@@ -24,7 +24,7 @@ use vt_sync::{
 
 use super::{
     figures::result_file,
-    receive::capabilities,
+    moments::Interventions,
     sender::{Sender, Times},
     source::Phase,
 };
@@ -115,7 +115,7 @@ impl LocalAttempt {
                 return Err(caused(report));
             }
         };
-        if let Err(error) = vm.set_migration(&capabilities(&call.spec), &call.spec.parameters).await {
+        if let Err(error) = vm.set_migration(&call.spec).await {
             let report = error.report();
             self.abort_move(&id, report.clone()).await;
             return Err(caused(report));
@@ -188,7 +188,7 @@ impl LocalAttempt {
             && let Some(result) = self.stored_result(&id)
         {
             // Asked again after it was done.
-            return Ok(Migrated { result: Some(result), resume_ms: None });
+            return Ok(Migrated { result: Some(result), ..Migrated::default() });
         }
         let ready = self.ready(call, from, to).await?;
         let Some(vm) = self.vm(&call.vm) else { return Err(Failure::Followed(Consequence::Closed)) };
@@ -205,6 +205,7 @@ impl LocalAttempt {
             called,
             events,
             sampler: Some(Sampler::start(vm.qemu.qmp().clone(), called.into())),
+            interventions: Interventions::new(&call.spec.interventions),
             times: Times { prepared, started, ..Times::default() },
         };
         sender.run(phase).await

@@ -17,6 +17,7 @@ use vt_protocol::{
     party::{Failure, Migrated, Move},
     peer::{IncomingState, PeerReply, PeerRequest},
     verdict::Consequence,
+    vm::{Intervention, Moment},
 };
 use vt_sync::{
     Answer,
@@ -26,6 +27,7 @@ use vt_sync::{
 
 use super::{
     figures::result_file,
+    moments::{Interventions, moment},
     send::{Ready, aborted, unreachable},
     source::{Action, Event, Phase, step},
 };
@@ -37,7 +39,7 @@ use crate::{
     },
     qemu::{
         Sampler,
-        qmp::{EventError, Events, MigrationInfo, MigrationStatus},
+        qmp::{self, EventError, Events, MigrationInfo, MigrationStatus},
     },
 };
 
@@ -53,6 +55,8 @@ pub(super) struct Times {
     pub(super) completed: Duration,
     pub(super) decided: Duration,
     pub(super) resumed: Duration,
+    /// Zero where nothing followed, as in all but post-copy.
+    pub(super) ended: Duration,
 }
 
 /// One transfer.
@@ -65,6 +69,7 @@ pub(super) struct Sender {
     pub(super) called: Clock,
     pub(super) events: Events,
     pub(super) sampler: Option<Sampler>,
+    pub(super) interventions: Interventions,
     pub(super) times: Times,
 }
 
@@ -81,7 +86,7 @@ impl Sender {
         let mut listening = true;
         // What QEMU said before this listener was made, after a restart of the daemon.
         let mut replay = match phase {
-            Phase::Sending => self.vm.qemu.qmp().query_migrate().await.ok().map(|info| Event::Qemu(info.status)),
+            Phase::Sending => self.vm.qemu.qmp().query_migrate().await.ok().map(|info| self.status(info.status)),
             _ => None,
         };
         loop {
@@ -103,12 +108,12 @@ impl Sender {
                         }
                     }
                     event = self.events.next(), if listening => match event {
-                        Ok(event) if event.name == "MIGRATION" => {
-                            Event::Qemu(event.text("status").unwrap_or_default().into())
-                        }
-                        Ok(_) => continue,
+                        Ok(event) => match self.heard(&event, transferring).await {
+                            Some(event) => event,
+                            None => continue,
+                        },
                         Err(EventError::Lagged(_)) => match self.vm.qemu.qmp().query_migrate().await {
-                            Ok(info) => Event::Qemu(info.status),
+                            Ok(info) => self.status(info.status),
                             Err(_) => continue,
                         },
                         Err(_) => {
@@ -123,11 +128,12 @@ impl Sender {
                     }
                     () = sleep_until(deadline), if !too_long => {
                         too_long = true;
-                        Event::TooLong(Box::new(self.too_long().await))
+                        Event::GiveUp(Box::new(self.too_long().await))
                     }
                 }
             };
-            if matches!(&event, Event::Qemu(MigrationStatus::Completed)) && self.times.completed.is_zero() {
+            let completed = matches!(&event, Event::Qemu(MigrationStatus::Completed) | Event::PostcopyReady);
+            if completed && self.times.completed.is_zero() {
                 self.times.completed = self.called.elapsed();
             }
             if matches!(&event, Event::Moved) {
@@ -153,10 +159,52 @@ impl Sender {
                     phase = Phase::Aborting(Box::new(why.clone()));
                     self.abort(why, tell.clone());
                 }
-                Some(Action::RunHere) => return Err(self.run_here(phase).await),
+                Some(Action::RunHere) => return self.run_here(phase).await,
                 Some(Action::LetGo) => return self.let_go().await,
             }
         }
+    }
+
+    /// What an event of the monitor means, once what was to be done at its moment is done.
+    async fn heard(&mut self, event: &qmp::Event, transferring: bool) -> Option<Event> {
+        if let Some(moment) = moment(event).filter(|_| transferring) {
+            for (moment, what) in self.interventions.due(moment) {
+                if let Err(why) = self.intervene(moment, what).await {
+                    return Some(Event::GiveUp(Box::new(why)));
+                }
+            }
+        }
+        (event.name == "MIGRATION").then(|| self.status(event.text("status").unwrap_or_default().into()))
+    }
+
+    fn status(&self, status: MigrationStatus) -> Event {
+        match status {
+            MigrationStatus::PreSwitchover if self.call.spec.is_postcopy() => Event::PostcopyReady,
+            status => Event::Qemu(status),
+        }
+    }
+
+    /// Does what is due; an error is the reason to give the transfer up.
+    pub(super) async fn intervene(&self, moment: Moment, what: Intervention) -> Result<(), Report> {
+        let qmp = self.vm.qemu.qmp();
+        let (done, said) = match &what {
+            Intervention::Set(parameters) => {
+                let values = parameters.iter().map(|(name, value)| (name.clone(), (*value).into())).collect();
+                (qmp.migrate_set_parameters(&values).await.map(drop), format!("set {parameters:?}"))
+            }
+            Intervention::Stop => (qmp.stop().await, "the guest is paused".to_owned()),
+            Intervention::Postcopy => (qmp.migrate_start_postcopy().await, "over to post-copy".to_owned()),
+            Intervention::Break => (qmp.migrate_pause().await, "the connection is broken".to_owned()),
+            Intervention::Cancel => {
+                let title = format!("the migration was cancelled at {moment}, as the scenario wants");
+                return Err(Report::new(ErrorCode::MigrationCancelled, title));
+            }
+        };
+        self.attempt.evidence.events.say(format!("{}: at {moment}: {said}", self.ready.id));
+        done.map_err(|error| {
+            let title = format!("QEMU refused what the scenario wants at {moment}");
+            Report::new(ErrorCode::MigrationRefused, title).with("wanted", said).with("QEMU", error.to_string())
+        })
     }
 
     fn vote(&self, tell: mpsc::Sender<Event>) {
@@ -243,11 +291,15 @@ impl Sender {
     }
 
     /// The VM stays: see that it runs here, and finish the record so that the next move may begin.
-    async fn run_here(&mut self, phase: Phase) -> Failure {
-        let Phase::Staying(why) = phase else { return Failure::Followed(Consequence::Closed) };
+    async fn run_here(&mut self, phase: Phase) -> Result<Migrated, Failure> {
+        let Phase::Staying(why) = phase else { return Err(Failure::Followed(Consequence::Closed)) };
         let ours = matches!(
             why.code,
-            ErrorCode::MigrationFailed | ErrorCode::MigrationTimeout | ErrorCode::VmLost | ErrorCode::QmpFailed
+            ErrorCode::MigrationFailed
+                | ErrorCode::MigrationTimeout
+                | ErrorCode::MigrationRefused
+                | ErrorCode::VmLost
+                | ErrorCode::QmpFailed
         );
         let samples = match self.sampler.take() {
             Some(sampler) => sampler.finish().await,
@@ -255,12 +307,16 @@ impl Sender {
         };
         self.keep_samples(&samples);
         if let Err(report) = self.run_on().await {
-            return caused(report.with("migration", why.title));
+            return Err(caused(report.with("migration", why.title)));
         }
         self.attempt.evidence.events.say(format!("{}: the VM goes on here: {}", self.ready.id, why.title));
         let finish = FinishMigration { migration: self.ready.id.clone(), host: self.attempt.me() };
         let _ = self.attempt.propose("finish", &self.ready.id.to_string(), finish, DECIDES).await;
-        if ours { caused(*why) } else { aborted(*why) }
+        match why.code {
+            ErrorCode::MigrationCancelled => Ok(Migrated { cancelled: true, ..Migrated::default() }),
+            _ if ours => Err(caused(*why)),
+            _ => Err(aborted(*why)),
+        }
     }
 
     /// QEMU lets a guest run on by itself where a migration failed before it completed; after it, it waits for us.
@@ -269,6 +325,7 @@ impl Sender {
         let lost = |what: String| {
             Report::new(ErrorCode::VmLost, "the VM should have gone on at the source and does not").with("QEMU", what)
         };
+        self.leave_switchover().await.map_err(&lost)?;
         let status = qmp.query_status().await.map_err(|error| lost(error.to_string()))?;
         if status.running {
             return Ok(());
@@ -282,8 +339,19 @@ impl Sender {
     async fn let_go(mut self) -> Result<Migrated, Failure> {
         self.attempt.place("source-lets-go").await;
         self.attempt.evidence.events.say(format!("{}: decided: the VM is owned by {}", self.ready.id, self.call.to));
-        let arrived = self.await_arrival().await;
+        let _watch = self.end_what_runs_on();
+        if self.call.spec.is_postcopy() {
+            self.go_on().await;
+        }
+        let mut arrived = self.await_arrival().await;
         self.times.resumed = self.called.elapsed();
+        if self.call.spec.is_postcopy() && arrived.is_ok() {
+            arrived = self.await_pages().await;
+            self.times.ended = self.called.elapsed();
+        }
+        for (moment, what) in self.interventions.missed() {
+            self.attempt.evidence.events.warn(format!("{}: {moment} never came: {what:?} was not done", self.ready.id));
+        }
         let info = self.vm.qemu.qmp().query_migrate().await.ok();
         let samples = match self.sampler.take() {
             Some(sampler) => sampler.finish().await,
@@ -299,7 +367,7 @@ impl Sender {
         }
         arrived?;
         self.attempt.evidence.json(&result_file(&self.ready.id), &self.kept(&result));
-        Ok(Migrated { result: Some(result), resume_ms: None })
+        Ok(Migrated { result: Some(result), ..Migrated::default() })
     }
 
     async fn await_arrival(&self) -> Result<(), Failure> {
@@ -332,7 +400,7 @@ impl Sender {
     }
 }
 
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
+pub(super) struct AbortOnDrop(pub(super) tokio::task::JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {

@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! Sending ──completed──▶ Voting ──▶ Voted ──Moved──▶ Gone        (the destination runs the VM: quit)
-//!   │  └─too long─▶ Cancelling ─┐     └────Aborted──▶ Staying     (run here again)
+//!   │  └─given up─▶ Cancelling ─┐     └────Aborted──▶ Staying     (run here again)
 //!   └──────failed, cancelled────┴─▶ Aborting ─Aborted─▶ Staying
 //! ```
 //!
 //! A migration that has completed cannot be taken back by the source alone: from `Voting` on only the decision in the
 //! log counts. Before it, QEMU has already let the guest run on by itself, or will when it is told to.
+//!
+//! A post-copy is decided earlier: QEMU waits before the switch-over, where the guest stands still and nothing but our
+//! word goes on. What follows the decision there is in [`super::postcopy`].
 
 use vt_protocol::error::{ErrorCode, Report};
 use vt_sync::mutation::Mutation;
@@ -40,8 +43,10 @@ pub enum Event {
     Qemu(MigrationStatus),
     /// QEMU ended, and how it says so.
     QemuEnded(Box<Report>),
-    /// The transfer has taken as long as it may.
-    TooLong(Box<Report>),
+    /// A post-copy waits before the switch-over: nothing goes on without us.
+    PostcopyReady,
+    /// It is to be given up: it has taken as long as it may, or the scenario wants it.
+    GiveUp(Box<Report>),
     /// Our vote is in the log, without a decision yet.
     VoteCounted,
     /// Read from committed state: the VM has moved.
@@ -86,6 +91,7 @@ pub fn step(phase: Phase, event: Event) -> (Phase, Option<Action>) {
         (Phase::Aborting(ours), Event::Aborted(_)) => (Phase::Staying(ours), Some(Action::RunHere)),
 
         (Phase::Sending, Event::Qemu(Status::Completed)) => (Phase::Voting, Some(Action::Vote)),
+        (Phase::Sending, Event::PostcopyReady) => (Phase::Voting, Some(Action::Vote)),
         (Phase::Sending, Event::Qemu(Status::PreSwitchover)) => (Phase::Sending, Some(Action::Continue)),
         (Phase::Sending, Event::Qemu(Status::Failed)) => abort(Report::new(
             ErrorCode::MigrationFailed,
@@ -94,7 +100,7 @@ pub fn step(phase: Phase, event: Event) -> (Phase, Option<Action>) {
         (Phase::Sending, Event::Qemu(Status::Cancelled)) => {
             abort(Report::new(ErrorCode::MigrationFailed, "QEMU cancelled the migration; the VM goes on at the source"))
         }
-        (Phase::Sending, Event::TooLong(why)) => (Phase::Cancelling(why), Some(Action::Cancel)),
+        (Phase::Sending, Event::GiveUp(why)) => (Phase::Cancelling(why), Some(Action::Cancel)),
 
         // It was faster than the cancel: completed is completed, and the vote finds out whether the log agrees.
         (Phase::Cancelling(_), Event::Qemu(Status::Completed)) => (Phase::Voting, Some(Action::Vote)),
@@ -105,7 +111,7 @@ pub fn step(phase: Phase, event: Event) -> (Phase, Option<Action>) {
         (Phase::Sending, Event::QemuEnded(why)) => (Phase::Aborting(why.clone()), Some(Action::Abort(why))),
         (Phase::Cancelling(_), Event::QemuEnded(why)) => (Phase::Aborting(why.clone()), Some(Action::Abort(why))),
 
-        (Phase::Voting | Phase::Voted, Event::TooLong(why)) if Mutation::SourceResumesOnTimeout.is_on() => {
+        (Phase::Voting | Phase::Voted, Event::GiveUp(why)) if Mutation::SourceResumesOnTimeout.is_on() => {
             (Phase::Staying(why), Some(Action::RunHere))
         }
         (Phase::Voting, Event::VoteCounted) => (Phase::Voted, None),
@@ -164,7 +170,7 @@ mod tests {
     #[test]
     fn a_transfer_that_takes_too_long_is_cancelled_and_keeps_its_reason() {
         let events = [
-            Event::TooLong(report(ErrorCode::MigrationTimeout)),
+            Event::GiveUp(report(ErrorCode::MigrationTimeout)),
             q(MigrationStatus::Cancelling),
             q(MigrationStatus::Cancelled),
             Event::Aborted(report(ErrorCode::DestinationLeft)),
@@ -176,7 +182,7 @@ mod tests {
 
     #[test]
     fn a_completion_that_was_faster_than_the_cancel_is_put_to_the_vote() {
-        let start = [Event::TooLong(report(ErrorCode::MigrationTimeout)), q(MigrationStatus::Completed)];
+        let start = [Event::GiveUp(report(ErrorCode::MigrationTimeout)), q(MigrationStatus::Completed)];
         let (phase, actions) = run(Phase::Sending, start.clone().into_iter().chain([Event::Moved]));
         assert_eq!((phase, actions), (Phase::Gone, vec![Action::Cancel, Action::Vote, Action::LetGo]));
         let (phase, actions) =
@@ -193,7 +199,7 @@ mod tests {
             q(MigrationStatus::Cancelled),
             q(MigrationStatus::Completed),
             Event::QemuEnded(report(ErrorCode::QemuDied)),
-            Event::TooLong(report(ErrorCode::MigrationTimeout)),
+            Event::GiveUp(report(ErrorCode::MigrationTimeout)),
             Event::VoteCounted,
         ];
         let (phase, actions) = run(Phase::Voting, others.clone());
@@ -222,7 +228,7 @@ mod tests {
                 q(MigrationStatus::Cancelled),
                 q(MigrationStatus::Other("new".into())),
                 Event::QemuEnded(report(ErrorCode::QemuDied)),
-                Event::TooLong(report(ErrorCode::MigrationTimeout)),
+                Event::GiveUp(report(ErrorCode::MigrationTimeout)),
                 Event::VoteCounted,
             ]
         };

@@ -10,6 +10,9 @@ use crate::cluster::ProposeError;
 
 /// Who is to blame for what a code says: the product where the code's exit is that of a failed case.
 pub fn blame(code: ErrorCode) -> Blame {
+    if code == ErrorCode::CannotRunHere {
+        return Blame::NotApplicable;
+    }
     match code.exit() {
         Exit::Failed => Blame::Product,
         Exit::Cancelled => Blame::User,
@@ -57,6 +60,7 @@ mod tests {
             (ErrorCode::PartyCrashed, Blame::Infrastructure),
             (ErrorCode::CaseTimeout, Blame::Deadline),
             (ErrorCode::Cancelled, Blame::User),
+            (ErrorCode::CannotRunHere, Blame::NotApplicable),
         ] {
             assert_eq!(blame(code), wanted, "{code}");
         }

@@ -11,14 +11,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::timeout;
+use serde_json::Value;
+use tokio::time::{Instant, sleep, timeout};
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{Epoch, MigrationId, VmId},
     party::Failure,
     verdict::{Blame, Cause},
+    vm::{Intervention, MigrationSpec},
 };
-use vt_sync::state::VmState;
 
 use super::{
     attempt::{DECIDES, LocalAttempt},
@@ -26,8 +27,12 @@ use super::{
 };
 use crate::{
     guard::{GuardHandle, GuardSetup, GuardState, clock::BootTime},
+    migrate::receive::capabilities,
     qemu::{Vm, VmError, qmp::QmpError},
 };
+
+/// Before a guard is asked again to let a VM run.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// A VM whose QEMU is on this host.
 #[derive(Debug)]
@@ -43,6 +48,8 @@ pub struct LocalVm {
     guard: Mutex<Option<GuardHandle>>,
     /// Whether the guard was last seen pausing, or having paused or killed.
     acted: Arc<AtomicBool>,
+    /// Whether the guard has been asked to let the VM go on and has not answered yet.
+    permitting: AtomicBool,
     /// What QEMU's migration settings were before the first move changed them.
     before_moves: Mutex<MigrationSettings>,
     /// The move that was prepared by this daemon and not begun.
@@ -62,6 +69,7 @@ impl LocalVm {
             lines,
             guard: Mutex::default(),
             acted: Arc::default(),
+            permitting: AtomicBool::default(),
             before_moves: Mutex::default(),
             prepared: Mutex::default(),
             epoch: Mutex::new(epoch),
@@ -80,6 +88,20 @@ impl LocalVm {
     /// Its guard, once one was started or found.
     pub fn guard(&self) -> Option<GuardHandle> {
         self.guard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has the guard let the VM go on. Nobody waits for it; while it has not answered it is not asked again.
+    pub(crate) fn permit(self: &Arc<Self>, guard: GuardHandle) {
+        if self.permitting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let vm = Arc::clone(self);
+        tokio::spawn(async move {
+            if let Err(error) = guard.permit().await {
+                tracing::warn!(vm = %vm.id, %error, "the VM stays paused");
+            }
+            vm.permitting.store(false, Ordering::Release);
+        });
     }
 
     fn set_guard(&self, guard: GuardHandle) {
@@ -104,29 +126,30 @@ impl LocalVm {
 
     /// Sets what a move wants, and sets back what an earlier one had set and this one does not name. Returns all
     /// capabilities that QEMU has.
-    pub(crate) async fn set_migration(
-        &self,
-        capabilities: &BTreeMap<String, bool>,
-        parameters: &BTreeMap<String, u64>,
-    ) -> Result<BTreeMap<String, bool>, QmpError> {
+    pub(crate) async fn set_migration(&self, spec: &MigrationSpec) -> Result<BTreeMap<String, bool>, QmpError> {
+        let asked = MigrationSettings::of(spec);
+        let later = spec.interventions.iter().filter_map(|(_, what)| match what {
+            Intervention::Set(parameters) => Some(parameters.keys()),
+            _ => None,
+        });
         let qmp = self.qemu.qmp();
         let now = qmp.query_migrate_capabilities().await?;
         let all = qmp.migrate_set_parameters(&BTreeMap::new()).await?;
         let (capabilities, parameters) = {
             let mut before = self.before_moves.lock().unwrap_or_else(PoisonError::into_inner);
-            for name in capabilities.keys() {
+            for name in asked.capabilities.keys() {
                 if let Some(on) = now.get(name) {
                     before.capabilities.entry(name.clone()).or_insert(*on);
                 }
             }
-            for name in parameters.keys() {
-                if let Some(value) = all.get(name).and_then(serde_json::Value::as_u64) {
-                    before.parameters.entry(name.clone()).or_insert(value);
+            for name in asked.parameters.keys().chain(later.flatten()) {
+                if let Some(value) = all.get(name) {
+                    before.parameters.entry(name.clone()).or_insert_with(|| value.clone());
                 }
             }
             let mut wanted = before.clone();
-            wanted.capabilities.extend(capabilities.clone());
-            wanted.parameters.extend(parameters.clone());
+            wanted.capabilities.extend(asked.capabilities);
+            wanted.parameters.extend(asked.parameters);
             (wanted.capabilities, wanted.parameters)
         };
         let set = qmp.migrate_set_capabilities(&capabilities).await?;
@@ -167,7 +190,15 @@ impl LocalVm {
 #[derive(Debug, Default, Clone)]
 struct MigrationSettings {
     capabilities: BTreeMap<String, bool>,
-    parameters: BTreeMap<String, u64>,
+    parameters: BTreeMap<String, Value>,
+}
+
+impl MigrationSettings {
+    fn of(spec: &MigrationSpec) -> Self {
+        let numbers = spec.parameters.iter().map(|(name, value)| (name.clone(), Value::from(*value)));
+        let words = spec.words.iter().map(|(name, word)| (name.clone(), Value::from(word.as_str())));
+        Self { capabilities: capabilities(spec), parameters: numbers.chain(words).collect() }
+    }
 }
 
 impl LocalAttempt {
@@ -188,28 +219,36 @@ impl LocalAttempt {
         Ok(())
     }
 
-    /// Tells every guard of a renewal. A VM that its guard has paused goes on only where this host owns it as before.
-    pub(crate) async fn extend_guards(&self, at: BootTime) {
+    /// Tells every guard of a renewal and waits for none: one that is slow must not keep the others from their time. A VM
+    /// that its guard has paused goes on only where this host owns it as before.
+    pub(crate) fn extend_guards(&self, at: BootTime) {
         let state = self.cluster.state();
         let incoming = self.all_incoming().into_iter().filter_map(|incoming| incoming.vm());
         for vm in self.vms().into_iter().chain(incoming) {
             let Some(guard) = vm.guard() else { continue };
             guard.extend(at);
-            let owned = state.vms.get(&vm.id).is_some_and(|record| {
-                record.owner == self.me() && record.epoch == vm.epoch() && record.state == VmState::Owned
-            });
-            if owned && guard.state() == GuardState::Paused {
+            let may = state.vms.get(&vm.id).is_some_and(|record| record.may_go_on(self.me(), vm.epoch()));
+            if may && guard.state() == GuardState::Paused {
                 self.evidence.events.warn(format!("{} was paused by its guard and goes on", vm.id.name));
-                if let Err(error) = guard.permit().await {
-                    tracing::warn!(vm = %vm.id, %error, "the VM stays paused");
-                }
+                vm.permit(guard);
             }
         }
     }
 
-    /// Lets a VM's CPUs run, its guard first.
+    /// Lets a VM's CPUs run, its guard first: one that has paused it would pause it again.
     pub(crate) async fn let_run(&self, vm: &LocalVm) -> Result<(), Report> {
         self.guard(vm).await?;
+        if let Some(guard) = vm.guard() {
+            let until = Instant::now() + DECIDES;
+            while matches!(guard.state(), GuardState::Pausing | GuardState::Paused) {
+                match guard.permit().await {
+                    Ok(()) => break,
+                    Err(error) if Instant::now() >= until => return Err(error.report()),
+                    // Its session is about to be renewed, or the `stop` about to return.
+                    Err(_) => sleep(AGAIN).await,
+                }
+            }
+        }
         vm.qemu.qmp().cont().await.map_err(|error| error.report())
     }
 
@@ -222,7 +261,7 @@ impl LocalAttempt {
                 if attempt.closing.is_cancelled() || vm.qemu.process().exit().is_some() {
                     return;
                 }
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                sleep(Duration::from_millis(500)).await;
             }
         });
     }

@@ -16,13 +16,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{AttemptId, JobId, MigrationId},
-    job::Plan,
     peer::{IncomingState, PrepareIncoming, Prepared},
 };
 use vt_sync::State;
 
 use super::{attempt::LocalAttempt, places::Places, record::PartyRecord, server::PartySocket, tend};
-use crate::{cluster::Cluster, evidence::EvidenceStore, guard::clock::BootTime, migrate::features::FeatureCache};
+use crate::{cluster::Cluster, evidence::EvidenceStore, guard::clock::BootTime, migrate::features::FeatureCache, plan::OpenPlan};
 
 /// Where plans come from.
 #[async_trait]
@@ -31,8 +30,11 @@ pub trait Plans: Send + Sync + 'static {
     ///
     /// # Errors
     /// It is on no host that answers.
-    async fn plan(&self, job: JobId) -> Result<Arc<Plan>, Report>;
+    async fn plan(&self, job: JobId) -> Result<Arc<OpenPlan>, Report>;
 }
+
+/// No entry: without a session nothing is begun.
+const NO_SESSION: u64 = u64::MAX;
 
 /// Supervises the parties of this host.
 pub struct Supervisor {
@@ -46,6 +48,8 @@ pub struct Supervisor {
     tended: Mutex<BTreeMap<AttemptId, Tended>>,
     count: watch::Sender<usize>,
     renewed: watch::Sender<Option<BootTime>>,
+    /// The entry that opened the session; nothing is begun on a state that is older, which may show what is long over.
+    acts_from: watch::Sender<u64>,
     tasks: TaskTracker,
 }
 
@@ -83,6 +87,7 @@ impl Supervisor {
             tended: Mutex::default(),
             count: watch::Sender::new(0),
             renewed: watch::Sender::new(None),
+            acts_from: watch::Sender::new(NO_SESSION),
             tasks: TaskTracker::new(),
         })
     }
@@ -106,10 +111,12 @@ impl Supervisor {
         let socket = PartySocket::bind(&self.places.socket())?;
         let serving = tokio::spawn(socket.serve(self.clone(), self.stop.clone()));
         let mut watch = self.cluster.watch();
+        let mut opened = self.acts_from.subscribe();
         watch.mark_changed();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
+                Ok(()) = opened.changed() => self.reconcile(&self.cluster.state()),
                 changed = watch.changed() => {
                     if changed.is_err() {
                         break;
@@ -128,6 +135,9 @@ impl Supervisor {
 
     /// Begins what committed state wants of this host and nobody tends yet.
     pub fn reconcile(self: &Arc<Self>, state: &State) {
+        if state.index < *self.acts_from.borrow() {
+            return;
+        }
         let me = self.cluster.me();
         for attempt in state.attempts.values().filter(|attempt| attempt.runs_on(me)) {
             if !self.tended().contains_key(&attempt.id) {
@@ -182,6 +192,7 @@ impl Supervisor {
             tended.give_up.cancel();
         }
         self.renewed.send_replace(None);
+        self.acts_from.send_replace(NO_SESSION);
         let mut count = self.count.subscribe();
         while !self.tended().values().all(|tended| tended.gone) {
             if count.changed().await.is_err() {
@@ -190,12 +201,17 @@ impl Supervisor {
         }
     }
 
+    /// The session was opened, or resumed, by that entry.
+    pub fn session_opened(&self, index: u64) {
+        self.acts_from.send_if_modified(|from| std::mem::replace(from, index) != index);
+    }
+
     /// The session was renewed; the acknowledged renewal was sent at `at`. Every guard may wait from there, and a VM that
     /// its guard has paused goes on where this host still owns it under the epoch it knows.
-    pub async fn renewed(&self, at: BootTime) {
+    pub fn renewed(&self, at: BootTime) {
         self.renewed.send_replace(Some(at));
         for attempt in self.attempts() {
-            attempt.extend_guards(at).await;
+            attempt.extend_guards(at);
         }
     }
 
@@ -232,6 +248,17 @@ impl Supervisor {
             Ok(attempt) => attempt.prepare_incoming(asked).await,
             Err(_) => Err(Report::new(ErrorCode::MigrationRefused, format!("this host takes no part in attempt {id}"))),
         }
+    }
+
+    /// Answers [`vt_protocol::peer::PeerRequest::RecoverIncoming`].
+    ///
+    /// # Errors
+    /// As [`LocalAttempt::recover_incoming`].
+    pub async fn recover_incoming(&self, migration: &MigrationId) -> Result<String, Report> {
+        let Some(attempt) = self.attempt(migration.vm.attempt) else {
+            return Err(Report::new(ErrorCode::MigrationRefused, format!("{migration} has no party here")));
+        };
+        attempt.recover_incoming(migration).await
     }
 
     /// Answers [`vt_protocol::peer::PeerRequest::IncomingState`].

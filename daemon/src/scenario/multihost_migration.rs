@@ -14,12 +14,14 @@ use vt_protocol::{
     party::{Failure, Migrated, VmStarted},
     probe::{ClockReport, DISK_DATA_OFFSET, DiskStart, DiskStarted, Empty, MemStart, NetStarted, Request},
     verdict::{Blame, Cause},
+    vm::MigrationSpec,
 };
 
 use super::{
     Scenario,
     checks::{Allowed, Checked, judge, read},
-    settings::{ALIASES, PARAMS, Settings},
+    settings::{ALIASES, LIMITS, PARAMS, Settings},
+    transfer,
 };
 use crate::{
     guest::checks::Snapshot,
@@ -38,6 +40,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
     hosts: (2, 64),
     params: PARAMS,
     aliases: ALIASES,
+    types: &["migration_multi_host"],
+    limits: LIMITS,
     check: |params| Settings::read(params).map(drop),
     run: |party| Box::pin(run(party)),
 };
@@ -141,13 +145,30 @@ struct Leg<'a> {
 }
 
 impl Leg<'_> {
+    /// A move that is to be cancelled is followed by one that is not.
     async fn run(&self, round: &str, figures: &mut Figures) -> Result<(), Failure> {
-        let Self { party, vm, from, to, settings, .. } = self;
+        let spec = &self.settings.spec;
+        if transfer::is_cancelled(spec) {
+            self.go(&format!("{round}, cancelled"), spec, self.from, figures).await?;
+            return self.go(&format!("{round}, again"), &transfer::undisturbed(spec), self.to, figures).await;
+        }
+        self.go(round, spec, self.to, figures).await
+    }
+
+    /// One migration, after which the VM runs at `holder`.
+    async fn go(
+        &self,
+        round: &str,
+        spec: &MigrationSpec,
+        holder: &Name,
+        figures: &mut Figures,
+    ) -> Result<(), Failure> {
+        let Self { party, vm, from, to, .. } = self;
         let way = format!("{from} → {to}, {round}");
         let (source, destination) = (party.me() == *from, party.me() == *to);
         figures.moves += 1;
 
-        party.prepare_migration(vm, from, to, &settings.spec).await?;
+        party.prepare_migration(vm, from, to, spec).await?;
         let mut before = None;
         if source {
             let _: ClockReport = party.guest(vm).probe(Request::ClockReset, ASK).await?;
@@ -161,11 +182,15 @@ impl Leg<'_> {
         })?;
 
         let step = if source || destination { Some(party.step(&format!("migrate {way}")).await?) } else { None };
-        let migrated = party.migrate(vm, from, to, &settings.spec).await?;
+        let migrated = party.migrate(vm, from, to, spec).await?;
         if let (Some(step), Some(migrated)) = (step, migrated) {
+            if migrated.cancelled != (holder == *from) {
+                let title = "the migration had completed before the moment at which it was to be cancelled";
+                return Err(our_fault(Report::new(ErrorCode::MigrationRefused, title).with("move", &way)));
+            }
             step.done(figures.moved(&migrated)).await?;
         }
-        if destination {
+        if party.me() == holder {
             let step = party.step(&format!("check {way}")).await?;
             let checked = self.check(&before, begun).await?;
             let note = checked.to_string();
@@ -225,6 +250,9 @@ struct Figures {
 
 impl Figures {
     fn moved(&mut self, migrated: &Migrated) -> String {
+        if migrated.cancelled {
+            return "cancelled: the VM stays where it was".to_owned();
+        }
         let Some(result) = &migrated.result else {
             let ms = migrated.resume_ms.unwrap_or(0.0);
             return format!("runs here, {ms:.1} ms after the decision");

@@ -1,6 +1,6 @@
 //! Parameters of the built-in scenarios: names, defaults, bounds. Old spellings of Avocado-VT are taken.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use vt_protocol::{
     ids::Name,
@@ -9,7 +9,7 @@ use vt_protocol::{
     vm::{Accelerator, MigrationSpec},
 };
 
-use super::Documented;
+use super::{Documented, Limit, transfer};
 
 const MIB: u64 = 1 << 20;
 
@@ -38,16 +38,44 @@ pub(super) const PARAMS: &[Documented] = &[
     ("downtime_limit", "", "downtime QEMU may aim at, ms; default: QEMU's own"),
     ("mig_timeout", "300", "seconds a transfer may take before it is cancelled"),
     ("capabilities", "", "migration capabilities to turn on, by QEMU's names, e.g. \"auto-converge xbzrle\""),
+    ("parameters", "", "migration parameters by QEMU's names, e.g. \"multifd-channels=4 multifd-compression=zstd\""),
+    (
+        "at",
+        "",
+        "what to do at which moment of a transfer, e.g. \"pass:2 postcopy; postcopy-active break\"; moments: setup, active, \
+         pass:N, pre-switchover, device, postcopy-active; to do: cancel, postcopy, break, stop, NAME=VALUE",
+    ),
     ("mem_probe", "16M", "guest memory under the pattern that is rewritten all the time"),
     ("mem_rewrite", "8M", "how fast it is rewritten, bytes/s; 0: not at all"),
     ("disk_probe", "1M", "bytes of the disk that checksummed records go round in"),
     ("clock_tolerance", "5000", "how far the guest's clock may be off after a move, ms"),
-    ("beacon", "", "UDP port that the guest sends a datagram to, to everyone on its network, every 10 ms; default: none"),
+    (
+        "beacon",
+        "",
+        "UDP port that the guest sends a datagram to, to everyone on its network, every 10 ms; default: none",
+    ),
     ("max_standstill", "10000", "how long the guest may stand still in a move, ms"),
 ];
 
 /// Old spellings.
-pub(super) const ALIASES: &[&str] = &["capabilitys", "capabilitys_state", "mig_downtime"];
+pub(super) const ALIASES: &[&str] = &["capabilitys", "capabilitys_state", "mig_downtime", "machine_type"];
+
+/// What of `type = migration_multi_host` is done.
+pub(super) const LIMITS: &[Limit] = &[
+    Limit { key: "mig_protocol", takes: |value| value == "tcp", does: "moves VMs over tcp" },
+    Limit { key: "mig_offline", takes: is_no, does: "moves VMs that run" },
+    Limit { key: "host_mig_offline", takes: is_no, does: "moves VMs from host to host, not by way of a file" },
+    Limit { key: "paused_after_start_vm", takes: is_no, does: "moves VMs that are up" },
+    Limit { key: "migration_sync_vms", takes: is_no, does: "moves VMs whose devices stay as they are" },
+    Limit { key: "pre_sub_test", takes: str::is_empty, does: "has no tests inside" },
+    Limit { key: "post_sub_test", takes: str::is_empty, does: "has no tests inside" },
+    Limit { key: "netdev_extra_params", takes: str::is_empty, does: "gives network cards no more than their tap" },
+    Limit { key: "vms", takes: |value| value.split_whitespace().count() <= 1, does: "has one VM" },
+];
+
+fn is_no(value: &str) -> bool {
+    matches!(value, "no" | "off" | "")
+}
 
 /// A VM, as the parameters want it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +107,7 @@ impl VmSettings {
     pub(super) fn read(params: &Params) -> Result<Self, ParamError> {
         let name = params.text("image").unwrap_or("tiny");
         let image = name.trim().parse().map_err(|_| params.error("image", "the name of an image"))?;
+        let machine = if params.get("machine").is_some() { "machine" } else { "machine_type" };
         let memory = params.size("mem", MIB, 32 * MIB..=MIB << 20)?.unwrap_or(256 * MIB);
         let accelerator = match params.text("accelerator").map(str::trim) {
             None | Some("") => None,
@@ -90,7 +119,7 @@ impl VmSettings {
             image,
             memory_mib: fit(memory / MIB),
             cpus: fit(params.number("smp", 1..=255)?.unwrap_or(1)),
-            machine: word(params, "machine", "a machine type of QEMU, e.g. pc-q35-7.2")?,
+            machine: word(params, machine, "a machine type of QEMU, e.g. pc-q35-7.2")?,
             cpu_model: word(params, "cpu_model", "a CPU model of QEMU, e.g. qemu64")?,
             accelerator,
             login_timeout: Duration::from_secs(params.number("login_timeout", 1..=86_400)?.unwrap_or(360)),
@@ -127,7 +156,7 @@ impl Settings {
             |key, most, default| params.number(key, 0..=most).map(|ms| Duration::from_millis(ms.unwrap_or(default)));
         Ok(Self {
             rounds: fit(params.number("migrate_count", 1..=1000)?.unwrap_or(1)),
-            spec: spec(params)?,
+            spec: transfer::read(params)?,
             probe_pages: fit(probe / 4096),
             rewrite_bytes_s: params.size("mem_rewrite", 1, 0..=1 << 34)?.unwrap_or(8 * MIB),
             disk_bytes,
@@ -137,42 +166,6 @@ impl Settings {
             vm,
         })
     }
-}
-
-fn spec(params: &Params) -> Result<MigrationSpec, ParamError> {
-    let mut spec = MigrationSpec::default();
-    if let Some(seconds) = params.number("mig_timeout", 1..=86_400)? {
-        spec.timeout_ms = seconds * 1000;
-    }
-    if let Some(speed) = params.size("mig_speed", 1, 1..=1 << 40)? {
-        spec.parameters.insert("max-bandwidth".into(), speed);
-    }
-    // The old parameter is in seconds, the new one in QEMU's unit.
-    let downtime = match params.number("downtime_limit", 0..=2_000_000)? {
-        Some(ms) => Some(ms),
-        None => params.number("mig_downtime", 0..=2000)?.map(|seconds| seconds * 1000),
-    };
-    if let Some(ms) = downtime {
-        spec.parameters.insert("downtime-limit".into(), ms);
-    }
-    spec.capabilities = capabilities(params)?;
-    Ok(spec)
-}
-
-fn capabilities(params: &Params) -> Result<BTreeMap<String, bool>, ParamError> {
-    let key = if params.get("capabilities").is_some() { "capabilities" } else { "capabilitys" };
-    let states = params.list("capabilitys_state", None);
-    let mut all = BTreeMap::new();
-    for (place, name) in params.list(key, None).into_iter().enumerate() {
-        let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
-        if !plain || name.len() > 64 {
-            return Err(params.error(key, "a list of migration capabilities by QEMU's names"));
-        }
-        // A shorter list of states leaves the rest on; every word but `enable` means off, as it always did.
-        let on = states.get(place).is_none_or(|state| *state == "enable");
-        all.insert(name.to_owned(), on);
-    }
-    Ok(all)
 }
 
 /// A word without blanks or commas, which would reach into QEMU's other options; `None` where it is empty.
@@ -213,15 +206,5 @@ mod tests {
         assert_eq!(s.spec.timeout_ms, 9000);
         assert_eq!(s.vm.memory_mib, 512);
         assert!(read(&[]).spec.parameters.is_empty(), "QEMU's own defaults are left alone");
-    }
-
-    #[test]
-    fn old_spellings_mean_what_they_meant() {
-        let s =
-            read(&[("capabilitys", "xbzrle auto-converge"), ("capabilitys_state", "disable"), ("mig_downtime", "5")]);
-        assert_eq!(s.spec.capabilities, BTreeMap::from([("xbzrle".into(), false), ("auto-converge".into(), true)]));
-        assert_eq!(s.spec.parameters["downtime-limit"], 5000);
-        let both = read(&[("capabilities", "xbzrle"), ("capabilitys", "multifd")]);
-        assert_eq!(both.spec.capabilities.keys().collect::<Vec<_>>(), ["xbzrle"]);
     }
 }

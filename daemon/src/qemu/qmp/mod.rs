@@ -204,7 +204,10 @@ impl Qmp {
     }
 
     /// Sets migration parameters, reads them back and returns all of them.
-    pub async fn migrate_set_parameters(&self, wanted: &BTreeMap<String, u64>) -> Result<Map<String, Value>, QmpError> {
+    pub async fn migrate_set_parameters(
+        &self,
+        wanted: &BTreeMap<String, Value>,
+    ) -> Result<Map<String, Value>, QmpError> {
         if !wanted.is_empty() {
             self.execute("migrate-set-parameters", json!(wanted), COMMAND_TIMEOUT).await?;
         }
@@ -213,7 +216,7 @@ impl Qmp {
             return Err(shape("query-migrate-parameters", "an object", &answer));
         };
         for (name, value) in wanted {
-            if all.get(name).and_then(Value::as_u64) != Some(*value) {
+            if all.get(name) != Some(value) {
                 let lacks = format!("{name}={value} after it was set");
                 return Err(shape("query-migrate-parameters", &lacks, &Value::Object(all)));
             }

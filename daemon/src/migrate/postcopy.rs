@@ -1,0 +1,231 @@
+//! What follows the decision of a post-copy: the source goes on with the switch-over, the guest runs at the destination,
+//! and both stay until the last page is there. A broken connection is mended; a lost side loses the guest.
+//!
+//! Sources: QEMU's `docs/devel/migration/postcopy.rst` (phases, pausing and recovery). Decided before the switch-over,
+//! because a source that has sent its devices' state may not run the guest again, whatever happens to the destination.
+//!
+//! What may not happen here: a source that runs the guest again.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until};
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::MigrationId,
+    party::Failure,
+    peer::{PeerReply, PeerRequest},
+    verdict::Consequence,
+};
+
+use super::{
+    moments::moment,
+    receive::Listen,
+    receiver::Receiver,
+    sender::{AbortOnDrop, Sender},
+};
+use crate::{
+    party::{attempt::LocalAttempt, failure::caused},
+    qemu::qmp::{EventError, MigrationStatus, WaitError},
+};
+
+/// How long QEMU may take to leave the switch-over when it is told to.
+const LEAVES: Duration = Duration::from_secs(20);
+/// How long a destination may take to listen again.
+const LISTENS_AGAIN: Duration = Duration::from_secs(30);
+/// A pause before the destination is asked again to listen.
+const AGAIN: Duration = Duration::from_millis(200);
+
+impl Sender {
+    /// Kills a source that runs the guest after the VM was decided to be the destination's: QEMU lets it run by itself
+    /// where a switch-over fails.
+    pub(super) fn end_what_runs_on(&self) -> AbortOnDrop {
+        let (attempt, vm, id) = (self.attempt.clone(), self.vm.clone(), self.ready.id.clone());
+        let mut events = vm.qemu.qmp().events();
+        AbortOnDrop(tokio::spawn(async move {
+            loop {
+                let running = match events.next().await {
+                    Ok(event) => event.name == "RESUME",
+                    Err(EventError::Lagged(_)) => vm.qemu.qmp().query_status().await.is_ok_and(|status| status.running),
+                    Err(_) => return,
+                };
+                if running {
+                    attempt.evidence.events.warn(format!("{id}: the source ran again after the decision: killed"));
+                    vm.qemu.clone().kill().await;
+                    return;
+                }
+            }
+        }))
+    }
+
+    /// One that was aborted while it waited before the switch-over waits there still: cancelled, QEMU lets the guest run.
+    pub(super) async fn leave_switchover(&self) -> Result<(), String> {
+        let qmp = self.vm.qemu.qmp();
+        let mut events = qmp.events();
+        if qmp.query_migrate().await.map_err(|error| error.to_string())?.status != MigrationStatus::PreSwitchover {
+            return Ok(());
+        }
+        qmp.migrate_cancel().await.map_err(|error| error.to_string())?;
+        let ended = qmp.wait_migration(&mut events, MigrationStatus::is_final, Instant::now() + LEAVES).await;
+        ended.map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Decided: QEMU goes on with the switch-over. Done again after a restart of the daemon it does nothing.
+    pub(super) async fn go_on(&self) {
+        let qmp = self.vm.qemu.qmp();
+        if qmp.query_migrate().await.is_ok_and(|info| info.status == MigrationStatus::PreSwitchover)
+            && let Err(error) = qmp.migrate_continue(&MigrationStatus::PreSwitchover).await
+        {
+            self.attempt.evidence.events.warn(format!("{}: {error}", self.ready.id));
+        }
+    }
+
+    /// Waits until every page is at the destination, where the guest runs already.
+    pub(super) async fn await_pages(&mut self) -> Result<(), Failure> {
+        let until = Instant::now() + Duration::from_millis(self.call.spec.timeout_ms);
+        let mut status = self.vm.qemu.qmp().query_migrate().await.ok().map(|info| info.status);
+        loop {
+            match status.take() {
+                Some(MigrationStatus::Completed) => return Ok(()),
+                Some(MigrationStatus::PostcopyPaused) => self.recover(until).await?,
+                Some(MigrationStatus::Failed | MigrationStatus::Cancelled) => {
+                    return Err(lost(&self.ready.id, "the source QEMU reports that the post-copy failed"));
+                }
+                _ => {}
+            }
+            tokio::select! {
+                biased;
+                () = self.attempt.closing.cancelled() => return Err(Failure::Followed(Consequence::Closed)),
+                event = self.events.next() => match event {
+                    Ok(event) => {
+                        for (moment, what) in moment(&event).map(|now| self.interventions.due(now)).unwrap_or_default() {
+                            self.intervene(moment, what).await.map_err(caused)?;
+                        }
+                        if event.name == "MIGRATION" {
+                            status = Some(event.text("status").unwrap_or_default().into());
+                        }
+                    }
+                    Err(EventError::Lagged(_)) => {
+                        status = self.vm.qemu.qmp().query_migrate().await.ok().map(|info| info.status);
+                    }
+                    Err(_) => return Err(lost(&self.ready.id, "the source QEMU ended")),
+                },
+                died = self.vm.qemu.died() => {
+                    let report = lost_report(&self.ready.id, "the source QEMU ended");
+                    let seen = died.report().evidence;
+                    return Err(caused(seen.into_iter().fold(report, |report, (k, v)| report.with(k, v))));
+                }
+                () = sleep_until(until) => {
+                    let seconds = self.call.spec.timeout_ms / 1000;
+                    let title = format!("the post-copy did not complete within {seconds} s");
+                    return Err(caused(Report::new(ErrorCode::MigrationTimeout, title)));
+                }
+            }
+        }
+    }
+
+    /// Mends a broken connection: the destination listens anew, and the source goes on from where both know they were.
+    async fn recover(&self, until: Instant) -> Result<(), Failure> {
+        let qmp = self.vm.qemu.qmp();
+        let events = &self.attempt.evidence.events;
+        while Instant::now() < until {
+            let status = qmp.query_migrate().await.map(|info| info.status);
+            if !matches!(status, Ok(MigrationStatus::PostcopyPaused)) {
+                return Ok(());
+            }
+            let ask = PeerRequest::RecoverIncoming(self.ready.id.clone());
+            let asked = tokio::select! {
+                asked = self.attempt.cluster.ask(self.to, ask, LISTENS_AGAIN) => asked,
+                () = self.attempt.closing.cancelled() => return Err(Failure::Followed(Consequence::Closed)),
+            };
+            self.attempt.open_in(&self.attempt.cluster.state())?;
+            let why = match asked {
+                Ok(PeerReply::Recovering(uri)) => match qmp.migrate_resume(&uri).await {
+                    Ok(()) => {
+                        events.say(format!("{}: recovers over {uri}", self.ready.id));
+                        return Ok(());
+                    }
+                    Err(error) => error.to_string(),
+                },
+                Ok(PeerReply::Refused(report)) => report.title,
+                Ok(other) => format!("{} answered with {other:?}", self.call.to),
+                Err(error) => error.to_string(),
+            };
+            tracing::info!(id = %self.ready.id, why, "the post-copy is not recovered yet");
+            sleep(AGAIN).await;
+        }
+        Err(lost(&self.ready.id, "the connection was broken and could not be mended in time"))
+    }
+}
+
+impl Receiver {
+    /// Waits until every page is here, while the guest runs.
+    pub(super) async fn await_pages(&mut self) -> Result<(), Failure> {
+        let qmp = self.vm.qemu.qmp();
+        let (attempt, id) = (&self.attempt, &self.incoming.id);
+        let source = attempt.cluster.state().migration(id).map(|migration| migration.from);
+        let source_gone = attempt.wait_state(|state| {
+            let runs =
+                state.attempts.get(&attempt.id).is_some_and(|attempt| source.is_some_and(|s| attempt.runs_on(s)));
+            (!runs).then_some(())
+        });
+        // After a restart of the daemon the event may be past. QEMU answers when its main loop has the pages it needs.
+        let was_loaded = async {
+            if !qmp.query_migrate().await.is_ok_and(|info| info.status == MigrationStatus::Completed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        let far = Instant::now() + Duration::from_secs(86_400);
+        let ended = qmp.wait_migration(&mut self.events, MigrationStatus::is_final, far);
+        let loaded = async {
+            match ended.await {
+                Ok(MigrationStatus::Completed) => Ok(()),
+                Ok(_) | Err(WaitError::Event(EventError::Closed(_))) => {
+                    Err(lost(id, "the destination QEMU ended or gave up"))
+                }
+                Err(error) => Err(lost(id, &error.to_string())),
+            }
+        };
+        tokio::select! {
+            biased;
+            loaded = loaded => loaded,
+            () = was_loaded => Ok(()),
+            died = self.vm.qemu.died() => {
+                let report = lost_report(id, "the destination QEMU ended");
+                Err(caused(died.report().evidence.into_iter().fold(report, |report, (k, v)| report.with(k, v))))
+            }
+            gone = source_gone => {
+                gone?;
+                Err(Failure::Followed(Consequence::PeerGone(format!("{id}: the party of the source"))))
+            }
+        }
+    }
+}
+
+impl LocalAttempt {
+    /// Listens anew for a post-copy whose connection is broken; asked by the source. Returns where.
+    ///
+    /// # Errors
+    /// Nothing of that kind runs here, or QEMU does not see the connection as broken.
+    pub(crate) async fn recover_incoming(&self, id: &MigrationId) -> Result<String, Report> {
+        let vm = self.vm(&id.vm.name).or_else(|| self.incoming(id)?.vm());
+        let vm = vm.ok_or_else(|| Report::new(ErrorCode::MigrationRefused, format!("{id} is not here")).retryable())?;
+        let qmp = vm.qemu.qmp();
+        // Out of band only: QEMU's main loop may itself be waiting for a page that is missing.
+        match self.open_port(qmp, Listen::Again).await {
+            Ok(uri) => Ok(uri),
+            Err(report) => {
+                // One side sees a cut before the other does: this one is told, and asked again.
+                let _ = qmp.migrate_pause().await;
+                Err(report.retryable())
+            }
+        }
+    }
+}
+
+fn lost_report(id: &MigrationId, what: &str) -> Report {
+    Report::new(ErrorCode::PostcopyLost, format!("LOST: {what} while pages of {} were missing", id.vm.name))
+}
+
+fn lost(id: &MigrationId, what: &str) -> Failure {
+    caused(lost_report(id, what))
+}

@@ -1,0 +1,69 @@
+//! Ways in which a transfer can go: post-copy with a broken connection, a cancel in a named phase, what a side lacks.
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+use vt_tests::lab::Lab;
+
+/// Runs a move with parameters, and gives job.json and every line of every monitor's transcript.
+fn run(lab: &Lab, params: &[&str], code: i32) -> (Value, String) {
+    let results = tempfile::tempdir().unwrap();
+    let bundle = results.path().join("job");
+    let mut words = vec!["run", "multihost_migration", "-m", "host1,host2", "-r", bundle.to_str().unwrap()];
+    words.extend(params.iter().flat_map(|param| ["-p", param]));
+    lab.vtctl(&words).expect(code);
+    let job = serde_json::from_str(&fs::read_to_string(bundle.join("job.json")).unwrap()).unwrap();
+    (job, transcripts(&bundle))
+}
+
+fn transcripts(folder: &Path) -> String {
+    let mut all = String::new();
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            all.push_str(&transcripts(&path));
+        } else if path.ends_with("qmp.jsonl") {
+            all.push_str(&fs::read_to_string(path).unwrap());
+        }
+    }
+    all
+}
+
+#[test]
+fn a_post_copy_whose_connection_breaks_is_recovered() {
+    let lab = Lab::up(3);
+    let before = lab.inventory(3);
+    // Slow enough that pages are missing when the connection breaks.
+    let at = "at=active max-postcopy-bandwidth=16777216; pass:1 postcopy; postcopy-active break";
+    let (job, said) = run(&lab, &[at, "mem=128M"], 0);
+    let case = &job["cases"][0];
+    assert_eq!(case["verdict"], "pass", "{job}");
+    assert_eq!(case["migrations"].as_array().unwrap().len(), 2, "{job}");
+    for word in ["postcopy-active", "postcopy-paused", "postcopy-recover", "migrate-recover"] {
+        assert!(said.contains(word), "{word} is in no transcript");
+    }
+    assert_eq!(lab.inventory(3), before);
+}
+
+#[test]
+fn a_migration_that_was_cancelled_stays_and_the_next_one_moves() {
+    let lab = Lab::up(3);
+    let before = lab.inventory(3);
+    for at in ["at=active max-bandwidth=20000000; pass:2 cancel", "at=pre-switchover cancel"] {
+        let (job, said) = run(&lab, &[at, "mem=128M"], 0);
+        assert_eq!(job["cases"][0]["verdict"], "pass", "{job}");
+        assert_eq!(job["cases"][0]["migrations"].as_array().unwrap().len(), 2, "those that moved: {job}");
+        assert!(said.contains("migrate_cancel") && said.contains(r#""status": "cancelled""#), "{at}");
+    }
+    assert_eq!(lab.inventory(3), before);
+}
+
+#[test]
+fn what_a_side_cannot_do_is_skipped_and_named() {
+    let lab = Lab::up(3);
+    let (job, _) = run(&lab, &["capabilities=multifd", "parameters=multifd-channels=3", "mem=128M"], 0);
+    assert_eq!(job["cases"][0]["verdict"], "pass", "{job}");
+    let (job, _) = run(&lab, &["capabilities=teleport", "mem=128M"], 0);
+    let case = &job["cases"][0];
+    assert_eq!(case["verdict"], "skip", "{job}");
+    assert!(case.to_string().contains("teleport is not known to QEMU of the source"), "{case}");
+}
