@@ -97,11 +97,20 @@ pub fn tail(path: &Path, most: u64) -> String {
 /// # Errors
 /// The directory cannot be written.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let beside = part_of(path);
+    let written = fs::write(&beside, bytes).and_then(|()| fs::rename(&beside, path));
+    if written.is_err() {
+        // Half a file on a full disk is found by nobody and takes what little room there is.
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
+
+/// Where [`write_whole`] writes before the file has its name.
+pub fn part_of(path: &Path) -> PathBuf {
     let mut name = path.file_name().map(std::ffi::OsStr::to_owned).unwrap_or_default();
     name.push(".part");
-    let beside = path.with_file_name(name);
-    fs::write(&beside, bytes)?;
-    fs::rename(&beside, path)
+    path.with_file_name(name)
 }
 
 #[cfg(test)]
@@ -120,6 +129,18 @@ mod tests {
         assert!(list(&dir.path().join("absent")).unwrap().is_empty());
         assert_eq!(tail(&dir.path().join("vm1/serial.log"), 4), "6789");
         assert_eq!(tail(&dir.path().join("absent"), 4), "");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_whole_leaves_no_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = dir.path().join("taken");
+        fs::create_dir_all(taken.join("inside")).unwrap();
+        assert!(write_whole(&taken, b"text").is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "only the folder that was there");
+        write_whole(&dir.path().join("a"), b"text").unwrap();
+        assert_eq!(fs::read(dir.path().join("a")).unwrap(), b"text");
+        assert!(!part_of(&dir.path().join("a")).exists());
     }
 
     #[test]

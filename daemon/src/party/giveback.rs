@@ -93,6 +93,14 @@ pub(super) async fn take_up(attempt: &Arc<LocalAttempt>) {
             }
         }
     }
+    let state = attempt.cluster.state();
+    let coming = state.vms.values().filter_map(|vm| vm.migration.as_ref()).filter(|migration| {
+        let prepared = matches!(migration.phase, vt_sync::state::Phase::Prepared { .. });
+        migration.id.vm.attempt == attempt.id && migration.to == attempt.me() && prepared && !migration.dest_loaded
+    });
+    for lost in coming.filter(|migration| attempt.incoming(&migration.id).is_none()) {
+        attempt.give_up_incoming(lost.id.clone());
+    }
 }
 
 /// Ends every VM of the attempt on this host and removes what belongs to it. Says what is left.

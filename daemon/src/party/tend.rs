@@ -30,7 +30,11 @@ use super::{
 };
 use crate::{
     cluster::ProposeError,
-    evidence::{EventLog, files::tail, unix_ms},
+    evidence::{
+        EventLog,
+        files::{part_of, tail},
+        unix_ms,
+    },
     qemu::process::{Exit, Launch, Process},
 };
 
@@ -299,7 +303,9 @@ async fn end(supervisor: &Supervisor, attempt: &Arc<LocalAttempt>, mut outcome: 
     let command = PartyEnded { attempt: attempt.id, epoch: attempt.epoch, host: attempt.me(), outcome, metrics };
     tell(supervisor, attempt.id, command).await;
     let places = &attempt.places;
-    for path in [places.record(attempt.id), secret_file(&places.socket(), attempt.id)] {
+    let record = places.record(attempt.id);
+    // A daemon that was killed while it wrote leaves the part.
+    for path in [part_of(&record), record, secret_file(&places.socket(), attempt.id)] {
         if let Err(error) = fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
         {
