@@ -1,10 +1,13 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo bench lint fmt
+.PHONY: help setup build release test demo bench faults faults-mutations notice lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
 	@echo "make test    all tests, real guests included (root)"
 	@echo "make bench   the figures of README.md, measured here"
+	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=1"
+	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
+	@echo "make notice  how soon parties are told that another is gone; TIMES=20"
 	@echo "make lint    formatter, clippy and dependency checks; changes nothing"
 	@echo "make fmt     formats the code"
 
@@ -31,6 +34,20 @@ demo: release
 
 bench: release
 	cargo run --locked --release -p vt-tests --bin bench
+
+# The debug build: a release build cannot be held in a phase that is over in a millisecond, nor break a rule.
+SEED ?= 1
+LANES ?= 1
+TIMES ?= 20
+FAULTS = cargo run --locked -p vt-tests --bin faults -- --seed $(SEED)
+faults: build
+	$(FAULTS) --lanes $(LANES) --json faults.json $(CELL)
+
+faults-mutations: build
+	$(FAULTS) --mutations
+
+notice: build
+	$(FAULTS) --notice $(TIMES)
 
 lint: setup
 	cargo fmt --all --check

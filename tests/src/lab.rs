@@ -16,6 +16,8 @@ static LABS: AtomicU32 = AtomicU32::new(0);
 #[derive(Debug)]
 pub struct Lab {
     name: String,
+    /// Of the environment of its daemons.
+    variables: Vec<(String, String)>,
 }
 
 /// What a command printed and how it ended.
@@ -59,6 +61,11 @@ impl Ran {
     }
 }
 
+/// Where labs keep their data.
+pub fn lab_root() -> String {
+    std::env::var("VTMESH_LAB_ROOT").unwrap_or_else(|_| "/var/lib/vtmesh/labs".into())
+}
+
 /// Runs `vtctl` without a lab.
 pub fn vtctl(arguments: &[&str]) -> Ran {
     Ran::of(Command::new(program("vtctl")).args(arguments).stdin(Stdio::null()).output().expect("vtctl runs"))
@@ -70,9 +77,20 @@ impl Lab {
     /// # Panics
     /// It cannot be made.
     pub fn up(hosts: u32) -> Self {
+        Self::up_with(hosts, Vec::new(), None)
+    }
+
+    /// The same, with these variables in the environment of its daemons, and another directory of images.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn up_with(hosts: u32, variables: Vec<(String, String)>, images: Option<&str>) -> Self {
         let name = format!("t{:x}{:x}", std::process::id() % 0xfffff, LABS.fetch_add(1, Ordering::Relaxed));
-        let lab = Self { name };
-        vtctl(&["lab", "up", "--lab", &lab.name, "--hosts", &hosts.to_string()]).expect(0);
+        let lab = Self { name, variables };
+        let hosts_text = hosts.to_string();
+        let mut words = vec!["lab", "up", "--hosts", &hosts_text];
+        words.extend(images.iter().flat_map(|images| ["--images", images]));
+        lab.vtctl(&words).expect(0);
         lab.wait_for_live(hosts as usize);
         lab
     }
@@ -86,6 +104,7 @@ impl Lab {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program("vtctl"));
         command.args(arguments).args(["--lab", &self.name]).stdin(Stdio::null());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -145,8 +164,7 @@ impl Drop for Lab {
 impl Lab {
     /// Prints the end of each daemon's log, for whoever reads a failure.
     fn keep_logs(&self) {
-        let root = std::env::var("VTMESH_LAB_ROOT").unwrap_or_else(|_| "/var/lib/vtmesh/labs".into());
-        let Ok(entries) = std::fs::read_dir(format!("{root}/{}", self.name)) else { return };
+        let Ok(entries) = std::fs::read_dir(format!("{}/{}", lab_root(), self.name)) else { return };
         for entry in entries.filter_map(Result::ok) {
             let Ok(bytes) = std::fs::read(entry.path().join("vtd.log")) else { continue };
             let tail = &bytes[bytes.len().saturating_sub(6000)..];

@@ -3,6 +3,7 @@
 //! Real components only: real `vtd` and `vtctl`, real QEMU, real namespaces. Nothing here sleeps and hopes: every wait
 //! has a condition, a deadline and a message.
 
+pub mod faults;
 pub mod lab;
 pub mod sim;
 pub mod wait;

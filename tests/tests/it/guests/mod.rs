@@ -1,5 +1,7 @@
 //! Real guests in real QEMUs, moved between namespaces by real daemons.
 
+mod faults;
 mod life;
+mod modes;
 mod moves;
 mod trouble;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vt_tests::{
-    lab::{Lab, Ran},
+    lab::{Lab, Ran, lab_root},
     wait,
 };
 
@@ -197,10 +197,6 @@ fn a_full_disk_is_an_error_of_ours_and_leaves_nothing() {
     let trouble = Trouble { what: "disk full", run: &[], exit: 101, code: "E0403", says: &[] };
     check(&trouble, &ran);
     assert_eq!(lab.inventory(1), before);
-}
-
-fn lab_root() -> String {
-    std::env::var("VTMESH_LAB_ROOT").unwrap_or_else(|_| "/var/lib/vtmesh/labs".into())
 }
 
 #[test]

@@ -1,0 +1,111 @@
+//! How soon the others are told that a party is gone: from its death until a party that waits for it at a barrier has
+//! been told, by the words of that party's host.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+use super::{
+    cell::{Fault, Part},
+    ground::{Cast, Ground, HOSTS},
+    watch::now_us,
+};
+
+/// What dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dies {
+    /// The party itself: its daemon sees it at once.
+    Party,
+    /// The daemon of its host.
+    Daemon,
+    /// The daemon of its host, which led the cluster.
+    Leader,
+}
+
+/// Until a party waits at a barrier, and until it is told.
+const SOON: Duration = Duration::from_secs(60);
+
+impl Dies {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Party, Self::Daemon, Self::Leader];
+
+    /// What is measured.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Party => "a party ended by itself",
+            Self::Daemon => "kill -9 of the daemon of a party",
+            Self::Leader => "kill -9 of the daemon of a party, which led",
+        }
+    }
+
+    /// The most it may take, ms.
+    pub fn floor_ms(self) -> u64 {
+        match self {
+            Self::Party => 100,
+            Self::Daemon => 2500,
+            Self::Leader => 4000,
+        }
+    }
+}
+
+/// Lets it die once, and gives how long it took until the other party was told, ms. The lab is whole again afterwards.
+///
+/// # Errors
+/// The other was never told, or the lab does not heal.
+pub fn measure(ground: &mut Ground, dies: Dies) -> anyhow::Result<u64> {
+    let (fault, leads) = match dies {
+        Dies::Party => (Fault::KillParty(Part::Source), Part::Leader),
+        Dies::Daemon => (Fault::KillDaemon(Part::Source), Part::Leader),
+        Dies::Leader => (Fault::KillDaemon(Part::Source), Part::Source),
+    };
+    let cast = Cast::new(&ground.leader()?, leads);
+    let hosts = format!("{},{}", cast.source, cast.destination);
+    let words = ["run", "multihost_migration", "-m", &hosts, "-p", "mem=96M", "--detach", "-o", "json"];
+    let answer = ground.lab().vtctl(&words).expect(0).json();
+    let job = answer["id"].as_str().with_context(|| format!("no job in {answer}"))?.to_owned();
+    let attempt = format!("{}.1.1", job.strip_prefix("job_").unwrap_or(&job));
+    // The destination waits while the source boots the guest.
+    let barrier = |ground: &Ground, what: &str| {
+        let events = ground.events(&cast.destination, &attempt);
+        let at = events.iter().find(|event| event["what"]["barrier"]["what"] == what)?;
+        at["unix_ms"].as_u64()
+    };
+    ground.wait("a party at a barrier", SOON, || barrier(ground, "arrived").ok_or_else(|| "none".to_owned()))?;
+    ground.wait("the party of the source", SOON, || {
+        if ground.has(fault, &cast) { Ok(()) } else { Err("it does not run".to_owned()) }
+    })?;
+    let died_ms = now_us() / 1000;
+    ground.make(fault, &cast)?;
+    let told =
+        ground.wait("the other to be told", SOON, || barrier(ground, "broken").ok_or_else(|| "not yet".to_owned()));
+    ground.heal(fault, &cast)?;
+    ground.lab().wait_for_live(HOSTS as usize);
+    ground.wait("the job to end", SOON, || {
+        let shown = ground.lab().vtctl(&["job", "show", &job, "-o", "json"]);
+        let shown: Value = serde_json::from_str(&shown.stdout).map_err(|_| shown.stderr.clone())?;
+        if shown["state"] == "done" { Ok(()) } else { Err(shown.to_string()) }
+    })?;
+    Ok(told?.saturating_sub(died_ms))
+}
+
+/// The value below which `percent` of the values lie: always a measured one.
+pub fn percentile(values: &[u64], percent: usize) -> Option<u64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    let rank = (percent * sorted.len()).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentile_is_a_measured_value() {
+        assert_eq!(percentile(&[], 50), None);
+        assert_eq!(percentile(&[7], 99), Some(7));
+        let twenty: Vec<u64> = (1..=20).rev().collect();
+        assert_eq!((percentile(&twenty, 50), percentile(&twenty, 99)), (Some(10), Some(20)));
+    }
+}

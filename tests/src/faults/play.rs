@@ -1,0 +1,281 @@
+//! One cell, played: a guest is booted and begins to move, the fault comes in its phase, is healed, and everything that was
+//! promised is looked at.
+//!
+//! The guest is booted anew for each cell. A minimal guest is up in a few seconds here, so that a saved state would save
+//! little, and would need a way into the daemon that users do not take.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{
+    cell::{Cell, Fate, Fault, Length, Part, Phase},
+    ground::{Cast, Ground},
+    landing::{landed, missed, run_too_early},
+    sighting::{boots, doubles, longest_gap, steady},
+    watch::{PORT, now_us},
+};
+
+/// Until the guest is up and the migration has come to its phase.
+const COMES: Duration = Duration::from_secs(180);
+/// Exactly one source this long after healing.
+const ONE: Duration = Duration::from_secs(15);
+/// Until the job has ended, once it was released.
+const ENDS: Duration = Duration::from_secs(45);
+/// How long one vote stands alone: longer than the migration may take, as it is submitted.
+const ALONE: Duration = Duration::from_secs(6);
+/// How long a phase lasts on with the fault in it.
+const LASTS_ON: Duration = Duration::from_millis(300);
+/// Until nothing is left behind.
+const CLEAN: Duration = Duration::from_secs(60);
+/// A session that was not renewed for this long may have had its VM paused or ended by a guard.
+const GUARDS: Duration = Duration::from_millis(5500);
+
+/// What became of a cell.
+#[derive(Debug, Clone, Serialize)]
+pub struct Found {
+    /// Its name.
+    pub cell: String,
+    /// The seed that chose what is not in the name.
+    pub seed: u64,
+    /// What it chose, for people.
+    pub chosen: String,
+    /// When the fault came, ms after the job was submitted.
+    pub landed_ms: Option<u64>,
+    /// The verdict of the case.
+    pub verdict: Option<String>,
+    /// Why it is that one, as the user is told.
+    pub cause: Option<String>,
+    /// The longest silence of the guest since the fault, ms.
+    pub gap_ms: Option<u64>,
+    /// From the end of the fault until there was exactly one source for good, ms.
+    pub healed_ms: Option<u64>,
+    /// How long the whole cell took, ms.
+    pub took_ms: u64,
+    /// What is wrong; empty: the cell is green.
+    pub wrong: Vec<String>,
+}
+
+impl Found {
+    /// Whether everything was as promised.
+    pub fn green(&self) -> bool {
+        self.wrong.is_empty()
+    }
+}
+
+/// Which places of which hosts are held so that the migration stays in a phase.
+fn holds(cell: Cell, seed: u64) -> &'static [(Part, &'static str)] {
+    use Part::{Destination, Source};
+    match (cell.phase, cell.first_vote(seed)) {
+        (Phase::Barrier, _) => &[(Destination, "barrier-before")],
+        (Phase::Prepared, _) => &[(Source, "source-sends")],
+        (Phase::Transferring, _) => &[],
+        (Phase::SourceStopped, _) => &[(Source, "source-votes"), (Destination, "destination-votes")],
+        (Phase::VotedByOne, Source) => &[(Destination, "destination-votes")],
+        (Phase::VotedByOne, _) => &[(Source, "source-votes")],
+        (Phase::VotedByBoth, _) => &[(Source, "source-lets-go"), (Destination, "destination-runs")],
+        (Phase::Moved, _) => &[(Destination, "destination-runs")],
+        (Phase::Resumed, _) => &[(Destination, "destination-tells")],
+        (Phase::Verifying, _) => &[(Destination, "step-check")],
+    }
+}
+
+/// Plays a cell on a ground, to the end.
+pub fn play(ground: &mut Ground, cell: Cell, seed: u64) -> Found {
+    let begun = Instant::now();
+    let mut found = Found {
+        cell: cell.to_string(),
+        seed,
+        chosen: String::new(),
+        landed_ms: None,
+        verdict: None,
+        cause: None,
+        gap_ms: None,
+        healed_ms: None,
+        took_ms: 0,
+        wrong: Vec::new(),
+    };
+    if let Err(error) = played(ground, cell, seed, &mut found) {
+        found.wrong.push(format!("{error:#}"));
+    }
+    found.took_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    found
+}
+
+fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyhow::Result<()> {
+    if matches!(cell.fault, Fault::FillDisk(_)) {
+        ground.make_small()?;
+    }
+    let before = ground.inventory();
+    let cast = Cast::new(&ground.leader()?, cell.leads(seed));
+    let lasts = cell.lasts(seed);
+    found.chosen = format!(
+        "{}→{}, {} leads, {} {:.1} s",
+        cast.source,
+        cast.destination,
+        cast.leader,
+        cell.length(seed),
+        lasts.as_secs_f64()
+    );
+    if cell.phase == Phase::VotedByOne {
+        found.chosen += &format!(", {} votes first", cell.first_vote(seed));
+    }
+    ground.watcher.forget();
+    for (part, place) in holds(cell, seed) {
+        ground.hold(cast.host(*part), place)?;
+    }
+    let submitted_us = now_us();
+    let job = submit(ground, cell, &cast)?;
+    let attempt = format!("{}.1.1", job.strip_prefix("job_").unwrap_or(&job));
+
+    let come = come(ground, cell, seed, &cast, &job, &attempt);
+    let from = now_us();
+    // What could not be broken is healed all the same, and the job ended.
+    let made = come.and_then(|()| ground.make(cell.fault, &cast));
+    let to = now_us();
+    found.landed_ms = made.is_ok().then_some((to - submitted_us) / 1000);
+    let reached = made.is_ok();
+    if let Err(error) = made {
+        found.wrong.push(format!("not landed: {error:#}"));
+    }
+    // What a host can notice of the fault while the phase lasts, it may.
+    std::thread::sleep(LASTS_ON);
+    ground.let_go()?;
+    if reached {
+        std::thread::sleep(lasts);
+        ground.heal(cell.fault, &cast)?;
+    }
+    let healed_us = now_us();
+    ground.lab().wait_for_live(super::ground::HOSTS as usize);
+    // On a busy machine a short fault may last longer than a guard waits.
+    let guards = cell.length(seed) == Length::Short && Duration::from_micros(now_us() - from) > GUARDS + lasts;
+
+    if reached && (cell.fate(seed) == Fate::Lives || guards) {
+        let one = ground.wait("exactly one source", ONE, || {
+            // What came before the fault says nothing of the time after it.
+            let seen = ground.watcher.since(submitted_us);
+            let after = seen.iter().position(|sighting| sighting.at_us >= to).map_or(&[][..], |first| &seen[first..]);
+            steady(after, now_us()).and(steady(&seen, now_us())).ok_or_else(|| "none, or two".to_owned())
+        });
+        match one {
+            Ok((_, since)) => found.healed_ms = Some(since.saturating_sub(healed_us) / 1000),
+            Err(_) if guards => found.chosen += ", ended by its guard",
+            Err(error) => found.wrong.push(format!("{error:#}")),
+        }
+    }
+    ground.lab().vtctl(&["job", "release", &job]);
+    let ended = ground.wait("the job to end", ENDS, || {
+        let shown = ground.lab().vtctl(&["job", "show", &job, "-o", "json"]);
+        let shown: Value = serde_json::from_str(&shown.stdout).map_err(|_| shown.stderr.clone())?;
+        if shown["state"] == "done" { Ok(shown) } else { Err(shown["cases"][0].to_string()) }
+    });
+    match ended {
+        Ok(shown) => {
+            let case = &shown["cases"][0];
+            let verdict = case["verdict"].as_str().unwrap_or("none").to_owned();
+            found.cause = case["cause"]["title"].as_str().map(str::to_owned);
+            if reached {
+                found.wrong.extend(wrong_verdict(cell, seed, &verdict, found.healed_ms.is_some()));
+            }
+            found.verdict = Some(verdict);
+        }
+        Err(error) => {
+            found.wrong.push(format!("{error:#}"));
+            ground.lab().vtctl(&["job", "cancel", &job, "-y", "--no-wait"]);
+        }
+    }
+    let left = ground.wait("nothing to be left", CLEAN, || {
+        let now = ground.inventory();
+        if now == before { Ok(()) } else { Err(now.join("; ")) }
+    });
+    found.wrong.extend(left.err().map(|error| format!("{error:#}")));
+
+    let seen = ground.watcher.since(submitted_us);
+    if reached {
+        let first = cell.first_vote(seed);
+        if let Err(why) = landed(cell.phase, first, &ground.marks(&cast, &attempt), (from / 1000, to / 1000)) {
+            found.wrong.push(format!("not landed: {why}"));
+        }
+        found.gap_ms = Some(longest_gap(&seen, from) / 1000);
+    }
+    found.wrong.extend(run_too_early(&ground.marks(&cast, &attempt)));
+    if let Some(double) = doubles(&seen).first() {
+        found.wrong.push(format!(
+            "two copies: host{} sent {} {} ms after the fault, when host{} had sent {}",
+            double.host,
+            double.sequence,
+            double.at_us.saturating_sub(from) / 1000,
+            double.before.1,
+            double.before.0
+        ));
+    }
+    if boots(&seen) > 1 {
+        found.wrong.push("the guest was booted twice".to_owned());
+    }
+    Ok(())
+}
+
+/// Submits the case that is broken.
+fn submit(ground: &Ground, cell: Cell, cast: &Cast) -> anyhow::Result<String> {
+    let hosts = format!("{},{}", cast.source, cast.destination);
+    let beacon = format!("beacon={PORT}");
+    // Slow enough that a fault finds it on its way.
+    let speed = if cell.phase == Phase::Transferring { "mig_speed=6M" } else { "mig_speed=1G" };
+    // A source whose time is over after its vote has to wait all the same.
+    let timeout = if cell.phase == Phase::VotedByOne { "mig_timeout=5" } else { "mig_timeout=300" };
+    let mut words = vec!["run", "multihost_migration", "-m", &hosts, "--keep", "--detach", "-o", "json"];
+    // A guest that is held stands still for as long as the test wants.
+    words.extend(["-p", "clock_tolerance=120000", "-p", "max_standstill=120000"]);
+    for param in ["mem=96M", "mem_probe=1M", "mem_rewrite=256K", &beacon, speed, timeout] {
+        words.extend(["-p", param]);
+    }
+    let answer = ground.lab().vtctl(&words).expect(0).json();
+    Ok(answer["id"].as_str().with_context(|| format!("no job in {answer}"))?.to_owned())
+}
+
+/// Waits until the migration has come to the phase, by what the hosts have written down.
+fn come(ground: &Ground, cell: Cell, seed: u64, cast: &Cast, job: &str, attempt: &str) -> anyhow::Result<()> {
+    let first = cell.first_vote(seed);
+    let vain = || {
+        if let Some(mark) = missed(cell.phase, first, &ground.marks(cast, attempt)) {
+            anyhow::bail!("{mark:?} came too early");
+        }
+        ground.has_ended(cast, attempt).map_or(Ok(()), |how| Err(anyhow::anyhow!("{job}: {how}")))
+    };
+    ground.wait_or(
+        &format!("the phase {}", cell.phase),
+        COMES,
+        || {
+            let held = holds(cell, seed).iter().find(|(part, place)| !ground.is_held(cast.host(*part), place));
+            if let Some((part, place)) = held {
+                return Err(format!("the {part} has not come to {place}"));
+            }
+            let now = now_us() / 1000;
+            landed(cell.phase, first, &ground.marks(cast, attempt), (now, now))
+        },
+        vain,
+    )?;
+    match cell.phase {
+        Phase::Transferring => std::thread::sleep(cell.into_transfer(seed)),
+        // One vote decides nothing, however long the other is awaited.
+        Phase::VotedByOne => std::thread::sleep(ALONE),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// What is wrong with a verdict. PASS says that the guest is unhurt and everything was checked: never where a party or the
+/// guest was lost. FAIL blames the product: never for what the lab did, but a QEMU that ends looks alike whoever ended it.
+fn wrong_verdict(cell: Cell, seed: u64, verdict: &str, lives: bool) -> Option<String> {
+    let wanted: &[&str] = match cell.fault {
+        Fault::KillParty(_) => &["error"],
+        Fault::KillQemu(_) if cell.fate(seed) == Fate::Ends => &["fail"],
+        // The side that was killed had nothing left to do, or the guest went on where it was and the move failed.
+        Fault::KillQemu(_) => &["pass", "fail", "error"],
+        _ if cell.fate(seed) == Fate::Ends || !lives => &["error"],
+        _ => &["pass", "warn", "error"],
+    };
+    (!wanted.contains(&verdict)).then(|| format!("the verdict is {verdict}, and should be {}", wanted.join(" or ")))
+}
