@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::Report,
-    ids::{AttemptId, CaseId, JobId, Name},
+    ids::{AttemptId, CaseId, Digest, JobId, Name},
+    matrix::Packed,
     params::Params,
     verdict::Verdict,
     vm::Sample,
@@ -16,9 +17,9 @@ pub const CASES_MAX: usize = 10_000;
 pub const PLAN_MAX: usize = 64 << 20;
 
 /// What a client asks to be run. It is stored as a blob; the log carries its digest and the hosts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Name of the scenario.
+    /// Name of the scenario that cases run whose variant has no `type`; empty where none was named.
     pub scenario: String,
     /// The cases, in order; their index is their position from 1.
     pub cases: Vec<PlannedCase>,
@@ -32,19 +33,25 @@ pub struct Plan {
     pub note: Option<String>,
     /// A party that has come to its end keeps what it holds, its VM above all, until the job is released.
     pub keep: bool,
+    /// The variants of a configuration, where there is one.
+    pub matrix: Option<Packed>,
 }
 
 /// One case of a plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedCase {
-    /// The variant's name; for a case without a variant the scenario's.
+    /// The variant's short name, or its full one where that is not its alone; for a case without a variant the scenario's.
     pub name: String,
     /// The hosts, in order: the first is host1.
     pub hosts: Vec<Name>,
     /// Set where the case is a left-over of the host list and cannot run.
     pub leftover: bool,
-    /// Its parameters.
+    /// Its parameters, where it has no variant.
     pub params: Params,
+    /// The number of its variant in the matrix, from 0.
+    pub variant: Option<u32>,
+    /// Indexes of the cases that have to pass before this one begins, each smaller than its own.
+    pub after: Vec<u32>,
 }
 
 /// A scenario, as it is listed.
@@ -58,6 +65,35 @@ pub struct ScenarioInfo {
     pub hosts: u32,
     /// Parameters it takes: key, default, meaning.
     pub params: Vec<(String, String, String)>,
+    /// Values of `type` in configurations of Avocado-VT that mean this scenario as well.
+    pub types: Vec<String>,
+    /// Keys it reads besides: old spellings, and keys that say whether it can do what a variant asks for.
+    pub also_reads: Vec<String>,
+}
+
+impl ScenarioInfo {
+    /// Whether a `type` means this scenario.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.types.iter().any(|other| other == name)
+    }
+
+    /// Whether it reads a key, be it the key of one VM or host: `mem`, `mem_vm1`, `mem_vm1_host2`.
+    pub fn reads(&self, key: &str) -> bool {
+        let known = self.params.iter().map(|(known, ..)| known).chain(&self.also_reads);
+        known.into_iter().any(|known| key.strip_prefix(known.as_str()).is_some_and(|rest| is_suffix(rest)))
+    }
+}
+
+/// Whether a key of a configuration is read for every scenario: it says which one a variant runs, and on what.
+pub fn shapes_a_run(key: &str) -> bool {
+    matches!(key, "type" | "vms") || key.starts_with('_')
+}
+
+/// What may stand behind a key: the names of a VM and of a host.
+fn is_suffix(rest: &str) -> bool {
+    let mut words = rest.split('_');
+    let numbered = |word: &str, name: &str| word.strip_prefix(name).is_some_and(|n| n.parse::<u32>().is_ok());
+    words.next() == Some("") && words.all(|word| numbered(word, "vm") || numbered(word, "host"))
 }
 
 /// Where a job stands.
@@ -103,6 +139,8 @@ pub struct CaseView {
     pub id: CaseId,
     /// The variant's name.
     pub name: String,
+    /// What it runs: a scenario, or a `type` that names none.
+    pub scenario: String,
     /// Its hosts, in order.
     pub hosts: Vec<Name>,
     /// Where it stands.
@@ -117,6 +155,29 @@ pub struct CaseView {
     pub qemu_downtime_ms: Option<u64>,
     /// How many migrations were completed.
     pub migrations: Option<u64>,
+    /// The full name of its variant, where `name` is a shorter one.
+    pub variant: Option<String>,
+}
+
+impl CaseView {
+    /// Its folder in the evidence: its index, and as much of its name as is safe in a file system.
+    pub fn folder(&self) -> String {
+        let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '=') { c } else { '_' };
+        let name: String = self.name.chars().take(FOLDER_NAME_MAX).map(safe).collect();
+        format!("cases/{:04}-{name}", self.id.index)
+    }
+}
+
+/// Most characters of a case's name in the name of its folder.
+const FOLDER_NAME_MAX: usize = 80;
+
+/// The matrix of a job, as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MatrixView {
+    /// Digest of the packed matrix: the same for every job that ran the same variants.
+    pub digest: Digest,
+    /// How many variants it has.
+    pub variants: u32,
 }
 
 /// A job as it is shown.
@@ -138,6 +199,48 @@ pub struct JobView {
     pub counts: Vec<(Option<Verdict>, u32)>,
     /// When it was submitted, by the clock of the host that took it: ms since 1970.
     pub submitted_unix_ms: u64,
+    /// Its matrix, where a configuration made its cases; not in lists.
+    pub matrix: Option<MatrixView>,
+}
+
+impl JobView {
+    /// What of this view differs from an earlier one: all of it but the cases that are as they were.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let same = |case: &&CaseView| earlier.cases.get(place(case)) == Some(*case);
+        let cases = self.cases.iter().filter(|case| !same(case)).cloned().collect();
+        Self { cases, ..self.head() }
+    }
+
+    /// Takes over what [`Self::since`] gave.
+    pub fn take(&mut self, mut changed: Self) {
+        let mut cases = std::mem::take(&mut self.cases);
+        for case in std::mem::take(&mut changed.cases) {
+            if let Some(known) = cases.get_mut(place(&case)) {
+                *known = case;
+            }
+        }
+        *self = Self { cases, ..changed };
+    }
+
+    fn head(&self) -> Self {
+        Self {
+            id: self.id,
+            scenario: self.scenario.clone(),
+            state: self.state,
+            user: self.user.clone(),
+            note: self.note.clone(),
+            cases: Vec::new(),
+            counts: self.counts.clone(),
+            submitted_unix_ms: self.submitted_unix_ms,
+            matrix: self.matrix.clone(),
+        }
+    }
+}
+
+/// Where a case stands among the cases of its job.
+fn place(case: &CaseView) -> usize {
+    usize::try_from(case.id.index).map_or(usize::MAX, |index| index.wrapping_sub(1))
 }
 
 /// Something that happened on one host in one attempt.
@@ -198,4 +301,83 @@ pub enum Happening {
         /// `passed`, or why not.
         outcome: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scenario_reads_its_keys_and_those_of_one_vm_or_host() {
+        let info = ScenarioInfo {
+            name: "s".into(),
+            summary: String::new(),
+            hosts: 2,
+            params: vec![("mem".into(), String::new(), String::new())],
+            types: vec!["old".into()],
+            also_reads: vec!["mig_downtime".into()],
+        };
+        for (key, read) in [
+            ("mem", true),
+            ("mem_vm1", true),
+            ("mem_vm1_host2", true),
+            ("mem_host2", true),
+            ("mig_downtime", true),
+            ("mem_probe", false),
+            ("mem_vm", false),
+            ("memory", false),
+            ("mem_", false),
+        ] {
+            assert_eq!(info.reads(key), read, "{key}");
+        }
+        assert!(info.is_called("s") && info.is_called("old") && !info.is_called("new"));
+    }
+
+    fn case(index: u32, name: &str) -> CaseView {
+        CaseView {
+            id: CaseId { job: JobId(1), index },
+            name: name.to_owned(),
+            scenario: String::new(),
+            hosts: vec![],
+            state: CaseStateView::Pending { why: None },
+            attempt: None,
+            elapsed_ms: None,
+            guest_downtime_ms: None,
+            qemu_downtime_ms: None,
+            migrations: None,
+            variant: None,
+        }
+    }
+
+    #[test]
+    fn what_changed_in_a_view_makes_the_later_one_of_the_earlier_one() {
+        let mut earlier = JobView {
+            id: JobId(1),
+            scenario: "s".into(),
+            state: JobState::Queued,
+            user: "me".into(),
+            note: None,
+            cases: (1..=500).map(|index| case(index, "v")).collect(),
+            counts: vec![(None, 500)],
+            submitted_unix_ms: 1,
+            matrix: None,
+        };
+        let mut later = JobView { state: JobState::Running, counts: vec![(None, 499)], ..earlier.clone() };
+        later.cases[41].state = CaseStateView::Done { verdict: Verdict::Pass, cause: None };
+        let changed = later.since(&earlier);
+        assert_eq!(changed.cases.iter().map(|case| case.id.index).collect::<Vec<_>>(), [42]);
+        earlier.take(changed);
+        assert_eq!(earlier, later);
+        // A case that is not there is nobody's.
+        earlier.take(JobView { cases: vec![case(0, "x"), case(501, "x")], ..earlier.clone() });
+        assert_eq!(earlier, later);
+    }
+
+    #[test]
+    fn a_folder_is_named_after_its_case_whatever_that_is_called() {
+        let folder = |name: &str| case(7, name).folder();
+        assert_eq!(folder("(a=b).c-1"), "cases/0007-_a=b_.c-1");
+        assert_eq!(folder("../é/x y"), "cases/0007-..___x_y");
+        assert_eq!(folder(&"x".repeat(500)).len(), "cases/0007-".len() + FOLDER_NAME_MAX);
+    }
 }

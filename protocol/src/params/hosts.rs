@@ -6,7 +6,7 @@
 use super::{Origin, Params};
 
 /// The place of what is derived here.
-const ORIGIN: &str = "derived";
+pub const DERIVED: &str = "derived";
 
 /// The parameters of a case as the host at `place` (from 0) sees them.
 ///
@@ -62,7 +62,7 @@ fn address(seed: &str, vm: &str, nic: &str) -> String {
 }
 
 fn origin() -> Origin {
-    Origin { file: ORIGIN.to_owned(), line: 0 }
+    Origin { file: DERIVED.to_owned(), line: 0 }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Parameters of a case: text by key, each with the place it came from.
 //!
-//! [`typed`](self) getters turn text into values, views ([`Params::object`]) show one VM, image or NIC, and [`for_host`] makes
+//! Typed getters turn text into values, views ([`Params::object`]) show one VM, image or NIC, and [`for_host`] makes
 //! what one host of a case sees. The rules are those of Avocado-VT's `Params`, so that configurations mean what they meant
 //! there. Nothing here knows a key of a scenario.
 
@@ -13,9 +13,12 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    hosts::for_host,
+    hosts::{DERIVED, for_host},
     typed::{MissingParam, ParamError},
 };
+
+/// The place of what was given with `-p`.
+pub const COMMAND_LINE: &str = "-p";
 
 /// Where a parameter was set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
