@@ -118,6 +118,9 @@ impl State {
         if self.known_job(c.case.job)?.state == JobState::Cancelling {
             return reject(ErrorCode::Cancelled, format!("{} is being cancelled", c.case.job));
         }
+        if let Some(parent) = self.known_job(c.case.job)?.waits_for(case) {
+            return reject(ErrorCode::CaseClosed, format!("{} waits for case {parent}", c.case));
+        }
         if c.number != case.attempts + 1 {
             let text = format!("the next attempt of {} is number {}, not {}", c.case, case.attempts + 1, c.number);
             return reject(ErrorCode::CaseClosed, text);

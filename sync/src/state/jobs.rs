@@ -13,7 +13,7 @@ use super::{Decision, Entry, State, bounded, reject, within};
 use crate::{
     answer::{Answer, Effect, Rejected},
     bounds,
-    command::{CancelJob, ForgetJob, ReleaseJob, SkipCase, SubmitJob},
+    command::{CancelJob, ForgetJob, NewCase, ReleaseJob, SkipCase, SubmitJob},
 };
 
 /// One `vtctl run`.
@@ -68,6 +68,8 @@ pub struct Case {
     pub state: CaseState,
     /// How many attempts were started.
     pub attempts: u32,
+    /// Indexes of the cases that have to pass before it begins, each smaller than its own.
+    pub after: Vec<u32>,
 }
 
 /// How a case stands.
@@ -100,6 +102,20 @@ impl Job {
         (1..).zip(&self.cases).map(|(index, case)| (CaseId { job: self.id, index }, case))
     }
 
+    /// The first case that this one still waits for.
+    pub fn waits_for(&self, case: &Case) -> Option<u32> {
+        case.after.iter().copied().find(|index| self.case(*index).is_none_or(|parent| parent.verdict().is_none()))
+    }
+
+    /// The first case that had to pass before this one, and did not.
+    pub fn failed_before(&self, case: &Case) -> Option<u32> {
+        let failed = |verdict| !matches!(verdict, Verdict::Pass | Verdict::Warn);
+        case.after
+            .iter()
+            .copied()
+            .find(|index| self.case(*index).and_then(|parent| parent.verdict()).is_some_and(failed))
+    }
+
     /// How many cases have no verdict yet.
     pub fn open_cases(&self) -> usize {
         self.cases.iter().filter(|case| !matches!(case.state, CaseState::Done { .. })).count()
@@ -128,12 +144,18 @@ impl State {
                 }
             }
         }
+        known_links(c)?;
         for old in self.jobs_making_room(c.cases.len())? {
             self.jobs.remove(&old);
             entry.tell(Effect::Job(old));
         }
-        let case = |new: &crate::command::NewCase| {
-            Arc::new(Case { hosts: new.hosts.clone(), state: CaseState::Pending, attempts: 0 })
+        let case = |new: &NewCase| {
+            let refusal = new.refused.and_then(|place| c.refusals.get(place as usize));
+            let state = refusal.map_or(CaseState::Pending, |refusal| CaseState::Done {
+                verdict: Verdict::Skip,
+                cause: Some(bounded(refusal)),
+            });
+            Arc::new(Case { hosts: new.hosts.clone(), state, attempts: 0, after: new.after.clone() })
         };
         let job = Job {
             id: c.job,
@@ -150,7 +172,7 @@ impl State {
             released: false,
         };
         self.jobs.insert(c.job, Arc::new(job));
-        entry.tell(Effect::Job(c.job));
+        self.settle_job(entry, c.job);
         Ok(Answer::Epoch(entry.epoch()))
     }
 
@@ -256,10 +278,17 @@ impl State {
         }
     }
 
-    /// Brings a job's state in line with its cases.
+    /// Skips what waits for a case that did not pass, and brings a job's state in line with its cases.
     pub(super) fn settle_job(&mut self, entry: &mut Entry, id: JobId) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let job = Arc::make_mut(job);
+        // A case only waits for cases in front of it: one look from the first to the last is enough.
+        for place in 0..job.cases.len() {
+            if job.cases[place].state == CaseState::Pending && job.failed_before(&job.cases[place]).is_some() {
+                let cause = Some(Report::new(ErrorCode::ParentNotPassed, "a case that it depends on did not pass"));
+                Arc::make_mut(&mut job.cases[place]).state = CaseState::Done { verdict: Verdict::Skip, cause };
+            }
+        }
         if job.open_cases() == 0 {
             job.state = JobState::Done;
         } else if job.state == JobState::Queued && job.cases.iter().any(|case| case.state != CaseState::Pending) {
@@ -267,6 +296,25 @@ impl State {
         }
         entry.tell(Effect::Job(id));
     }
+}
+
+/// Whether cases depend on cases in front of them only, and refusals are there.
+fn known_links(c: &SubmitJob) -> Result<(), Rejected> {
+    within("reasons to skip cases", c.refusals.len(), bounds::REFUSALS_PER_JOB)?;
+    let dependencies = c.cases.iter().map(|case| case.after.len()).fold(0, usize::saturating_add);
+    within("dependencies between the cases of a job", dependencies, bounds::AFTER_PER_JOB)?;
+    for (index, case) in (1..).zip(&c.cases) {
+        if case.after.iter().any(|before| !(1..index).contains(before)) {
+            return reject(
+                ErrorCode::BadParameter,
+                format!("case {index} depends on a case that is not in front of it"),
+            );
+        }
+        if case.refused.is_some_and(|place| place as usize >= c.refusals.len()) {
+            return reject(ErrorCode::BadParameter, format!("case {index} is refused for a reason that is not given"));
+        }
+    }
+    Ok(())
 }
 
 impl Case {

@@ -4,17 +4,20 @@ use vt_protocol::{
     error::{
         ErrorCode,
         ErrorCode::{
-            BadParameter, CannotRunHere, CaseClosed, HostBusy, HostDown, HostLost, NoVariants, RequestConflict,
-            SessionOver, TooLarge, UnknownHost, UnknownJob,
+            BadParameter, CannotRunHere, CaseClosed, HostBusy, HostDown, HostLost, NoVariants, ParentNotPassed,
+            RequestConflict, SessionOver, TooLarge, UnknownHost, UnknownJob,
         },
         Report,
     },
-    ids::{CaseId, Epoch, JobId},
+    ids::{AttemptId, CaseId, Epoch, JobId},
     verdict::{Blame, Consequence, Outcome, Verdict},
 };
 use vt_sync::{
     bounds,
-    command::{CancelJob, ForgetJob, NewCase, OpenSession, RemoveHost, SetRole, SkipCase, SuspectHost},
+    command::{
+        CancelJob, ForgetJob, NewCase, OpenSession, PartyEnded, ReleaseJob, RemoveHost, SetRole, SkipCase, SubmitJob,
+        SuspectHost,
+    },
     state::{BarrierState, CaseState, JobState, PartyState, Role},
 };
 
@@ -46,7 +49,7 @@ fn a_job_names_known_hosts_once_and_has_cases() {
     assert_eq!(world.no(submit(JOB, &[&[1, 9]])), UnknownHost);
     assert_eq!(world.no(submit(JOB, &[&[1, 1]])), BadParameter);
     let mut big = submit(JOB, &[]);
-    big.cases = vec![NewCase { hosts: vec![] }; bounds::CASES_PER_JOB + 1];
+    big.cases = vec![NewCase::on(vec![]); bounds::CASES_PER_JOB + 1];
     assert_eq!(world.no(big), TooLarge);
     world.ok(submit(JOB, &[&[1, 2]]));
     assert_eq!(world.no(submit(JOB, &[&[1, 2]])), RequestConflict);
@@ -178,6 +181,17 @@ fn cancelling_ends_what_waits_at_once_and_tells_what_runs() {
 }
 
 #[test]
+fn a_release_is_noted_at_any_time_and_ends_nothing_by_itself() {
+    let mut world = World::running();
+    assert!(!world.state.jobs[&JOB].released);
+    world.ok(ReleaseJob { job: JOB });
+    world.ok(ReleaseJob { job: JOB });
+    assert!(world.state.jobs[&JOB].released);
+    assert_eq!(world.state.jobs[&JOB].state, JobState::Running);
+    assert_eq!(world.no(ReleaseJob { job: JobId(99) }), UnknownJob);
+}
+
+#[test]
 fn a_leftover_case_is_skipped_or_failed_but_never_passed() {
     let mut world = World::of(2);
     world.submit(&[&[], &[], &[1, 2]]);
@@ -188,6 +202,78 @@ fn a_leftover_case_is_skipped_or_failed_but_never_passed() {
     assert_eq!(world.no(skip(3, Verdict::Pass)), BadParameter);
     world.start(3, &[1, 2]);
     assert_eq!(world.no(skip(3, Verdict::Skip)), CaseClosed);
+}
+
+/// Cases on host1 and host2, each with the cases that have to pass before it.
+fn dependent(after: &[&[u32]]) -> SubmitJob {
+    let mut job = submit(JOB, &vec![&[1, 2][..]; after.len()]);
+    job.cases.iter_mut().zip(after).for_each(|(case, after)| case.after = after.to_vec());
+    job
+}
+
+fn run(world: &mut World, index: u32, outcome: Outcome) {
+    let id = AttemptId { case: case(index), number: 1 };
+    world.start(index, &[1, 2]);
+    for host in [1, 2] {
+        let epoch = world.state.attempts[&id].epoch;
+        let ended = PartyEnded {
+            attempt: id,
+            epoch,
+            host: h(host),
+            outcome: outcome.clone(),
+            metrics: std::collections::BTreeMap::new(),
+        };
+        world.ok(ended);
+    }
+}
+
+#[test]
+fn a_dependent_waits_for_its_parents_and_is_skipped_when_one_does_not_pass() {
+    let mut world = World::of(2);
+    world.ok(dependent(&[&[], &[1], &[], &[1, 3], &[4], &[]]));
+    assert_eq!(world.no(start(2, &[1, 2])), CaseClosed, "its parent has no verdict yet");
+    run(&mut world, 1, passed());
+    run(&mut world, 2, passed());
+    assert_eq!(world.no(start(4, &[1, 2])), CaseClosed, "one of two parents is missing");
+    run(&mut world, 3, caused(Blame::Product, ErrorCode::MigrationFailed));
+    // Who depends on the one that failed, and who depends on that: in the entry of the verdict.
+    for index in [4, 5] {
+        assert_eq!((verdict(&world, index), code(&world, index)), (Some(Verdict::Skip), Some(ParentNotPassed)));
+    }
+    assert_eq!(world.state.jobs[&JOB].state, JobState::Running, "the last one depends on nobody");
+    run(&mut world, 6, passed());
+    assert_eq!(world.state.jobs[&JOB].state, JobState::Done);
+}
+
+#[test]
+fn what_cannot_run_at_all_is_skipped_when_it_is_submitted_and_so_is_what_depends_on_it() {
+    let mut world = World::of(2);
+    let mut job = dependent(&[&[], &[1], &[2], &[]]);
+    job.refusals = vec![Report::new(ErrorCode::UnknownScenario, "type = x names no scenario")];
+    job.cases[0].refused = Some(0);
+    world.ok(job.clone());
+    assert_eq!((verdict(&world, 1), code(&world, 1)), (Some(Verdict::Skip), Some(ErrorCode::UnknownScenario)));
+    assert_eq!((verdict(&world, 2), verdict(&world, 3)), (Some(Verdict::Skip), Some(Verdict::Skip)));
+    assert_eq!((verdict(&world, 4), world.state.jobs[&JOB].state), (None, JobState::Running));
+
+    let mut all = World::of(2);
+    job.cases.iter_mut().for_each(|case| case.refused = Some(0));
+    all.ok(job);
+    assert_eq!(all.state.jobs[&JOB].state, JobState::Done, "nothing is left to be done");
+}
+
+#[test]
+fn a_job_with_links_that_lead_nowhere_is_refused() {
+    for after in [&[&[][..], &[2]], &[&[][..], &[3]], &[&[1][..], &[]], &[&[][..], &[0]]] {
+        assert_eq!(World::of(2).no(dependent(after)), BadParameter, "{after:?}");
+    }
+    let mut job = dependent(&[&[]]);
+    job.cases[0].refused = Some(0);
+    assert_eq!(World::of(2).no(job.clone()), BadParameter);
+    job.refusals = vec![Report::new(CannotRunHere, "no"); bounds::REFUSALS_PER_JOB + 1];
+    assert_eq!(World::of(2).no(job), TooLarge);
+    let many = vec![1; bounds::AFTER_PER_JOB + 1];
+    assert_eq!(World::of(2).no(dependent(&[&[], &many])), TooLarge);
 }
 
 #[test]
