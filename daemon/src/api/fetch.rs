@@ -53,19 +53,21 @@ impl Host {
                 .retryable());
         }
         let plan = self.plan_of(job).await?;
-        let mut documents = Vec::new();
+        let view = views::job(&state, job, Some(&plan));
+        let mut cases = Vec::with_capacity(view.cases.len());
         let mut missing = Vec::new();
         let mut files = 0_usize;
         let mut begun = false;
-        for (case, record) in job.cases() {
+        for ((case, record), shown) in job.cases().zip(&view.cases) {
+            // What is looked into is kept for one case only.
+            let mut documents = Vec::new();
             for number in 1..=record.attempts {
                 begun = true;
                 let attempt = AttemptId { case, number };
-                let folder = if number == record.attempts {
-                    format!("cases/{:04}", case.index)
-                } else {
-                    format!("cases/{:04}/attempt-{number}", case.index)
-                };
+                let mut folder = shown.folder();
+                if number < record.attempts {
+                    folder.push_str(&format!("/attempt-{number}"));
+                }
                 for host in state.attempt(attempt).map_or(&record.hosts, |known| &known.hosts) {
                     match self.fetch_host(attempt, *host, &folder, &mut documents, replies).await {
                         Ok(sent) => files += sent,
@@ -74,21 +76,20 @@ impl Host {
                     }
                 }
             }
+            cases.push(job_json::case(shown, &plan, &documents));
         }
         if files == 0 && begun {
             let report = Report::new(ErrorCode::ResultsMissing, format!("no host that answers has evidence of {id}"));
             let with = |report: Report, (attempt, host, why)| report.with(format!("{attempt} on {host}"), why);
             return Err(missing.into_iter().fold(report, with));
         }
-        let view = views::job(&state, job, Some(&plan));
-        let value = job_json::job(&view, &plan, &documents, &missing);
+        let value = job_json::job(&view, &plan, cases, &missing);
         let text = serde_json::to_vec_pretty(&value).map_err(|error| {
             Report::new(ErrorCode::Internal, "the summary of the job could not be written").caused_by(&error)
         })?;
-        for (index, bytes) in text.chunks(FileChunk::MAX).enumerate() {
-            let last = (index + 1) * FileChunk::MAX >= text.len();
-            let chunk = FileChunk { path: "job.json".to_owned(), bytes: bytes.to_vec(), last };
-            if replies.send(AdminReply::Files(chunk)).await.is_err() {
+        let matrix = plan.plan().matrix.iter().map(|packed| (job_json::MATRIX_FILE, packed.bytes()));
+        for (path, bytes) in matrix.chain([("job.json", text.as_slice())]) {
+            if send(path, bytes, replies).await.is_err() {
                 return Ok(());
             }
         }
@@ -180,6 +181,16 @@ impl Host {
             }
         }
     }
+}
+
+/// A file that is made here.
+async fn send(path: &str, bytes: &[u8], replies: &ReplySink) -> Result<(), Fetch> {
+    for (index, piece) in bytes.chunks(FileChunk::MAX).enumerate() {
+        let last = (index + 1) * FileChunk::MAX >= bytes.len();
+        let chunk = FileChunk { path: path.to_owned(), bytes: piece.to_vec(), last };
+        replies.send(AdminReply::Files(chunk)).await.map_err(|_| Fetch::Gone)?;
+    }
+    Ok(())
 }
 
 fn unexpected() -> Report {

@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 use vt_protocol::{
     ids::AttemptId,
-    job::{CaseStateView, CaseView, JobView, Plan},
+    job::{CaseStateView, CaseView, JobView},
+    params::COMMAND_LINE,
     verdict::Verdict,
 };
+
+use crate::{plan::OpenPlan, scenario};
 
 /// A file of evidence that is looked into.
 pub(super) struct Document {
@@ -27,11 +30,14 @@ pub(super) fn wants(path: &str) -> bool {
     path == "outcome.json" || path == "events.jsonl" || within("migrations/") || within("checks/")
 }
 
-/// The document.
+/// The file beside it that holds the matrix, as every host of the job has it.
+pub(super) const MATRIX_FILE: &str = "matrix.bin";
+
+/// The document, with its cases as [`case`] makes them.
 pub(super) fn job(
     view: &JobView,
-    plan: &Plan,
-    documents: &[Document],
+    plan: &OpenPlan,
+    cases: Vec<Value>,
     missing: &[(AttemptId, String, String)],
 ) -> Value {
     let counts: BTreeMap<String, u32> =
@@ -40,6 +46,10 @@ pub(super) fn job(
         .iter()
         .map(|(attempt, host, why)| json!({"attempt": attempt.to_string(), "host": host, "why": why}))
         .collect();
+    let matrix = view
+        .matrix
+        .as_ref()
+        .map(|matrix| json!({"file": MATRIX_FILE, "digest": matrix.digest.to_string(), "variants": matrix.variants}));
     json!({
         "schema": "vtmesh/v1/job",
         "id": view.id.to_string(),
@@ -47,9 +57,11 @@ pub(super) fn job(
         "user": view.user,
         "note": view.note,
         "submitted_unix_ms": view.submitted_unix_ms,
-        "case_timeout_ms": plan.case_timeout_ms,
+        "case_timeout_ms": plan.plan().case_timeout_ms,
+        "matrix": matrix,
+        "ignored_keys": scenario::ignored_keys(plan),
         "counts": counts,
-        "cases": view.cases.iter().map(|case| of_case(case, plan, documents)).collect::<Vec<_>>(),
+        "cases": cases,
         "missing_evidence": missing,
     })
 }
@@ -59,23 +71,24 @@ fn lower(verdict: Verdict) -> String {
     verdict.to_string().to_ascii_lowercase()
 }
 
-fn of_case(case: &CaseView, plan: &Plan, documents: &[Document]) -> Value {
+/// One case. Of the parameters those that were typed: what files say is in `params.json` of each host, and in the matrix.
+pub(super) fn case(case: &CaseView, plan: &OpenPlan, documents: &[Document]) -> Value {
     let (verdict, cause) = match &case.state {
         CaseStateView::Done { verdict, cause } => (Some(lower(*verdict)), cause.as_ref()),
         CaseStateView::Pending { .. } | CaseStateView::Running { .. } => (None, None),
     };
-    let index = usize::try_from(case.id.index).unwrap_or(usize::MAX);
-    let planned = index.checked_sub(1).and_then(|index| plan.cases.get(index));
-    let params: BTreeMap<&str, &str> = planned
-        .map(|case| case.params.iter().map(|(key, param)| (key, param.value.as_str())).collect())
-        .unwrap_or_default();
+    let params = plan.case(case.id.index).map(|(planned, _)| plan.params(planned)).unwrap_or_default();
+    let typed = params.iter().filter(|(_, param)| param.origin.file == COMMAND_LINE);
+    let params: BTreeMap<&str, &str> = typed.map(|(key, param)| (key, param.value.as_str())).collect();
     let of_attempt: Vec<&Document> =
         documents.iter().filter(|document| Some(document.attempt) == case.attempt).collect();
     json!({
         "index": case.id.index,
         "id": case.id.to_string(),
         "name": case.name,
-        "folder": format!("cases/{:04}", case.id.index),
+        "variant": case.variant,
+        "scenario": case.scenario,
+        "folder": case.folder(),
         "hosts": case.hosts.iter().map(|host| host.as_str()).collect::<Vec<_>>(),
         "verdict": verdict,
         "cause": cause,
@@ -149,7 +162,7 @@ fn outcomes(documents: &[&Document]) -> BTreeMap<String, Value> {
 mod tests {
     use vt_protocol::{
         ids::{CaseId, JobId},
-        job::{JobState, PlannedCase},
+        job::{JobState, Plan, PlannedCase},
         params::{Origin, Params},
         verdict::Verdict,
     };
@@ -169,16 +182,14 @@ mod tests {
         params.set("mem", "512", Origin { file: "-p".into(), line: 0 });
         let plan = Plan {
             scenario: "s".into(),
-            cases: vec![PlannedCase { name: "s".into(), hosts: hosts.clone(), leftover: false, params }],
-            case_timeout_ms: 9,
-            strict_hosts: false,
-            user: "me".into(),
-            note: None,
-            keep: false,
+            cases: vec![PlannedCase { name: "s".into(), hosts: hosts.clone(), params, ..PlannedCase::default() }],
+            ..Plan::default()
         };
-        let case = CaseView {
+        let plan = OpenPlan::new(plan).unwrap();
+        let shown = CaseView {
             id: ATTEMPT.case,
             name: "s".into(),
+            scenario: "s".into(),
             hosts,
             state: CaseStateView::Done { verdict: Verdict::Pass, cause: None },
             attempt: Some(ATTEMPT),
@@ -186,6 +197,7 @@ mod tests {
             guest_downtime_ms: None,
             qemu_downtime_ms: None,
             migrations: Some(2),
+            variant: None,
         };
         let view = JobView {
             id: JobId(5),
@@ -193,9 +205,10 @@ mod tests {
             state: JobState::Done,
             user: "me".into(),
             note: None,
-            cases: vec![case],
+            cases: vec![shown.clone()],
             counts: vec![(Some(Verdict::Pass), 1)],
             submitted_unix_ms: 1,
+            matrix: None,
         };
         let documents = [
             document("host2", "migrations/vm1-2.json", r#"{"id":{"number":2},"normal_pages":7,"samples":[1,2]}"#),
@@ -208,7 +221,7 @@ mod tests {
             ),
             document("host2", "outcome.json", r#"{"outcome":"passed"}"#),
         ];
-        let value = job(&view, &plan, &documents, &[]);
+        let value = job(&view, &plan, vec![case(&shown, &plan, &documents)], &[]);
         let case = &value["cases"][0];
         assert_eq!(case["migrations"][0]["id"]["number"], 1);
         assert_eq!(case["migrations"][1]["samples"], 2, "a count, the samples are in the CSV");

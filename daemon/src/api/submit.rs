@@ -13,21 +13,21 @@ use vt_protocol::{
 };
 use vt_sync::{
     State,
+    bounds::{AFTER_PER_JOB, REFUSALS_PER_JOB},
     command::{NewCase, SubmitJob},
     state::{Role, SessionStatus},
 };
 
 use super::{DECIDES, blocking, left, unknown_host};
-use crate::{cluster::Cluster, control::tokens::unix_s, host::Host, scenario};
+use crate::{cluster::Cluster, control::tokens::unix_s, host::Host, plan::OpenPlan, scenario};
 
 impl Host {
     pub(super) async fn submit(&self, submit: RunSubmit, by: Instant) -> Result<JobId, Report> {
         let RunSubmit { request, plan } = submit;
         let state = self.state();
-        let cases = check(&plan, &state)?;
-        let bytes = codec::encode_wire(&plan, PLAN_MAX).map_err(|error| {
-            Report::new(ErrorCode::TooLarge, "the plan of the job is too large").with("reason", error.to_string())
-        })?;
+        // A large matrix takes a while to be unpacked and checked.
+        let Checked { plan, bytes, skipped } = blocking(move || Checked::new(plan)).await?;
+        let (cases, refusals) = cases(&plan, &skipped, &state)?;
         let job = job_of(request);
         let digest = vt_protocol::ids::Digest::of(&bytes);
         if let Some(known) = state.jobs.get(&job) {
@@ -39,17 +39,18 @@ impl Host {
             };
         }
         let holders = self.spread(&state, digest, Arc::new(bytes)).await?;
-        let Plan { scenario, strict_hosts, user, .. } = plan;
         let command = SubmitJob {
             job,
-            scenario,
+            scenario: plan.label().to_owned(),
             plan: digest,
             holders,
-            strict: strict_hosts,
-            submitted_by: user,
+            strict: plan.plan().strict_hosts,
+            submitted_by: plan.plan().user.clone(),
             submitted_unix_s: unix_s(),
             cases,
+            refusals,
         };
+        self.plans().keep(digest, plan);
         self.propose(request, command.into(), left(by)).await?;
         tracing::info!(%job, "a job was taken");
         Ok(job)
@@ -96,17 +97,67 @@ fn job_of(request: RequestId) -> JobId {
     JobId((digest.0 as u64) & 0x3fff_ffff)
 }
 
-/// Checks a plan against the scenarios of this build and the hosts of the cluster.
-fn check(plan: &Plan, state: &State) -> Result<Vec<NewCase>, Report> {
-    if plan.cases.len() > CASES_MAX {
-        let title = format!("the job has {} cases, at most {CASES_MAX} are taken", plan.cases.len());
-        return Err(Report::new(ErrorCode::TooLarge, title));
+/// A plan that can be run, as far as the scenarios of this build are concerned.
+struct Checked {
+    plan: Arc<OpenPlan>,
+    /// As it is stored.
+    bytes: Vec<u8>,
+    /// Why a case is skipped, for those that are.
+    skipped: Vec<Option<Report>>,
+}
+
+impl Checked {
+    fn new(plan: Plan) -> Result<Self, Report> {
+        if plan.cases.len() > CASES_MAX {
+            return Err(too_many("cases", plan.cases.len(), CASES_MAX));
+        }
+        let dependencies = plan.cases.iter().map(|case| case.after.len()).sum();
+        if dependencies > AFTER_PER_JOB {
+            return Err(too_many("dependencies between its cases", dependencies, AFTER_PER_JOB));
+        }
+        let bytes = codec::encode_wire(&plan, PLAN_MAX).map_err(|error| {
+            Report::new(ErrorCode::TooLarge, "the plan of the job is too large").with("reason", error.to_string())
+        })?;
+        let plan = OpenPlan::new(plan).map_err(|error| {
+            Report::new(ErrorCode::BadConfig, "the matrix of the job cannot be used").caused_by(&error)
+        })?;
+        let skipped = scenario::validate(&plan)?;
+        Ok(Self { plan: Arc::new(plan), bytes, skipped })
     }
-    scenario::validate(plan)?;
-    let mut cases = Vec::with_capacity(plan.cases.len());
-    for case in &plan.cases {
+}
+
+fn too_many(what: &str, found: usize, bound: usize) -> Report {
+    Report::new(ErrorCode::TooLarge, format!("the job has {found} {what}, at most {bound} are taken"))
+        .help("narrow it with --only and --no, or make several jobs of it")
+}
+
+/// The place of a reason among the reasons, each of which stands there once. The last place is for all that are too many.
+fn place_of(reason: &Report, refusals: &mut Vec<Report>) -> u32 {
+    let known = refusals.iter().position(|known| known == reason);
+    let place = known.unwrap_or_else(|| {
+        if refusals.len() < REFUSALS_PER_JOB - 1 {
+            refusals.push(reason.clone());
+        } else if refusals.len() < REFUSALS_PER_JOB {
+            refusals.push(Report::new(reason.code, "it cannot run here, as many others of this job for other reasons"));
+        }
+        refusals.len() - 1
+    });
+    u32::try_from(place).unwrap_or(u32::MAX)
+}
+
+/// The cases of a plan on the hosts of the cluster, and why some are skipped.
+fn cases(plan: &OpenPlan, skipped: &[Option<Report>], state: &State) -> Result<(Vec<NewCase>, Vec<Report>), Report> {
+    let mut cases = Vec::with_capacity(skipped.len());
+    let mut refusals = Vec::new();
+    for ((case, _), skipped) in plan.cases().zip(skipped) {
+        let after = case.after.clone();
+        if let Some(reason) = skipped {
+            let refused = Some(place_of(reason, &mut refusals));
+            cases.push(NewCase { hosts: Vec::new(), after, refused });
+            continue;
+        }
         if case.leftover {
-            cases.push(NewCase { hosts: Vec::new() });
+            cases.push(NewCase { hosts: Vec::new(), after, refused: None });
             continue;
         }
         let mut hosts = Vec::with_capacity(case.hosts.len());
@@ -131,9 +182,13 @@ fn check(plan: &Plan, state: &State) -> Result<Vec<NewCase>, Report> {
                     .help("vtctl host list   (shows who does)")
                     .retryable());
             }
+            if host.cordoned {
+                return Err(Report::new(ErrorCode::Cordoned, format!("{name} is cordoned: no new case begins on it"))
+                    .help(format!("vtctl host uncordon {name}")));
+            }
             hosts.push(host.id);
         }
-        cases.push(NewCase { hosts });
+        cases.push(NewCase { hosts, after, refused: None });
     }
-    Ok(cases)
+    Ok((cases, refusals))
 }

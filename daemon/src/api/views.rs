@@ -4,19 +4,24 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
 
 use vt_protocol::{
-    admin::{ClusterStatus, HostRole, HostView, TokenView, VmView},
-    ids::{AttemptId, HostId, Name},
-    job::{CaseStateView, CaseView, JobState as JobStateView, JobView, Plan},
+    admin::{ClusterStatus, HostRole, HostView, TokenGrant, TokenView, VmView},
+    error::ErrorCode,
+    ids::{AttemptId, CaseId, HostId, Name},
+    job::{CaseStateView, CaseView, JobState as JobStateView, JobView, PlannedCase},
 };
 use vt_sync::{
     State,
-    state::{CaseState, Host, Job, JobState, Phase, Role, SessionStatus, TokenStatus, VmState},
+    state::{Case, CaseState, Grant, Host, Job, JobState, Phase, Role, SessionStatus, TokenStatus, VmState},
 };
 
-use crate::control::schedule::{self, Condition};
+use crate::{
+    control::schedule::{self, Condition},
+    plan::OpenPlan,
+};
 
 /// What consensus knows and the state does not.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +45,8 @@ pub fn condition(state: &State, host: HostId) -> Condition {
         Condition::Never("is a witness and runs nothing")
     } else if !record.is_live() {
         Condition::Down
+    } else if record.cordoned {
+        Condition::Cordoned
     } else if let Some(attempt) = state.busy_with(host) {
         Condition::Busy(attempt.id)
     } else {
@@ -129,6 +136,7 @@ pub fn host_view(state: &State, consensus: &Consensus, host: &Host) -> HostView 
         attempt: state.busy_with(host.id).map(|attempt| attempt.id),
         vms: state.vms.values().filter(|vm| vm.owner == host.id && vm.state == VmState::Owned).count() as u32,
         lag: consensus.lag.get(&host.id).copied(),
+        cordoned: host.cordoned,
     }
 }
 
@@ -136,14 +144,21 @@ pub fn host_view(state: &State, consensus: &Consensus, host: &Host) -> HostView 
 pub fn tokens(state: &State, made_on: impl Fn(&str) -> Name) -> Vec<TokenView> {
     let mut tokens: Vec<_> = state.tokens.values().collect();
     tokens.sort_by_key(|token| token.made_at);
-    let view = |token: &&std::sync::Arc<vt_sync::state::Token>| TokenView {
+    let view = |token: &&Arc<vt_sync::state::Token>| TokenView {
         id: token.id,
-        role: shown_role(token.role),
+        grant: match &token.grant {
+            Grant::Host(role) => TokenGrant::Host(shown_role(*role)),
+            Grant::Client(client) => TokenGrant::Client(client.role),
+        },
         state: match token.status {
             TokenStatus::Open => "open".to_owned(),
             TokenStatus::Used { host } => format!("used by {}", state.host_name(host)),
             TokenStatus::Revoked => "revoked".to_owned(),
             TokenStatus::Expired => "expired".to_owned(),
+            TokenStatus::Enrolled { client } => match state.clients.get(&client) {
+                Some(client) => format!("used by {}", client.name),
+                None => "used".to_owned(),
+            },
         },
         expires_unix_s: token.expires_unix_s,
         made_on: made_on(&token.made_by),
@@ -172,7 +187,7 @@ pub fn stored_role(role: HostRole) -> Role {
 /// VMs of live attempts, by owner record.
 pub fn vms(state: &State) -> Vec<VmView> {
     let named = |host: HostId| state.hosts.get(&host).map(|host| host.name.clone());
-    let view = |vm: &std::sync::Arc<vt_sync::state::VmRecord>| {
+    let view = |vm: &Arc<vt_sync::state::VmRecord>| {
         Some(VmView {
             id: vm.id.to_string(),
             name: vm.id.name.clone(),
@@ -197,7 +212,7 @@ pub fn vms(state: &State) -> Vec<VmView> {
 }
 
 /// A job; `plan` gives the names of its cases, which are not listed without it.
-pub fn job(state: &State, job: &Job, plan: Option<&Plan>) -> JobView {
+pub fn job(state: &State, job: &Job, plan: Option<&OpenPlan>) -> JobView {
     let mut counts: BTreeMap<Option<_>, u32> = BTreeMap::new();
     for case in &job.cases {
         let verdict = match &case.state {
@@ -216,42 +231,57 @@ pub fn job(state: &State, job: &Job, plan: Option<&Plan>) -> JobView {
             JobState::Done => JobStateView::Done,
         },
         user: job.submitted_by.clone(),
-        note: plan.and_then(|plan| plan.note.clone()),
+        note: plan.and_then(|plan| plan.plan().note.clone()),
         cases: plan.map(|plan| cases(state, job, plan)).unwrap_or_default(),
         counts: counts.into_iter().collect(),
         submitted_unix_ms: job.submitted_unix_s.saturating_mul(1000),
+        matrix: plan.and_then(OpenPlan::matrix),
     }
 }
 
-fn cases(state: &State, job: &Job, plan: &Plan) -> Vec<CaseView> {
-    let view = |((id, case), planned): ((_, &std::sync::Arc<vt_sync::state::Case>), &vt_protocol::job::PlannedCase)| {
-        let id: vt_protocol::ids::CaseId = id;
+fn cases(state: &State, job: &Job, plan: &OpenPlan) -> Vec<CaseView> {
+    let name_of = |index: u32| plan.case(index).map_or_else(String::new, |(parent, _)| parent.name.clone());
+    let view = |((id, case), (planned, scenario)): ((CaseId, &Arc<Case>), (&PlannedCase, &str))| {
         let attempt = (case.attempts > 0).then_some(AttemptId { case: id, number: case.attempts });
         let record_of = attempt.and_then(|attempt| state.attempt(attempt));
         let figure = |name: &str| record_of.and_then(|attempt| attempt.metrics.get(name)).copied();
         CaseView {
             id,
             name: planned.name.clone(),
+            scenario: scenario.to_owned(),
             hosts: planned.hosts.clone(),
             state: match &case.state {
                 CaseState::Pending => CaseStateView::Pending {
-                    why: schedule::why(&case.hosts, |host| condition(state, host), |host| state.host_name(host)),
+                    why: match job.waits_for(case) {
+                        Some(parent) => Some(format!("{} has no verdict yet", name_of(parent))),
+                        None => schedule::why(&case.hosts, |host| condition(state, host), |host| state.host_name(host)),
+                    },
                 },
                 CaseState::Running { attempt } => CaseStateView::Running { attempt: *attempt },
-                CaseState::Done { verdict, cause } => CaseStateView::Done { verdict: *verdict, cause: cause.clone() },
+                CaseState::Done { verdict, cause } => {
+                    let mut cause = cause.clone();
+                    // The state knows cases by their indexes only.
+                    if let Some(cause) = cause.as_mut().filter(|cause| cause.code == ErrorCode::ParentNotPassed)
+                        && let Some(parent) = job.failed_before(case)
+                    {
+                        cause.title = format!("parent {} did not pass", name_of(parent));
+                    }
+                    CaseStateView::Done { verdict: *verdict, cause }
+                }
             },
             attempt,
             elapsed_ms: figure("elapsed_ms"),
             guest_downtime_ms: figure("guest_downtime_ms"),
             qemu_downtime_ms: figure("qemu_downtime_ms"),
             migrations: record_of.map(moved),
+            variant: plan.variant(planned).map(str::to_owned),
         }
     };
-    job.cases().zip(&plan.cases).map(view).collect()
+    job.cases().zip(plan.cases()).map(view).collect()
 }
 
 /// How many migrations of an attempt were completed.
-fn moved(attempt: &std::sync::Arc<vt_sync::state::Attempt>) -> u64 {
+fn moved(attempt: &Arc<vt_sync::state::Attempt>) -> u64 {
     attempt.history.iter().filter(|migration| matches!(migration.phase, Phase::Moved { .. })).count() as u64
 }
 
@@ -286,10 +316,9 @@ fn digits(text: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use vt_protocol::{
-        error::{ErrorCode, Report},
-        ids::{CaseId, ClusterId, Digest, Epoch, JobId},
-        job::PlannedCase,
-        params::Params,
+        error::Report,
+        ids::{ClusterId, Digest, Epoch, JobId},
+        job::Plan,
         verdict::Verdict,
     };
     use vt_sync::{
@@ -354,23 +383,20 @@ mod tests {
             self.apply(SuspectHost { host: HostId(host), epoch });
         }
 
-        fn job(&mut self) -> Plan {
+        fn job(&mut self) -> OpenPlan {
             let case = |name: &str, hosts: &[&str]| PlannedCase {
                 name: name.into(),
                 hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
                 leftover: hosts.is_empty(),
-                params: Params::new(),
+                ..PlannedCase::default()
             };
             let plan = Plan {
                 scenario: "s".into(),
                 cases: vec![case("a", &["host1", "host2"]), case("b", &["host1"]), case("c", &[])],
-                case_timeout_ms: 1000,
-                strict_hosts: false,
-                user: "me".into(),
                 note: Some("night run".into()),
-                keep: false,
+                ..Plan::default()
             };
-            let hosts = |ids: &[u64]| NewCase { hosts: ids.iter().map(|id| HostId(*id)).collect() };
+            let hosts = |ids: &[u64]| NewCase::on(ids.iter().map(|id| HostId(*id)).collect());
             self.apply(SubmitJob {
                 job: JobId(3),
                 scenario: "s".into(),
@@ -380,8 +406,9 @@ mod tests {
                 submitted_by: "me".into(),
                 submitted_unix_s: 7,
                 cases: vec![hosts(&[1, 2]), hosts(&[1]), hosts(&[])],
+                refusals: vec![],
             });
-            plan
+            OpenPlan::new(plan).unwrap()
         }
     }
 

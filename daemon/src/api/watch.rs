@@ -14,7 +14,7 @@ use vt_protocol::{
     admin::{AdminReply, JobLogs, WatchItem},
     error::Report,
     ids::{AttemptId, CaseId, HostId, JobId},
-    job::{JobView, Plan},
+    job::JobView,
     peer::{PeerReply, PeerRequest},
 };
 use vt_sync::{
@@ -23,7 +23,7 @@ use vt_sync::{
 };
 
 use super::{known_job, views};
-use crate::{cluster::Cluster, host::Host, mesh::ReplySink};
+use crate::{cluster::Cluster, host::Host, mesh::ReplySink, plan::OpenPlan};
 
 /// One long poll, ms.
 const WAIT_MS: u32 = 5000;
@@ -51,7 +51,7 @@ impl Host {
     }
 
     /// Streams until the job is done, or, without `on`, until all that has happened was told.
-    async fn follow(self: &Arc<Self>, id: JobId, views: Option<Arc<Plan>>, on: bool, replies: &ReplySink) {
+    async fn follow(self: &Arc<Self>, id: JobId, views: Option<Arc<OpenPlan>>, on: bool, replies: &ReplySink) {
         let mut watch = self.watch();
         // Who watches wants what is still to come; the log of a job is all there was.
         let skip = if views.is_some() { done(&self.state(), id) } else { BTreeSet::new() };
@@ -65,7 +65,12 @@ impl Host {
             if let Some(plan) = &views {
                 let view = views::job(&state, job, Some(plan));
                 if job.state != JobState::Done && shown.as_ref() != Some(&view) {
-                    if replies.send(item(WatchItem::Job(view.clone()))).await.is_err() {
+                    // A job may have thousands of cases: after the first view only what changed is sent.
+                    let news = match &shown {
+                        None => WatchItem::Job(view.clone()),
+                        Some(earlier) => WatchItem::Changed(view.since(earlier)),
+                    };
+                    if replies.send(item(news)).await.is_err() {
                         return;
                     }
                     shown = Some(view);

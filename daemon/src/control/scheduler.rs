@@ -1,23 +1,23 @@
 //! The scheduler: on the leader, committed state in, attempts out. It remembers nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use vt_protocol::ids::RequestId;
+use vt_protocol::ids::{HostId, RequestId};
 use vt_sync::{
     Command, State,
     command::{SkipCase, StartAttempt},
     raft::Leadership,
-    state::{CaseState, JobState},
+    state::{Case, CaseState, JobState},
 };
 
 use super::{
     leads,
-    schedule::{self, Decision, Waiting},
+    schedule::{self, Condition, Decision, Waiting},
 };
 use crate::{api::views::condition, cluster::Cluster};
 
@@ -47,6 +47,7 @@ pub async fn run(cluster: Arc<dyn Cluster>, mut leadership: watch::Receiver<Lead
             }
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             changed = leadership.changed() => if changed.is_err() { return },
             changed = watch.changed() => if changed.is_err() { return },
@@ -60,21 +61,28 @@ pub fn decisions(state: &State) -> Vec<Decision> {
     let mut jobs: Vec<_> = state.jobs.values().filter(|job| may_begin(job.state)).collect();
     jobs.sort_by_key(|job| job.submitted_at);
     let waiting = jobs.into_iter().flat_map(|job| {
-        job.cases().filter(|(_, case)| case.state == CaseState::Pending).map(|(id, case)| Waiting {
+        // One that waits for another case keeps no hosts from those behind it.
+        let ready = |case: &Case| case.state == CaseState::Pending && job.waits_for(case).is_none();
+        job.cases().filter(move |(_, case)| ready(case)).map(|(id, case)| Waiting {
             case: id,
             hosts: case.hosts.clone(),
             attempts: case.attempts,
             strict: job.strict,
         })
     });
-    schedule::decide(waiting, |host| condition(state, host), |host| state.host_name(host), AT_ONCE)
+    // Looked up once: there may be thousands of cases on a few hosts.
+    let conditions: BTreeMap<HostId, Condition> =
+        state.hosts.keys().map(|host| (*host, condition(state, *host))).collect();
+    let condition = |host| conditions.get(&host).copied().unwrap_or_else(|| condition(state, host));
+    schedule::decide(waiting, condition, |host| state.host_name(host), AT_ONCE)
 }
 
 fn may_begin(state: JobState) -> bool {
     matches!(state, JobState::Queued | JobState::Running)
 }
 
-fn command(decision: Decision) -> Command {
+/// What a decision asks the log for.
+pub fn command(decision: Decision) -> Command {
     match decision {
         Decision::Start { case, number, hosts } => StartAttempt { case, number, hosts }.into(),
         Decision::End { case, verdict, cause } => SkipCase { case, verdict, cause }.into(),

@@ -79,7 +79,8 @@ mod tests {
             strict: false,
             submitted_by: "me".into(),
             submitted_unix_s: 0,
-            cases: vec![vt_sync::command::NewCase { hosts: vec![vt_protocol::ids::HostId(1)] }],
+            cases: vec![vt_sync::command::NewCase::on(vec![vt_protocol::ids::HostId(1)])],
+            refusals: vec![],
         });
         let state = fake.state();
         assert_eq!(sweep_attempts(dir.path(), &state, AGE), 0, "the young are spared");

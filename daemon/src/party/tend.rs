@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, fs, io, os::unix::fs::OpenOptionsExt, sync::Arc
 
 use rand::Rng;
 use tokio::time::{sleep, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{AttemptId, Name},
@@ -31,11 +31,12 @@ use super::{
 use crate::{
     cluster::ProposeError,
     evidence::{
-        EventLog,
+        EventLog, bound,
         files::{part_of, tail},
         unix_ms,
     },
     qemu::process::{Exit, Launch, Process},
+    scenario,
 };
 
 /// File of a party's stdout and stderr, in the evidence.
@@ -103,6 +104,7 @@ pub(super) async fn tend(
         supervisor.features.clone(),
         supervisor.renewals(),
     );
+    let _logs = AbortOnDropHandle::new(tokio::spawn(bound::keep(attempt.evidence.dir().to_owned())));
     if found.is_some() {
         giveback::take_up(&attempt).await;
     }
@@ -220,10 +222,7 @@ async fn keep(
         Outcome::Caused(cause) => cause.report.title,
         Outcome::Followed(consequence) => format!("{consequence:?}"),
     };
-    attempt
-        .evidence
-        .events
-        .say(format!("the party has ended ({how}) and keeps what it holds: vtctl job release {job}"));
+    attempt.evidence.events.say(format!("the party has ended ({how}) and keeps what it holds: vtctl job release {job}"));
     let mut states = attempt.cluster.watch();
     let seen = attempt.record().seen;
     // Without a job on record there is nobody who could release it.
@@ -375,8 +374,7 @@ async fn refuse(supervisor: &Supervisor, attempt: &Attempt, report: Report) {
 async fn new_record(supervisor: &Supervisor, state: &State, attempt: &Attempt) -> Result<PartyRecord, Report> {
     let id = attempt.id;
     let plan = supervisor.plans.plan(id.case.job).await?;
-    let case = usize::try_from(id.case.index).ok().and_then(|index| plan.cases.get(index.checked_sub(1)?));
-    let Some(case) = case else {
+    let Some((case, name_of_scenario)) = plan.case(id.case.index) else {
         return Err(Report::new(ErrorCode::StoreDamaged, format!("the plan has no case {}", id.case.index)));
     };
     let name = |host: &vt_protocol::ids::HostId| -> Result<Name, Report> {
@@ -385,22 +383,25 @@ async fn new_record(supervisor: &Supervisor, state: &State, attempt: &Attempt) -
         })?;
         Ok(host.name.clone())
     };
-    let hosts = attempt.hosts.iter().map(|host| Ok((*host, name(host)?))).collect::<Result<_, Report>>()?;
+    let hosts = attempt.hosts.iter().map(|host| Ok((*host, name(host)?))).collect::<Result<Vec<_>, Report>>()?;
+    let me = supervisor.cluster.me();
+    let place = attempt.hosts.iter().position(|host| *host == me).unwrap_or(0);
+    let params = scenario::seen_by(&plan.params(case), &case.hosts, place, &id.case.to_string());
     let secret: u128 = rand::rng().random();
     let record = PartyRecord {
         attempt: id,
         epoch: attempt.epoch,
         seen: state.index,
         hosts,
-        scenario: plan.scenario.clone(),
-        case: PlannedCase::clone(case),
-        timeout_ms: plan.case_timeout_ms,
+        scenario: name_of_scenario.to_owned(),
+        case: PlannedCase { params, ..case.clone() },
+        timeout_ms: plan.plan().case_timeout_ms,
         secret: format!("{secret:032x}"),
         begun_unix_ms: unix_ms(),
         process: None,
         finish: None,
         before: giveback::inventory(&supervisor.places, id),
-        keep: plan.keep,
+        keep: plan.plan().keep,
     };
     let unusable = |error: io::Error| {
         let full = error.kind() == io::ErrorKind::StorageFull;

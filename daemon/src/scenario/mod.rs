@@ -3,22 +3,31 @@
 //! A scenario is a program that every party of an attempt runs, told which host it is. It starts nothing itself: VMs,
 //! migrations and storage belong to the daemon. Parameters are checked before anything starts, by the same code that
 //! reads them when the scenario runs.
+//!
+//! The table [`ALL`] is the one place that says which scenarios there are, how configurations of Avocado-VT call them, and
+//! what in such a configuration they can do.
 
 mod checks;
 mod multihost_migration;
 mod settings;
+mod transfer;
 mod uptime;
 
-use std::{future::Future, pin::Pin};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    pin::Pin,
+};
 
 use vt_protocol::{
     error::{ErrorCode, Report},
-    job::{Plan, ScenarioInfo},
-    params::{ParamError, Params},
+    ids::Name,
+    job::{PlannedCase, ScenarioInfo, shapes_a_run},
+    params::{COMMAND_LINE, DERIVED, ParamError, Params, for_host},
     party::Failure,
 };
 
-use crate::{nearest::nearest, party::Party};
+use crate::{nearest::nearest, party::Party, plan::OpenPlan};
 
 /// What a scenario's run gives: a remark for a pass, or why it did not pass.
 type Run<'a> = Pin<Box<dyn Future<Output = Result<Option<String>, Failure>> + Send + 'a>>;
@@ -36,8 +45,22 @@ pub struct Scenario {
     params: &'static [Documented],
     /// Other spellings of parameters, not listed.
     aliases: &'static [&'static str],
+    /// Values of `type` in configurations of Avocado-VT that mean just what this one does.
+    types: &'static [&'static str],
+    /// Keys of such configurations that decide what is tested, and what of that this one does.
+    limits: &'static [Limit],
     check: fn(&Params) -> Result<(), ParamError>,
     run: fn(&Party) -> Run<'_>,
+}
+
+/// A key that decides what is tested. A variant that asks for more than is done here is skipped: its verdict would be
+/// that of another test.
+#[derive(Debug)]
+struct Limit {
+    key: &'static str,
+    takes: fn(&str) -> bool,
+    /// What is done here.
+    does: &'static str,
 }
 
 static ALL: &[Scenario] = &[multihost_migration::SCENARIO, uptime::SCENARIO];
@@ -47,33 +70,99 @@ pub fn list() -> Vec<ScenarioInfo> {
     ALL.iter().map(Scenario::info).collect()
 }
 
-/// The scenario of that name.
+/// The scenario of that name, or of that `type`.
 pub fn find(name: &str) -> Option<&'static Scenario> {
-    ALL.iter().find(|scenario| scenario.name == name)
+    ALL.iter().find(|scenario| scenario.name == name || scenario.types.contains(&name))
 }
 
-/// Checks a plan before anything starts: the scenario, the number of hosts, every parameter of every case.
+/// The parameters of a case as the VM of one host sees them.
+pub fn seen_by(params: &Params, hosts: &[Name], place: usize, seed: &str) -> Params {
+    let names: Vec<&str> = hosts.iter().map(Name::as_str).collect();
+    let own = for_host(params, &names, place, seed);
+    let vm = own.objects("vms").first().map_or("vm1", |vm| *vm).to_owned();
+    own.object(&vm)
+}
+
+/// Checks a plan before anything starts: the scenario, the number of hosts, every parameter of every case. Returns for
+/// each case why it is skipped, where it is.
 ///
 /// # Errors
 /// The first mistake, with key, value and place for a parameter.
-pub fn validate(plan: &Plan) -> Result<(), Report> {
-    let Some(scenario) = find(&plan.scenario) else {
-        let mut report = Report::new(ErrorCode::UnknownScenario, format!("there is no scenario {:?}", plan.scenario));
-        if let Some(near) = nearest(&plan.scenario, ALL.iter().map(|s| s.name)) {
-            report = report.help(format!("did you mean `{near}`?"));
-        }
-        return Err(report.help("vtctl scenario list"));
-    };
-    if plan.cases.is_empty() {
+pub fn validate(plan: &OpenPlan) -> Result<Vec<Option<Report>>, Report> {
+    if plan.plan().cases.is_empty() {
         return Err(Report::new(ErrorCode::NoVariants, "the plan has no case"));
     }
-    for case in &plan.cases {
-        scenario.check(&case.params).map_err(|report| report.with("case", &case.name))?;
-        if !case.leftover {
-            scenario.check_hosts(case.hosts.len()).map_err(|report| report.with("case", &case.name))?;
-        }
+    if plan.has_stray_variants() {
+        return Err(Report::new(
+            ErrorCode::BadConfig,
+            "a case of the plan names a variant that the matrix does not have",
+        ));
     }
-    Ok(())
+    // A variant is checked once, however often it runs.
+    let mut known = BTreeMap::new();
+    let of_case = |(case, name): (&PlannedCase, &str)| {
+        let key = (case.variant, case.hosts.len(), case.leftover);
+        if case.variant.is_some()
+            && let Some(fate) = known.get(&key)
+        {
+            return Ok(Option::clone(fate));
+        }
+        let fate = fate(plan, case, name).map_err(|report| report.with("case", &case.name))?;
+        known.insert(key, fate.clone());
+        Ok(fate)
+    };
+    plan.cases().map(of_case).collect()
+}
+
+/// Why a case is skipped, where it is.
+fn fate(plan: &OpenPlan, case: &PlannedCase, name: &str) -> Result<Option<Report>, Report> {
+    let params = plan.params(case);
+    let Some(scenario) = find(name) else {
+        let typed = params.get("type").filter(|_| case.variant.is_some());
+        let report = match typed {
+            Some(param) => Report::new(ErrorCode::UnknownScenario, format!("type = {name} names no scenario"))
+                .with("set at", param.origin.to_string()),
+            None => Report::new(ErrorCode::UnknownScenario, format!("there is no scenario {name:?}")),
+        };
+        let names = ALL.iter().flat_map(|scenario| std::iter::once(&scenario.name).chain(scenario.types));
+        let report = match nearest(name, names.copied()) {
+            Some(near) => report.help(format!("did you mean `{near}`?")),
+            None => report,
+        };
+        let report = report.help("vtctl scenario list");
+        return if typed.is_some() { Ok(Some(report)) } else { Err(report) };
+    };
+    if case.leftover {
+        return Ok(None);
+    }
+    if case.variant.is_none() {
+        scenario.check(&params)?;
+        scenario.check_hosts(case.hosts.len())?;
+        return Ok(None);
+    }
+    for place in 0..case.hosts.len() {
+        let seen = seen_by(&params, &case.hosts, place, "");
+        if let Some(beyond) = scenario.beyond(&seen) {
+            return Ok(Some(beyond));
+        }
+        scenario.check(&seen)?;
+    }
+    scenario.check_hosts(case.hosts.len())?;
+    Ok(None)
+}
+
+/// Keys of a job's configuration that no scenario of its reads, each once, in order. Other keys may be made of them.
+pub fn ignored_keys(plan: &OpenPlan) -> BTreeSet<String> {
+    let mut ignored = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    let infos: BTreeMap<&str, ScenarioInfo> = ALL.iter().map(|scenario| (scenario.name, scenario.info())).collect();
+    for (case, name) in plan.cases().filter(|(case, _)| case.variant.is_some_and(|variant| seen.insert(variant))) {
+        let Some(info) = infos.get(name) else { continue };
+        let params = plan.params(case);
+        let unread = params.iter().map(|(key, _)| key).filter(|key| !info.reads(key) && !shapes_a_run(key));
+        ignored.extend(unread.map(str::to_owned));
+    }
+    ignored
 }
 
 impl Scenario {
@@ -85,7 +174,29 @@ impl Scenario {
             summary: self.summary.to_owned(),
             hosts: self.hosts.0,
             params: self.params.iter().map(text).collect(),
+            types: self.types.iter().map(|kind| (*kind).to_owned()).collect(),
+            also_reads: self.also_reads().map(str::to_owned).collect(),
         }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn also_reads(&self) -> impl Iterator<Item = &'static str> {
+        self.aliases.iter().copied().chain(self.limits.iter().map(|limit| limit.key))
+    }
+
+    /// What a variant asks for and this scenario does not do.
+    fn beyond(&self, params: &Params) -> Option<Report> {
+        let limit = self
+            .limits
+            .iter()
+            .find(|limit| params.text(limit.key).map(str::trim).is_some_and(|value| !(limit.takes)(value)))?;
+        let param = params.get(limit.key)?;
+        let title = format!("{} = {}: {} {}", limit.key, param.value.trim(), self.name, limit.does);
+        Some(Report::new(ErrorCode::CannotRunHere, title).with("set at", param.origin.to_string()))
     }
 
     /// Runs one party of it to its end.
@@ -111,22 +222,26 @@ impl Scenario {
     }
 
     fn check(&self, params: &Params) -> Result<(), Report> {
-        // A configuration file sets keys for every scenario there is; a key on the command line is meant for this one.
-        for (key, param) in params.iter().filter(|(_, param)| param.origin.file == "-p") {
-            // `mem_vm1` is `mem` for vm1.
-            let stem = key.strip_suffix("_vm1").unwrap_or(key);
-            let known = || self.params.iter().map(|(key, ..)| *key).chain(self.aliases.iter().copied());
-            if known().all(|known| known != stem) {
-                let mut report =
-                    Report::new(ErrorCode::BadParameter, format!("{} has no parameter {key:?}", self.name))
-                        .with("parameter", key)
-                        .with("value", &param.value)
-                        .with("set at", param.origin.to_string());
-                if let Some(near) = nearest(stem, known()) {
-                    report = report.help(format!("did you mean `-p {near}={}`?", param.value));
-                }
-                return Err(report.help(format!("vtctl scenario show {}", self.name)));
+        // A configuration file sets keys for every scenario there is; a key on the command line is meant for this one,
+        // unless a file is there that may use it, and then only what looks misspelt is.
+        let mut files = params.iter().map(|(_, param)| param.origin.file.as_str());
+        let alone = files.all(|file| matches!(file, COMMAND_LINE | DERIVED));
+        let typed = params.iter().filter(|(_, param)| param.origin.file == COMMAND_LINE);
+        let info = self.info();
+        for (key, param) in typed.filter(|(key, _)| !info.reads(key)) {
+            let known = self.params.iter().map(|(key, ..)| *key).chain(self.aliases.iter().copied());
+            let near = nearest(key, known);
+            if near.is_none() && !alone {
+                continue;
             }
+            let mut report = Report::new(ErrorCode::BadParameter, format!("{} has no parameter {key:?}", self.name))
+                .with("parameter", key)
+                .with("value", &param.value)
+                .with("set at", param.origin.to_string());
+            if let Some(near) = near {
+                report = report.help(format!("did you mean `-p {near}={}`?", param.value));
+            }
+            return Err(report.help(format!("vtctl scenario show {}", self.name)));
         }
         (self.check)(params).map_err(|error| bad(&error, self.name))
     }
@@ -142,25 +257,30 @@ fn bad(error: &ParamError, scenario: &str) -> Report {
 
 #[cfg(test)]
 mod tests {
-    use vt_protocol::{job::PlannedCase, params::Origin};
+    use vt_protocol::{job::Plan, matrix::MatrixBuilder, params::Origin};
 
     use super::*;
 
-    fn plan(scenario: &str, hosts: usize, params: &[(&str, &str)]) -> Plan {
+    fn hosts(hosts: usize) -> Vec<Name> {
+        (1..=hosts).map(|i| format!("host{i}").parse().unwrap()).collect()
+    }
+
+    fn plan(scenario: &str, on: usize, params: &[(&str, &str)]) -> OpenPlan {
         let mut all = Params::new();
         for (key, value) in params {
-            all.set(*key, *value, Origin { file: "-p".into(), line: 0 });
+            all.set(*key, *value, Origin { file: COMMAND_LINE.into(), line: 0 });
         }
-        let hosts = (1..=hosts).map(|i| format!("host{i}").parse().unwrap()).collect();
-        Plan {
-            scenario: scenario.into(),
-            cases: vec![PlannedCase { name: scenario.into(), hosts, leftover: false, params: all }],
-            case_timeout_ms: 1000,
-            strict_hosts: false,
-            user: "me".into(),
-            note: None,
-            keep: false,
-        }
+        let case = PlannedCase { name: scenario.into(), hosts: hosts(on), params: all, ..PlannedCase::default() };
+        OpenPlan::new(Plan { scenario: scenario.into(), cases: vec![case], ..Plan::default() }).unwrap()
+    }
+
+    /// One variant of a configuration, with a key that was typed.
+    fn variant(params: &[(&str, &str)], typed: Option<(&str, &str)>) -> OpenPlan {
+        let mut matrix = MatrixBuilder::new();
+        let files = params.iter().map(|(key, value)| (*key, *value, "base.cfg", 7));
+        matrix.add("v", files.chain(typed.map(|(key, value)| (key, value, COMMAND_LINE, 0)))).unwrap();
+        let case = PlannedCase { name: "v".into(), hosts: hosts(2), variant: Some(0), ..PlannedCase::default() };
+        OpenPlan::new(Plan { cases: vec![case], matrix: Some(matrix.pack().unwrap()), ..Plan::default() }).unwrap()
     }
 
     #[test]
@@ -212,9 +332,62 @@ mod tests {
 
     #[test]
     fn keys_of_a_configuration_that_are_for_other_scenarios_are_no_mistake() {
-        let mut plan = plan("uptime", 1, &[]);
-        plan.cases[0].params.set("cdrom_cd1", "winutils.iso", Origin { file: "base.cfg".into(), line: 7 });
-        validate(&plan).unwrap();
+        let params = [("type", "multihost_migration"), ("cdrom_cd1", "winutils.iso"), ("mem_vm1", "128")];
+        let plan = variant(&params, None);
+        assert_eq!(validate(&plan).unwrap(), [None]);
+        assert_eq!(ignored_keys(&plan).into_iter().collect::<Vec<_>>(), ["cdrom_cd1"]);
+        // What is typed beside a file may be for the file; what looks misspelt is not.
+        assert_eq!(validate(&variant(&params, Some(("cdrom_cd2", "x.iso")))).unwrap(), [None]);
+        let report = validate(&variant(&params, Some(("mig_sped", "1G")))).unwrap_err();
+        assert_eq!(
+            (report.code, report.help[0].as_str()),
+            (ErrorCode::BadParameter, "did you mean `-p mig_speed=1G`?")
+        );
+        let report = validate(&variant(&[("type", "migration_multi_host"), ("mem_host2", "lots")], None)).unwrap_err();
+        assert!(report.evidence.contains(&("set at".into(), "base.cfg:7".into())), "{report:?}");
+    }
+
+    #[test]
+    fn a_variant_of_another_test_is_skipped_and_says_why() {
+        let old = ("type", "migration_multi_host");
+        for (params, code, title, help) in [
+            (
+                &[("type", "floppy")][..],
+                ErrorCode::UnknownScenario,
+                "type = floppy names no scenario",
+                "vtctl scenario list",
+            ),
+            (
+                &[("type", "multihost_migratoin")],
+                ErrorCode::UnknownScenario,
+                "type = multihost_migratoin names no scenario",
+                "did you mean `multihost_migration`?",
+            ),
+            (
+                &[old, ("mig_protocol", "rdma")],
+                ErrorCode::CannotRunHere,
+                "mig_protocol = rdma: multihost_migration moves VMs over tcp",
+                "",
+            ),
+            (&[old, ("pre_sub_test", "steps")], ErrorCode::CannotRunHere, "pre_sub_test = steps: ", ""),
+            (&[old, ("vms", "vm1 vm2")], ErrorCode::CannotRunHere, "vms = vm1 vm2: ", ""),
+            // Only one of the hosts is asked for more than is done.
+            (
+                &[old, ("netdev_extra_params_host2", ",vhost=on")],
+                ErrorCode::CannotRunHere,
+                "netdev_extra_params = ,vhost=on",
+                "",
+            ),
+        ] {
+            let skipped = validate(&variant(params, None)).unwrap();
+            let report = skipped[0].as_ref().unwrap_or_else(|| panic!("{params:?} runs"));
+            assert_eq!(report.code, code, "{report:?}");
+            assert!(report.title.starts_with(title), "{report:?}");
+            assert_eq!(report.help.first().map_or("", String::as_str), help, "{report:?}");
+            assert!(report.evidence.contains(&("set at".into(), "base.cfg:7".into())), "{report:?}");
+        }
+        let plain = [old, ("mig_protocol", "tcp"), ("mig_offline", "no"), ("pre_sub_test", ""), ("machine_type", "pc")];
+        assert_eq!(validate(&variant(&plain, None)).unwrap(), [None]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use vt_protocol::{
 use crate::daemons::{Daemon, Daemons, PATIENCE};
 
 /// A plan of the scenario with the one-host case whose image is on no host.
-fn plan(cases: &[&[&str]]) -> Plan {
+pub(crate) fn plan(cases: &[&[&str]]) -> Plan {
     let mut params = Params::new();
     params.set("image", "nowhere", Origin { file: "-p".into(), line: 0 });
     let case = |hosts: &&[&str]| PlannedCase {
@@ -23,6 +23,7 @@ fn plan(cases: &[&[&str]]) -> Plan {
         hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
         leftover: hosts.is_empty(),
         params: params.clone(),
+        ..PlannedCase::default()
     };
     Plan {
         scenario: "uptime".into(),
@@ -31,11 +32,11 @@ fn plan(cases: &[&[&str]]) -> Plan {
         strict_hosts: false,
         user: "tester".into(),
         note: None,
-        keep: false,
+        ..Plan::default()
     }
 }
 
-async fn submit(daemon: &Daemon, plan: Plan) -> Result<JobId, Report> {
+pub(crate) async fn submit(daemon: &Daemon, plan: Plan) -> Result<JobId, Report> {
     match daemon.ask(&AdminRequest::RunSubmit(RunSubmit { request: RequestId::random(), plan })).await? {
         AdminReply::Submitted(job) => Ok(job),
         other => panic!("{other:?}"),
@@ -49,7 +50,7 @@ async fn show(daemon: &Daemon, job: JobId) -> JobView {
     }
 }
 
-async fn done(daemon: &Daemon, job: JobId) -> JobView {
+pub(crate) async fn done(daemon: &Daemon, job: JobId) -> JobView {
     let by = Instant::now() + PATIENCE;
     loop {
         let view = show(daemon, job).await;
@@ -90,6 +91,7 @@ async fn a_job_runs_its_cases_says_why_and_leaves_evidence_and_nothing_else() {
         match items.next().await {
             Some(AdminReply::Watch(item)) => match *item {
                 WatchItem::Job(view) => last = Some(view),
+                WatchItem::Changed(_) => {}
                 WatchItem::Event { .. } => events += 1,
             },
             Some(AdminReply::End) => break,
@@ -132,7 +134,7 @@ async fn a_job_runs_its_cases_says_why_and_leaves_evidence_and_nothing_else() {
     let job_json = files.iter().find(|(path, _)| path == "job.json").expect("the job on one page");
     let value: serde_json::Value = serde_json::from_slice(&job_json.1).unwrap();
     assert_eq!(value["counts"], serde_json::json!({"error": 3, "skip": 1}));
-    for path in ["cases/0001/host1/events.jsonl", "cases/0002/host1/params.json", "cases/0003/host2/outcome.json"] {
+    for path in ["cases/0001-uptime/host1/events.jsonl", "cases/0002-uptime/host1/params.json", "cases/0003-uptime/host2/outcome.json"] {
         assert!(files.iter().any(|(found, _)| found == path), "{path} in {:?}", paths(&files));
     }
 }
@@ -175,7 +177,7 @@ async fn evidence_outlives_the_host_it_was_made_on() {
     daemons.all[1].wait("led again", |status| status.quorum).await;
     for daemon in &daemons.all[1..] {
         let files = fetch(daemon, job).await;
-        assert!(files.iter().any(|(path, _)| path == "cases/0001/host1/events.jsonl"), "{:?}", paths(&files));
+        assert!(files.iter().any(|(path, _)| path == "cases/0001-uptime/host1/events.jsonl"), "{:?}", paths(&files));
     }
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn measure(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Figure>> {
 
 /// The command line of the first QEMU of the case: a word a line, the program first.
 fn command(bundle: &Path) -> anyhow::Result<Vec<String>> {
-    let path = bundle.join("cases/0001/host1/vm1/start/qemu.command");
+    let path = bundle.join("cases/0001-multihost_migration/host1/vm1/start/qemu.command");
     let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
     Ok(text.lines().map(str::to_owned).collect())
 }
