@@ -4,16 +4,23 @@ use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use clap::Args;
 
-use super::{cluster::key_value, globals::duration};
+use super::{globals::duration, variants::Selection};
 
 /// `run`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:\n  vtctl run multihost_migration -m host1,host2\n  \
                         vtctl run multihost_migration -m host1,host2 -p mem=512M -p smp=2\n  \
-                        vtctl run uptime -m host1 --report junit=results.xml")]
+                        vtctl run uptime -m host1 --report junit=results.xml\n  \
+                        vtctl run -m host1,host2 -c tests.cfg --only 'tcp..after_login_vm'\n\n\
+                        With -c every variant runs the scenario that its `type` names. SCENARIO is for\n\
+                        variants without one. A `type` that names no scenario is skipped, and so is a\n\
+                        variant that asks for what its scenario does not do. A variant that depends on\n\
+                        another waits for it, and is skipped when that one does not pass; what the\n\
+                        filters removed is not waited for. `vtctl job rerun JOB` runs the same again.")]
 pub struct RunArgs {
-    /// The scenario; `vtctl scenario list` shows them
-    pub scenario: String,
+    /// The scenario, `vtctl scenario list` shows them; with -c for variants without `type`
+    #[arg(required_unless_present_any = ["config", "providers"])]
+    pub scenario: Option<String>,
     /// Hosts in order (host1 is the first); repeatable
     #[arg(short = 'm', long = "hosts", value_name = "A,B[,C…]")]
     pub hosts: Vec<String>,
@@ -26,9 +33,9 @@ pub struct RunArgs {
     /// Hosts that are left over FAIL instead of SKIP
     #[arg(long)]
     pub strict_hosts: bool,
-    /// A parameter; repeatable, the last one wins
-    #[arg(short = 'p', long = "param", value_name = "KEY=VALUE", value_parser = key_value)]
-    pub params: Vec<(String, String)>,
+    /// The test matrix, and parameters
+    #[command(flatten)]
+    pub matrix: Selection,
     /// Directory for the evidence [default: vtmesh-results/JOB]
     #[arg(short = 'r', long, value_name = "DIR")]
     pub results: Option<PathBuf>,
@@ -50,6 +57,13 @@ pub struct RunArgs {
     /// Run every case this often
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub repeat: u32,
+}
+
+impl RunArgs {
+    /// Whether a configuration makes the cases.
+    pub fn has_matrix(&self) -> bool {
+        !self.matrix.config.is_empty() || self.scenario.is_none()
+    }
 }
 
 /// How a list of hosts becomes cases.

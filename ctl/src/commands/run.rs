@@ -10,17 +10,20 @@ use vt_protocol::{
     admin::{AdminReply, AdminRequest, RunSubmit},
     error::{ErrorCode, Exit, Report},
     ids::{JobId, Name, RequestId},
-    job::{JobView, Plan, ScenarioInfo},
+    job::{JobView, Plan},
 };
 
-use super::{App, Code, host, scenario};
+use super::{
+    App, Code,
+    chosen::{self, Chosen},
+    host, scenario,
+};
 use crate::{
     args::{Output, ReportFile, RunArgs},
     client::Need,
     exit,
     job::{
-        plan::{self, Variant},
-        summary,
+        plan, summary,
         watch::{End, Pressed, watch},
     },
     results::{self, bundle::check_goal, document},
@@ -41,26 +44,47 @@ pub(super) async fn run(app: &mut App, args: RunArgs) -> Result<Code, Report> {
     if let Some(goal) = args.results.as_deref().filter(|_| !args.detach) {
         check_goal(goal)?;
     }
+    let expanded = if args.has_matrix() { Some(chosen::expand(&app.ui, &args)?) } else { None };
     let reached = app.mesh.reach(Need::Decide).await?;
     let scenarios = scenario::all(&mut app.mesh).await?;
-    let info = scenario::find(&scenarios, &args.scenario)?;
     if let Some(status) = &reached.status
         && let Some(unknown) = hosts.iter().find(|host| !status.hosts.iter().any(|known| known.name == **host))
     {
         return Err(host::unknown(unknown.as_str(), &status.hosts));
     }
-    for key in plan::check_keys(&args.params, info)? {
-        app.ui.note(format_args!("note: {} does not list a parameter {key:?}; it is passed on", info.name));
-    }
-    let plan = make_plan(&args, info, &hosts)?;
+    let chosen = Chosen::new(&args, expanded, &scenarios)?;
+    chosen.tell(&app.ui, &args)?;
+    let plan = chosen.plan(&args, &hosts)?;
+    let outcome = Outcome { detach: args.detach, results: args.results, report: args.report };
+    submitted(app, plan, &chosen.label(), outcome).await
+}
+
+/// What is done about a job that was submitted.
+pub(super) struct Outcome {
+    /// Not wait for it.
+    pub(super) detach: bool,
+    /// Where its evidence goes.
+    pub(super) results: Option<PathBuf>,
+    /// Reports besides.
+    pub(super) report: Vec<ReportFile>,
+}
+
+/// Submits a plan, watches the job and fetches its evidence.
+pub(super) async fn submitted(app: &mut App, plan: Plan, label: &str, outcome: Outcome) -> Result<Code, Report> {
     let cases = plan.cases.len();
+    let mut hosts: Vec<&str> = Vec::new();
+    for host in plan.cases.iter().flat_map(|case| &case.hosts) {
+        if !hosts.contains(&host.as_str()) {
+            hosts.push(host.as_str());
+        }
+    }
+    let line = format!("{label}  {}  {}", hosts.join(","), count(cases, "case"));
     let job = submit(app, plan).await?;
-    if args.detach {
+    if outcome.detach {
         detached(app, job);
         return Ok(Exit::Ok.into());
     }
-    let names: Vec<&str> = hosts.iter().map(Name::as_str).collect();
-    app.ui.note(format_args!("{job}  {}  {}  {}", info.name, names.join(","), count(cases, "case")));
+    app.ui.note(format_args!("{job}  {line}"));
     let mut pressed = Pressed::catch()?;
     let done = match watch(&mut app.mesh, job, &app.ui, true, &mut pressed).await? {
         End::Done(done) => *done,
@@ -68,9 +92,9 @@ pub(super) async fn run(app: &mut App, args: RunArgs) -> Result<Code, Report> {
         End::TimedOut => return Err(timed_out(job)),
     };
     show_summary(app, &done);
-    let goal = args.results.unwrap_or_else(|| results::default_folder(job));
+    let goal = outcome.results.unwrap_or_else(|| results::default_folder(job));
     let verdicts = exit::of_job(&done);
-    Ok(match collect(app, &done, &goal, &args.report, &mut pressed).await {
+    Ok(match collect(app, &done, &goal, &outcome.report, &mut pressed).await {
         // The verdicts tell more than evidence that is missing.
         Collected::Missing(exit) if verdicts == Exit::Ok => exit,
         Collected::Missing(_) | Collected::Whole => verdicts,
@@ -107,27 +131,8 @@ fn read_hosts(file: &Path) -> Result<String, Report> {
     }
 }
 
-/// The parameter sets to run: the one place where configuration files come in.
-fn variants(args: &RunArgs) -> Vec<Variant> {
-    vec![Variant { name: args.scenario.clone(), params: plan::params(&args.params) }]
-}
-
-fn make_plan(args: &RunArgs, info: &ScenarioInfo, hosts: &[Name]) -> Result<Plan, Report> {
-    let groups = plan::group(hosts, args.group_hosts, info)?;
-    let cases = plan::cases(&info.name, &variants(args), &groups, args.repeat)?;
-    Ok(Plan {
-        scenario: info.name.clone(),
-        cases,
-        case_timeout_ms: u64::try_from(args.case_timeout.as_millis()).unwrap_or(u64::MAX),
-        strict_hosts: args.strict_hosts,
-        user: user(),
-        note: args.note.clone(),
-        keep: args.keep,
-    })
-}
-
 /// Who asks, as this machine knows them.
-fn user() -> String {
+pub(super) fn user() -> String {
     let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     let name = set("SUDO_USER").or_else(|| set("USER")).unwrap_or_else(|| format!("uid {}", nix::unistd::getuid()));
     name.chars().filter(|c| !c.is_control()).take(64).collect()
@@ -241,22 +246,6 @@ mod tests {
             Command::Run(args) => *args,
             other => panic!("{other:?}"),
         }
-    }
-
-    fn info() -> ScenarioInfo {
-        ScenarioInfo { name: "s".into(), summary: String::new(), hosts: 2, params: vec![] }
-    }
-
-    #[test]
-    fn a_plan_holds_what_was_asked_for() {
-        let args =
-            args(&["-m", "a,b", "-m", "c", "-p", "mem=1G", "--strict-hosts", "--note", "x", "--case-timeout", "3m"]);
-        let plan = make_plan(&args, &info(), &hosts(&args).unwrap()).unwrap();
-        assert_eq!((plan.cases.len(), plan.strict_hosts, plan.case_timeout_ms), (2, true, 180_000));
-        assert_eq!(plan.cases[0].params.text("mem"), Some("1G"));
-        assert!(plan.cases[1].leftover && plan.cases[1].hosts == [Name::try_from("c".to_owned()).unwrap()]);
-        assert_eq!(plan.note.as_deref(), Some("x"));
-        assert!(!plan.user.is_empty());
     }
 
     #[test]

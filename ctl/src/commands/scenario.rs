@@ -96,7 +96,7 @@ fn table_of_tests(scenarios: &[ScenarioInfo], tests: &[Test]) -> Table {
 
 /// The scenarios that a test's types name, as far as they exist.
 fn scenarios_of(scenarios: &[ScenarioInfo], test: &Test) -> Vec<String> {
-    let named = scenarios.iter().filter(|scenario| test.types.iter().any(|known| *known == scenario.name));
+    let named = scenarios.iter().filter(|scenario| test.types.iter().any(|kind| scenario.is_called(kind)));
     named.map(|scenario| scenario.name.clone()).collect()
 }
 
@@ -202,6 +202,8 @@ fn json(info: &ScenarioInfo) -> Value {
         "summary": info.summary,
         "hosts": info.hosts,
         "params": params.collect::<Vec<_>>(),
+        "types": info.types,
+        "also_reads": info.also_reads,
     })
 }
 
@@ -216,6 +218,8 @@ mod tests {
             summary: "boot, log in, run a command".into(),
             hosts: 1,
             params: vec![("mem".into(), "256M".into(), "RAM of the guest".into())],
+            types: vec![],
+            also_reads: vec![],
         };
         assert_eq!(
             text(&info, None),

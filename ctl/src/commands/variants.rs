@@ -10,8 +10,9 @@ use vt_protocol::{
 };
 
 use super::{
-    Code,
+    App, Code,
     cfg::{refused, shown},
+    scenario,
 };
 use crate::{
     args::{Output, Selection, VariantsVerb},
@@ -28,8 +29,24 @@ pub(super) fn variants(ui: &Ui, verb: &VariantsVerb) -> Result<Code, Report> {
         VariantsVerb::Count(from) => count(ui, from),
         VariantsVerb::Show { name, host, from } => show(ui, from, name, host.as_deref()),
         VariantsVerb::Explain { name, key, from } => explain(ui, from, name, key.as_deref()),
-        VariantsVerb::Lint { keys, warnings, from } => lint(ui, from, *keys, *warnings),
+        VariantsVerb::Lint { keys, warnings, from } => lint(ui, from, keys.then(Vec::new), *warnings),
     }
+}
+
+/// `variants lint --keys`: a daemon is asked what its scenarios read.
+pub(super) async fn lint_keys(app: &mut App, verb: &VariantsVerb) -> Result<Code, Report> {
+    let VariantsVerb::Lint { warnings, from, .. } = verb else { return variants(&app.ui, verb) };
+    let mut known = vec!["type".to_owned(), "vms".to_owned()];
+    match scenario::all(&mut app.mesh).await {
+        Ok(scenarios) => known.extend(scenarios.into_iter().flat_map(|scenario| {
+            scenario.params.into_iter().map(|(key, ..)| key).chain(scenario.also_reads)
+        })),
+        Err(report) => app.ui.note(format_args!(
+            "note: what scenarios read is not known ({}), so keys that only they read are listed too",
+            safe(&report.title)
+        )),
+    }
+    lint(&app.ui, from, Some(known), *warnings)
 }
 
 /// A configuration with the files it was read from.
@@ -41,7 +58,7 @@ pub(super) struct Opened {
 
 impl Opened {
     /// Shows a mistake that was found while expanding.
-    fn refused(&self, ui: &Ui, mistake: Diagnostic) -> Report {
+    pub(super) fn refused(&self, ui: &Ui, mistake: Diagnostic) -> Report {
         refused(ui, self.files.main(), &[self.files.placed(mistake)])
     }
 
@@ -62,7 +79,7 @@ impl Opened {
     }
 
     /// The line that removed the last variants, where one did, with its place on disk.
-    fn emptied_by(&self) -> Result<Option<Removal>, Diagnostic> {
+    pub(super) fn emptied_by(&self) -> Result<Option<Removal>, Diagnostic> {
         let mut line = self.config.emptied_by()?;
         line.iter_mut().for_each(|line| self.place_removal(line));
         Ok(line)
@@ -262,7 +279,7 @@ fn absent(opened: &Opened, from: &Selection, name: &str) -> Report {
 }
 
 /// `only x (file:line), under y (file:line)`.
-fn removed(line: &Removal) -> String {
+pub(super) fn removed(line: &Removal) -> String {
     format!("{} ({}:{}){}", line.text, line.file, line.line, under(&line.conditions))
 }
 
@@ -347,9 +364,10 @@ fn history_json(k: &KeyHistory) -> Value {
     json!({"key": k.key, "value": k.value, "steps": steps})
 }
 
-fn lint(ui: &Ui, from: &Selection, keys: bool, warnings: bool) -> Result<Code, Report> {
+/// `known` are the keys that scenarios read; without them unused keys are not looked for.
+fn lint(ui: &Ui, from: &Selection, known: Option<Vec<String>>, warnings: bool) -> Result<Code, Report> {
     let opened = read(ui, from)?;
-    let options = LintOptions { known_keys: keys.then(Vec::new) };
+    let options = LintOptions { known_keys: known };
     let mut found: Vec<Diagnostic> =
         opened.config.lint(&options).into_iter().map(|finding| opened.files.placed(finding)).collect();
     found.retain(|d| !warnings || d.severity > Severity::Note);

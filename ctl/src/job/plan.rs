@@ -1,10 +1,12 @@
 //! From hosts and parameter sets to the cases of a plan. Pure.
 
+use std::collections::BTreeSet;
+
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::Name,
-    job::{CASES_MAX, PlannedCase, ScenarioInfo},
-    params::{Origin, Params},
+    job::{CASES_MAX, PlannedCase, ScenarioInfo, shapes_a_run},
+    params::{COMMAND_LINE, Origin, Params},
 };
 
 use crate::{args::GroupHosts, suggest, ui::report::usage};
@@ -12,13 +14,19 @@ use crate::{args::GroupHosts, suggest, ui::report::usage};
 /// Most hosts of one run.
 const HOSTS_MAX: usize = 1000;
 
-/// One parameter set with its name. Without configuration files there is one, called like the scenario.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Variant {
-    /// Its name.
-    pub name: String,
-    /// Its parameters.
+/// One parameter set that is run: a variant, or what was typed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run<'a> {
+    /// What its cases are called.
+    pub name: &'a str,
+    /// Its number in the matrix, where there is one.
+    pub variant: Option<u32>,
+    /// Its parameters, where there is no matrix.
     pub params: Params,
+    /// The hosts it runs on; none where there is no scenario for it, and its one case is skipped.
+    pub groups: Option<&'a Groups>,
+    /// Which runs in front of it have to pass first.
+    pub parents: &'a [u32],
 }
 
 /// Hosts cut into groups, each for one case at a time.
@@ -75,7 +83,7 @@ pub fn unique(names: Vec<Name>) -> Result<Vec<Name>, Report> {
         return Err(Report::new(ErrorCode::TooLarge, format!("{} hosts are more than a run takes", names.len()))
             .with("bound", HOSTS_MAX.to_string()));
     }
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     match names.iter().find(|name| !seen.insert(*name)) {
         Some(twice) => Err(usage(format!("host {twice} is named twice")).with("hosts", join(&names, ","))),
         None => Ok(names),
@@ -113,36 +121,57 @@ pub fn group(hosts: &[Name], how: GroupHosts, scenario: &ScenarioInfo) -> Result
     Ok(Groups { whole, rest: chunks.remainder().to_vec() })
 }
 
-/// Every variant on every group, `repeat` times; what is left over is one case that cannot run.
+/// Every run on every group of its hosts, `repeat` times; hosts that no run uses are one case that cannot run, called
+/// `leftover`.
+///
+/// A case waits for those cases of its parents, of the same round, that are on its hosts.
 ///
 /// # Errors
-/// There are no variants, or too many cases.
-pub fn cases(scenario: &str, variants: &[Variant], groups: &Groups, repeat: u32) -> Result<Vec<PlannedCase>, Report> {
-    if variants.is_empty() {
+/// There is nothing to run, or too much.
+pub fn cases(runs: &[Run<'_>], hosts: &[Name], leftover: &str, repeat: u32) -> Result<Vec<PlannedCase>, Report> {
+    if runs.is_empty() {
         return Err(Report::new(ErrorCode::NoVariants, "nothing is left to run"));
     }
     let repeat = usize::try_from(repeat.max(1)).unwrap_or(usize::MAX);
-    let number = variants.len().saturating_mul(groups.whole.len()).saturating_mul(repeat);
-    if number.saturating_add(usize::from(!groups.rest.is_empty())) > CASES_MAX {
+    let groups_of = |run: &Run<'_>| run.groups.map_or(1, |groups| groups.whole.len());
+    let number = runs.iter().map(groups_of).fold(0, usize::saturating_add).saturating_mul(repeat);
+    let used: BTreeSet<&Name> =
+        runs.iter().filter_map(|run| run.groups).flat_map(|groups| groups.whole.iter().flatten()).collect();
+    let unused = hosts.iter().filter(|host| !used.contains(host));
+    let rest: Vec<Name> = if used.is_empty() { Vec::new() } else { unused.cloned().collect() };
+    if number.saturating_add(usize::from(!rest.is_empty())) > CASES_MAX {
+        let groups = runs.iter().map(groups_of).max().unwrap_or(0);
         return Err(Report::new(ErrorCode::TooLarge, format!("{number} cases are more than a job takes"))
             .with("bound", CASES_MAX.to_string())
-            .with(
-                "made of",
-                format!("{} variants × {} groups of hosts × {repeat}", variants.len(), groups.whole.len()),
-            ));
+            .with("made of", format!("{} variants × {groups} groups of hosts × {repeat}", runs.len()))
+            .help("narrow it with --only and --no, give fewer hosts, or repeat it less often"));
     }
-    let mut cases = Vec::with_capacity(number + 1);
+    let mut cases: Vec<PlannedCase> = Vec::with_capacity(number + 1);
     for round in 1..=repeat {
-        for variant in variants {
-            for hosts in &groups.whole {
-                let name = if repeat > 1 { format!("{}#{round}", variant.name) } else { variant.name.clone() };
-                cases.push(PlannedCase { name, hosts: hosts.clone(), leftover: false, params: variant.params.clone() });
+        // Where the cases of each run of this round begin.
+        let mut begins: Vec<usize> = Vec::with_capacity(runs.len() + 1);
+        for run in runs {
+            begins.push(cases.len());
+            let nowhere = [Vec::new()];
+            for hosts in run.groups.map_or(&nowhere[..], |groups| &groups.whole) {
+                let name = if repeat > 1 { format!("{}#{round}", run.name) } else { run.name.to_owned() };
+                let mut after = Vec::new();
+                for parent in run.parents.iter().filter_map(|parent| usize::try_from(*parent).ok()) {
+                    let (Some(from), Some(to)) = (begins.get(parent), begins.get(parent + 1)) else { continue };
+                    let on_its_hosts = |case: &PlannedCase| {
+                        case.hosts.is_empty() || hosts.is_empty() || case.hosts.iter().any(|host| hosts.contains(host))
+                    };
+                    let theirs = (*from..*to).filter(|place| on_its_hosts(&cases[*place]));
+                    after.extend(theirs.filter_map(|place| u32::try_from(place + 1).ok()));
+                }
+                let (hosts, params, variant) = (hosts.clone(), run.params.clone(), run.variant);
+                cases.push(PlannedCase { name, hosts, leftover: false, params, variant, after });
             }
         }
     }
-    if !groups.rest.is_empty() {
-        let (name, hosts) = (scenario.to_owned(), groups.rest.clone());
-        cases.push(PlannedCase { name, hosts, leftover: true, params: Params::new() });
+    if !rest.is_empty() {
+        let name = leftover.to_owned();
+        cases.push(PlannedCase { name, hosts: rest, leftover: true, ..PlannedCase::default() });
     }
     Ok(cases)
 }
@@ -151,30 +180,31 @@ pub fn cases(scenario: &str, variants: &[Variant], groups: &Groups, repeat: u32)
 pub fn params(pairs: &[(String, String)]) -> Params {
     let mut params = Params::new();
     for (key, value) in pairs {
-        params.set(key.as_str(), value.as_str(), Origin { file: "-p".into(), line: 0 });
+        params.set(key.as_str(), value.as_str(), Origin { file: COMMAND_LINE.into(), line: 0 });
     }
     params
 }
 
-/// Keys of `-p` that the scenario does not list. One that is close to a listed key is a mistake and refused; others may
-/// be meant for QEMU or the guest and are returned, for a warning. `mem_vm1` is `mem` of one VM.
+/// Keys of `-p` that none of the scenarios lists. One that is close to a listed key is a mistake and refused; others may
+/// be meant for QEMU, the guest or a configuration and are returned. `mem_vm1` is `mem` of one VM.
 ///
 /// # Errors
 /// A key is a misspelt one.
-pub fn check_keys(pairs: &[(String, String)], scenario: &ScenarioInfo) -> Result<Vec<String>, Report> {
-    let known: Vec<&str> = scenario.params.iter().map(|(key, ..)| key.as_str()).collect();
+pub fn check_keys(pairs: &[(String, String)], scenarios: &[&ScenarioInfo]) -> Result<Vec<String>, Report> {
+    let known: BTreeSet<&str> =
+        scenarios.iter().flat_map(|scenario| &scenario.params).map(|(key, ..)| key.as_str()).collect();
     let mut strange = Vec::new();
     for (key, value) in pairs {
-        let suffixed = |known: &&&str| key.strip_prefix(**known).is_some_and(|rest| rest.starts_with('_'));
-        if known.is_empty() || known.contains(&key.as_str()) || known.iter().any(|known| suffixed(&known)) {
+        if known.is_empty() || scenarios.iter().any(|scenario| scenario.reads(key)) || shapes_a_run(key) {
             continue;
         }
         if let Some(close) = suggest::close(key, known.iter().copied()).first() {
-            return Err(Report::new(ErrorCode::BadParameter, format!("{} has no parameter {key:?}", scenario.name))
+            let name = scenarios.iter().map(|scenario| scenario.name.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(Report::new(ErrorCode::BadParameter, format!("{name} has no parameter {key:?}"))
                 .with("given", format!("-p {key}={value}"))
-                .with("parameters", known.join(" "))
+                .with("parameters", known.iter().copied().collect::<Vec<_>>().join(" "))
                 .help(format!("did you mean {close}?"))
-                .help(format!("vtctl scenario show {}", scenario.name)));
+                .help(format!("vtctl scenario show {}", scenarios[0].name)));
         }
         strange.push(key.clone());
     }
@@ -195,7 +225,8 @@ mod tests {
 
     fn scenario(hosts: u32) -> ScenarioInfo {
         let params = ["mem", "smp", "migrate_count"].map(|key| (key.to_owned(), String::new(), String::new()));
-        ScenarioInfo { name: "s".into(), summary: String::new(), hosts, params: params.into() }
+        let (types, also_reads) = (vec![], vec![]);
+        ScenarioInfo { name: "s".into(), summary: String::new(), hosts, params: params.into(), types, also_reads }
     }
 
     fn shown(groups: &Groups) -> String {
@@ -231,26 +262,65 @@ mod tests {
         assert_eq!(none.help[0], "vtctl run s -m host1,host2");
     }
 
+    fn run<'a>(name: &'a str, groups: Option<&'a Groups>, parents: &'a [u32]) -> Run<'a> {
+        Run { name, variant: None, params: Params::new(), groups, parents }
+    }
+
+    fn text(cases: &[PlannedCase]) -> Vec<String> {
+        let line = |case: &PlannedCase| {
+            let after: String = case.after.iter().map(|index| format!(">{index}")).collect();
+            format!("{}@{}{}{after}", case.name, join(&case.hosts, "+"), if case.leftover { "!" } else { "" })
+        };
+        cases.iter().map(line).collect()
+    }
+
     #[test]
     fn every_variant_runs_on_every_group_and_the_rest_is_one_leftover() {
         let groups = Groups { whole: vec![names("a b"), names("c d")], rest: names("e") };
-        let variants = ["x", "y"].map(|name| Variant { name: name.into(), params: Params::new() });
-        let made = cases("s", &variants, &groups, 2).unwrap();
-        let text: Vec<String> = made
-            .iter()
-            .map(|case| format!("{}@{}{}", case.name, join(&case.hosts, "+"), if case.leftover { "!" } else { "" }))
-            .collect();
+        let runs = ["x", "y"].map(|name| run(name, Some(&groups), &[]));
+        let hosts = names("a b c d e");
         assert_eq!(
-            text,
+            text(&cases(&runs, &hosts, "s", 2).unwrap()),
             ["x#1@a+b", "x#1@c+d", "y#1@a+b", "y#1@c+d", "x#2@a+b", "x#2@c+d", "y#2@a+b", "y#2@c+d", "s@e!"]
         );
-        assert_eq!(cases("s", &variants, &groups, 5000).unwrap_err().code, ErrorCode::TooLarge);
-        assert_eq!(cases("s", &[], &groups, 1).unwrap_err().code, ErrorCode::NoVariants);
+        assert_eq!(cases(&runs, &hosts, "s", 5000).unwrap_err().code, ErrorCode::TooLarge);
+        assert_eq!(cases(&[], &hosts, "s", 1).unwrap_err().code, ErrorCode::NoVariants);
+    }
+
+    #[test]
+    fn a_case_waits_for_its_parents_on_its_own_hosts_in_its_own_round() {
+        let pairs = Groups { whole: vec![names("a b"), names("c d")], rest: vec![] };
+        let each = Groups { whole: ["a", "b", "c", "d"].map(names).into(), rest: vec![] };
+        let runs = [
+            run("install", Some(&each), &[]),
+            run("unknown", None, &[]),
+            run("boot", Some(&pairs), &[0]),
+            run("move", Some(&pairs), &[1, 2]),
+            run("other", None, &[2]),
+        ];
+        let made = text(&cases(&runs, &names("a b c d"), "s", 1).unwrap());
+        assert_eq!(
+            made,
+            [
+                "install@a",
+                "install@b",
+                "install@c",
+                "install@d",
+                "unknown@",
+                "boot@a+b>1>2",
+                "boot@c+d>3>4",
+                "move@a+b>5>6",
+                "move@c+d>5>7",
+                "other@>6>7",
+            ]
+        );
+        let twice = text(&cases(&[run("x", Some(&pairs), &[]), run("y", Some(&pairs), &[0])], &[], "s", 2).unwrap());
+        assert_eq!(twice[6..], ["y#2@a+b>5", "y#2@c+d>6"]);
     }
 
     #[test]
     fn a_misspelt_parameter_is_refused_and_a_strange_one_is_named() {
-        let check = |key: &str| check_keys(&[(key.to_owned(), "1".to_owned())], &scenario(2));
+        let check = |key: &str| check_keys(&[(key.to_owned(), "1".to_owned())], &[&scenario(2)]);
         assert_eq!(check("mem").unwrap(), Vec::<String>::new());
         assert_eq!(check("mem_vm1").unwrap(), Vec::<String>::new());
         assert_eq!(check("my_own_setting").unwrap(), ["my_own_setting"]);

@@ -102,6 +102,7 @@ impl Tracker {
     pub fn take(&mut self, item: WatchItem) -> Vec<Update> {
         match item {
             WatchItem::Job(job) => self.take_job(job),
+            WatchItem::Changed(changed) => self.take_changed(changed),
             WatchItem::Event { attempt, event } => {
                 if self.is_new(attempt, &event) {
                     self.take_event(attempt, event)
@@ -117,9 +118,24 @@ impl Tracker {
         if self.job.as_ref().is_some_and(|known| known.state == JobState::Done && job.state != JobState::Done) {
             return Vec::new();
         }
-        let alone = job.cases.len() == 1;
+        let updates = self.tell(&job.cases, job.cases.len() == 1);
+        self.job = Some(job);
+        updates
+    }
+
+    fn take_changed(&mut self, changed: JobView) -> Vec<Update> {
+        // Without a first view, or after the last one, there is nothing it could change.
+        let Some(mut job) = self.job.take_if(|known| known.state != JobState::Done) else { return Vec::new() };
+        let updates = self.tell(&changed.cases, job.cases.len() == 1);
+        job.take(changed);
+        self.job = Some(job);
+        updates
+    }
+
+    /// What is worth telling of cases; `alone`: the job has no others.
+    fn tell(&mut self, cases: &[CaseView], alone: bool) -> Vec<Update> {
         let mut updates = Vec::new();
-        for case in &job.cases {
+        for case in cases {
             let index = case.id.index;
             let next = match &case.state {
                 CaseStateView::Pending { why } => Shown::Waiting(why.clone()),
@@ -153,7 +169,6 @@ impl Tracker {
             }
             self.shown.insert(index, next);
         }
-        self.job = Some(job);
         updates
     }
 
@@ -321,6 +336,7 @@ pub(crate) mod tests {
         CaseView {
             id: CaseId { job: JobId(7), index },
             name: "multihost_migration".into(),
+            scenario: "multihost_migration".into(),
             hosts: vec!["host1".parse().unwrap(), "host2".parse().unwrap()],
             state,
             attempt: Some(attempt(index)),
@@ -328,6 +344,7 @@ pub(crate) mod tests {
             guest_downtime_ms: Some(41),
             qemu_downtime_ms: Some(31),
             migrations: Some(2),
+            variant: None,
         }
     }
 
@@ -345,6 +362,7 @@ pub(crate) mod tests {
             counts: vec![],
             cases,
             submitted_unix_ms: 1_795_458_869_125,
+            matrix: None,
         }
     }
 
@@ -446,8 +464,13 @@ pub(crate) mod tests {
                 "FAIL  multihost_migration  host1,host2  8.1 s"
             ]
         );
+        let change =
+            job(JobState::Running, vec![case(2, CaseStateView::Pending { why: Some("host1 is down".into()) })]);
+        assert_eq!(lines(&tracker.take(WatchItem::Changed(change.clone()))), ["waits: host1 is down"]);
+        assert_eq!(tracker.job().unwrap().cases.len(), 2, "what did not change is still there");
         tracker.take(WatchItem::Job(job(JobState::Done, vec![case(1, failed())])));
         tracker.take(WatchItem::Job(job(JobState::Running, vec![])));
+        assert!(lines(&tracker.take(WatchItem::Changed(change))).is_empty());
         assert_eq!(tracker.job().unwrap().state, JobState::Done, "a lagging follower brings nothing back");
     }
 

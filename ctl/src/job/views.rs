@@ -38,6 +38,9 @@ pub fn job_json(job: &JobView) -> Value {
         "note": job.note,
         "submitted_at": rfc3339(job.submitted_unix_ms),
         "counts": counts_json(job),
+        "matrix": job.matrix.as_ref().map(
+            |matrix| json!({"digest": matrix.digest.to_string(), "variants": matrix.variants}),
+        ),
     })
 }
 
@@ -82,6 +85,8 @@ pub fn case_json(case: &CaseView) -> Value {
         "id": case.id.to_string(),
         "index": case.id.index,
         "name": case.name,
+        "variant": case.variant,
+        "scenario": case.scenario,
         "hosts": case.hosts,
         "state": state,
         "waits_for": why,
@@ -99,7 +104,7 @@ pub fn case_json(case: &CaseView) -> Value {
 /// An item of a watch in one object.
 pub fn item_json(item: &WatchItem) -> Value {
     match item {
-        WatchItem::Job(job) => {
+        WatchItem::Job(job) | WatchItem::Changed(job) => {
             let mut value = job_json(job);
             value["kind"] = json!("job");
             value["final"] = json!(job.state == JobState::Done);
@@ -174,7 +179,8 @@ mod tests {
         assert_eq!(
             value,
             json!({
-                "id": "case_7.3", "index": 3, "name": "multihost_migration", "hosts": ["host1", "host2"],
+                "id": "case_7.3", "index": 3, "name": "multihost_migration", "variant": null,
+                "scenario": "multihost_migration", "hosts": ["host1", "host2"],
                 "state": "done", "waits_for": null, "verdict": "fail",
                 "cause": {
                     "code": "E0620", "title": "3 of 262144 pages do not hold what was written",
@@ -201,6 +207,7 @@ mod tests {
                 "id": "job_7", "scenario": "multihost_migration", "state": "done", "user": "root", "note": null,
                 "submitted_at": "2026-11-23T18:34:29.125Z",
                 "counts": {"pass": 0, "warn": 0, "skip": 0, "cancelled": 0, "timeout": 0, "error": 0, "fail": 1, "none": 0},
+                "matrix": null,
             })
         );
         assert_eq!(item_json(&WatchItem::Job(job))["final"], true);

@@ -1,7 +1,7 @@
 //! JUnit XML: a suite of the scenario, a testcase per case. Written by hand because it is small, read back by a parser
 //! in the tests.
 
-use std::fmt::Write;
+use std::{collections::HashMap, fmt::Write};
 
 use vt_protocol::{
     error::Report,
@@ -42,21 +42,44 @@ pub fn xml(material: &Material<'_>) -> String {
     }
     property(&mut text, "      ", "exit", exit::name(exit::of_job(job)));
     text.push_str("    </properties>\n");
-    job.cases.iter().for_each(|case| testcase(&mut text, material, case));
+    let mut index = Index::default();
+    for case in &job.cases {
+        *index.names.entry(&case.name).or_default() += 1;
+    }
+    for path in material.files {
+        if let Some(case) = case_of(path) {
+            index.files.entry(case).or_default().push(path);
+        }
+    }
+    job.cases.iter().for_each(|case| testcase(&mut text, material, &index, case));
     text.push_str("  </testsuite>\n</testsuites>\n");
     text
 }
 
-fn testcase(text: &mut String, material: &Material<'_>, case: &CaseView) {
+/// What is looked up for every case, of which there may be thousands.
+#[derive(Default)]
+struct Index<'a> {
+    /// How many cases have a name.
+    names: HashMap<&'a str, u32>,
+    /// Files by the index of their case.
+    files: HashMap<u32, Vec<&'a str>>,
+}
+
+/// The index of the case that a file belongs to: it is below `cases/0001-name`.
+fn case_of(path: &str) -> Option<u32> {
+    path.strip_prefix("cases/")?.split_once('-')?.0.parse().ok()
+}
+
+fn testcase(text: &mut String, material: &Material<'_>, index: &Index<'_>, case: &CaseView) {
     let seconds = case.elapsed_ms.unwrap_or(0) as f64 / 1000.0;
     // Variants that run on several groups of hosts share a name; with the hosts each testcase has its own.
-    let shared = material.job.cases.iter().filter(|other| other.name == case.name).take(2).count() > 1;
+    let shared = index.names.get(case.name.as_str()).is_some_and(|cases| *cases > 1);
     let hosts = case.hosts.iter().map(Name::as_str).collect::<Vec<_>>().join(",");
     let name = if shared { format!("{} [{} {hosts}]", case.name, case.id.index) } else { case.name.clone() };
     let _ = writeln!(
         text,
         "    <testcase classname=\"{}\" name=\"{}\" time=\"{seconds:.3}\">",
-        attribute(&material.job.scenario),
+        attribute(&case.scenario),
         attribute(&name)
     );
     properties(text, material, case, &hosts);
@@ -75,9 +98,7 @@ fn testcase(text: &mut String, material: &Material<'_>, case: &CaseView) {
         }
     }
     let log = material.logs.of(case.id);
-    let prefixes = [format!("cases/{:04}/", case.id.index), format!("{}/", case.id)];
-    let is_of_case = |path: &&String| prefixes.iter().any(|prefix| path.starts_with(prefix));
-    let of_case: Vec<&String> = material.files.iter().filter(is_of_case).collect();
+    let of_case = index.files.get(&case.id.index).map_or(&[][..], Vec::as_slice);
     if !log.is_empty() || !of_case.is_empty() {
         let mut out = log;
         if let Some(evidence) = material.evidence {
@@ -99,6 +120,7 @@ fn properties(text: &mut String, material: &Material<'_>, case: &CaseView, hosts
     text.push_str("      <properties>\n");
     let lines = [
         ("case", Some(case.id.to_string())),
+        ("variant", case.variant.clone()),
         ("hosts", Some(hosts.to_owned())),
         ("attempt", case.attempt.map(|attempt| attempt.number.to_string())),
         ("backend", Some("qmp".to_owned())),
@@ -192,7 +214,7 @@ mod tests {
         let mut logs = Logs::for_cases(9);
         let what = Happening::Log { level: "info".into(), text: nasty.into() };
         logs.take(&WatchItem::Event { attempt: attempt(2), event: event(1, "host1", what) });
-        let files = ["cases/0002/host1/events.jsonl".to_owned(), "job.json".to_owned()];
+        let files = ["cases/0002-nasty/host1/events.jsonl".to_owned(), "job.json".to_owned()];
         let hosts = BTreeMap::new();
         let material =
             Material { job: &job, evidence: Some(Path::new("/r")), files: &files, logs: &logs, hosts: &hosts };
@@ -229,7 +251,7 @@ mod tests {
         assert_eq!(failure.attribute("type"), Some("E0502"));
         assert_eq!(failure.attribute("message"), Some("a<b> & \"c\" 'd' ]]> [31m é 🦀 second line"));
         let out = cases[1].children().find(|node| node.has_tag_name("system-out")).unwrap().text().unwrap();
-        assert!(out.contains("second line") && out.ends_with("/r/cases/0002/host1/events.jsonl\n"), "{out}");
+        assert!(out.contains("second line") && out.ends_with("/r/cases/0002-nasty/host1/events.jsonl\n"), "{out}");
         assert!(
             cases[2].attribute("name").unwrap().starts_with("multihost_migration [3 "),
             "shared names are told apart"
@@ -256,7 +278,7 @@ mod tests {
             let what = Happening::Log { level: "info".into(), text: "x".repeat(200) };
             logs.take(&WatchItem::Event { attempt: attempt(1), event: event(seq, "host1", what) });
         }
-        let files: Vec<String> = (0..200).map(|n| format!("cases/0001/{n}")).collect();
+        let files: Vec<String> = (0..200).map(|n| format!("cases/0001-multihost_migration/{n}")).collect();
         let hosts = BTreeMap::new();
         let material =
             Material { job: &job, evidence: Some(Path::new("/r")), files: &files, logs: &logs, hosts: &hosts };

@@ -233,6 +233,7 @@ pub(crate) fn status(quorum: bool) -> ClusterStatus {
         attempt: None,
         vms: 0,
         lag: Some(0),
+        cordoned: false,
     };
     ClusterStatus {
         cluster: ClusterId(1),
@@ -254,12 +255,21 @@ pub(crate) fn status(quorum: bool) -> ClusterStatus {
 pub(crate) fn scenarios() -> Vec<ScenarioInfo> {
     let params = |keys: &[&str]| keys.iter().map(|key| ((*key).to_owned(), "1".to_owned(), "m".to_owned())).collect();
     vec![
-        ScenarioInfo { name: "uptime".into(), summary: "boot".into(), hosts: 1, params: params(&["mem"]) },
+        ScenarioInfo {
+            name: "uptime".into(),
+            summary: "boot".into(),
+            hosts: 1,
+            params: params(&["mem"]),
+            types: vec![],
+            also_reads: vec![],
+        },
         ScenarioInfo {
             name: "multihost_migration".into(),
             summary: "there and back".into(),
             hosts: 2,
             params: params(&["mem", "smp", "migrate_count"]),
+            types: vec!["migration_multi_host".into()],
+            also_reads: vec!["mig_protocol".into()],
         },
     ]
 }
@@ -288,6 +298,7 @@ pub(crate) fn job(state: JobState, cases: Vec<CaseStateView>) -> JobView {
     let case = |(i, state): (usize, CaseStateView)| CaseView {
         id: CaseId { job: JOB, index: i as u32 + 1 },
         name: "multihost_migration".into(),
+        scenario: "multihost_migration".into(),
         hosts: vec!["host1".parse().unwrap(), "host2".parse().unwrap()],
         state,
         attempt: Some(attempt(i as u32 + 1)),
@@ -295,6 +306,7 @@ pub(crate) fn job(state: JobState, cases: Vec<CaseStateView>) -> JobView {
         guest_downtime_ms: Some(38),
         qemu_downtime_ms: Some(31),
         migrations: Some(2),
+        variant: None,
     };
     JobView {
         id: JOB,
@@ -305,6 +317,7 @@ pub(crate) fn job(state: JobState, cases: Vec<CaseStateView>) -> JobView {
         cases: cases.into_iter().enumerate().map(case).collect(),
         counts: vec![],
         submitted_unix_ms: 1_795_458_869_125,
+        matrix: None,
     }
 }
 
