@@ -66,7 +66,7 @@ pub enum VariantsVerb {
     /// Probable mistakes: dead filters, misspelt names
     #[command(after_help = "Example:\n  vtctl variants lint -c tests.cfg")]
     Lint {
-        /// Also keys that nothing in these files reads
+        /// Also keys that neither these files nor a scenario reads; a daemon is asked for the scenarios
         #[arg(long)]
         keys: bool,
         /// Leave out notes
@@ -76,6 +76,13 @@ pub enum VariantsVerb {
         #[command(flatten)]
         from: Selection,
     },
+}
+
+impl VariantsVerb {
+    /// Whether a daemon is asked.
+    pub fn asks(&self) -> bool {
+        matches!(self, Self::Lint { keys: true, .. })
+    }
 }
 
 /// `cfg …`.

@@ -151,3 +151,23 @@ fn a_secret_is_never_in_an_error() {
     assert!(!ran.err.contains("verysecret") && !ran.out.contains("verysecret"));
     at(dir.path(), &daemon.socket(), &["cluster", "token", "create"]).expect(1);
 }
+
+#[test]
+fn lint_knows_what_scenarios_read() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("m.cfg"), "mem = 1\nmig_protocol_vm1 = tcp\nmigrate_cuont = 2\nmine = 3\n").unwrap();
+    let daemon = Fake::healthy(dir.path(), "vtd");
+    let words = ["variants", "lint", "--keys", "-c", "m.cfg", "-o", "json"];
+    let lines = |value: &serde_json::Value| -> Vec<(u64, String)> {
+        let of = |f: &serde_json::Value| (f["line"].as_u64().unwrap(), f["hint"].as_str().unwrap_or_default().to_owned());
+        value["findings"].as_array().unwrap().iter().map(of).collect()
+    };
+    let found = at(dir.path(), &daemon.socket(), &words).expect(0);
+    assert_eq!(lines(&found.json()), [(3, "migrate_count is read".to_owned()), (4, String::new())]);
+    let alone = at(dir.path(), "./none.sock", &words).expect(0);
+    assert_eq!(lines(&alone.json()).len(), 4);
+    assert!(alone.err.contains("what scenarios read is not known"), "{}", alone.err);
+    // Without the flag no daemon is asked.
+    let plain = at(dir.path(), "./none.sock", &["variants", "lint", "-c", "m.cfg"]).expect(0);
+    assert!(!plain.err.contains("not known"), "{}", plain.err);
+}
