@@ -64,5 +64,5 @@ fn print(config: &vt_cfg::Config, names: bool, count: bool) -> Result<(), Box<dy
         }
         return Ok(());
     }
-    Ok(config.write_json(&mut out)?)
+    Ok(config.write_json(&mut std::io::stdout())?)
 }

@@ -3,8 +3,8 @@
 //! The parser asks a [`Source`]; it never opens anything itself. [`FsSource`] is the file system behind that trait,
 //! [`MemSource`] a set of texts for tests, editors and received matrices.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// Why a text is not there.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -33,7 +33,7 @@ pub enum SourceError {
 /// Gives the parser its texts.
 pub trait Source {
     /// The whole text of a file.
-    fn read(&self, path: &str) -> Result<Arc<str>, SourceError>;
+    fn read(&self, path: &str) -> Result<Cow<'_, str>, SourceError>;
 
     /// The home folder of a user (`None`: the one running the program), to expand a leading `~`.
     fn home(&self, user: Option<&str>) -> Option<String> {
@@ -45,7 +45,7 @@ pub trait Source {
 /// Texts in memory, by path.
 #[derive(Debug, Default, Clone)]
 pub struct MemSource {
-    files: BTreeMap<String, Arc<str>>,
+    files: BTreeMap<String, String>,
 }
 
 impl MemSource {
@@ -55,15 +55,15 @@ impl MemSource {
     }
 
     /// Adds or replaces one text.
-    pub fn insert(&mut self, path: impl Into<String>, text: impl Into<Arc<str>>) -> &mut Self {
+    pub fn insert(&mut self, path: impl Into<String>, text: impl Into<String>) -> &mut Self {
         self.files.insert(path.into(), text.into());
         self
     }
 }
 
 impl Source for MemSource {
-    fn read(&self, path: &str) -> Result<Arc<str>, SourceError> {
-        self.files.get(path).cloned().ok_or_else(|| SourceError::Missing(path.to_owned()))
+    fn read(&self, path: &str) -> Result<Cow<'_, str>, SourceError> {
+        self.files.get(path).map(Into::into).ok_or_else(|| SourceError::Missing(path.to_owned()))
     }
 }
 
@@ -75,7 +75,7 @@ pub struct FsSource;
 const MAX_FILE: u64 = 32 << 20;
 
 impl Source for FsSource {
-    fn read(&self, path: &str) -> Result<Arc<str>, SourceError> {
+    fn read(&self, path: &str) -> Result<Cow<'_, str>, SourceError> {
         let unreadable = |reason: String| SourceError::Unreadable { path: path.to_owned(), reason };
         let meta = match std::fs::metadata(path) {
             Ok(m) => m,

@@ -17,7 +17,7 @@ pub enum StreamError {
 }
 
 /// Bytes collected before they are written.
-const CHUNK: usize = 1 << 16;
+const CHUNK: usize = 1 << 15;
 
 impl Config {
     /// Writes every variant as one JSON object a line. Memory does not grow with their number.

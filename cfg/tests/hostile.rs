@@ -82,7 +82,7 @@ fn a_path_that_grows_forever_is_a_cycle_too() {
     // Textual paths differ each time; only the depth tells.
     struct Any;
     impl vt_cfg::Source for Any {
-        fn read(&self, _: &str) -> Result<std::sync::Arc<str>, vt_cfg::SourceError> {
+        fn read(&self, _: &str) -> Result<std::borrow::Cow<'_, str>, vt_cfg::SourceError> {
             Ok("include sub/m.cfg\n".into())
         }
     }

@@ -323,9 +323,9 @@ impl Machine {
             }
             map => {
                 // The node at hand has not run its own hidden operation yet.
-                let done = &s.nodes[at_node + 1..];
+                let done = file_map::variants(m, &s.nodes[at_node + 1..]);
                 let kind = if map == "_name_map_file" { Kind::Full } else { Kind::Short };
-                let files = file_map::files(m, done);
+                let files = file_map::files(&done);
                 if files.is_empty() {
                     return None;
                 }
@@ -336,7 +336,7 @@ impl Machine {
                     }
                     quoted(m.base_names.get(file), own);
                     own.push_str(": ");
-                    quoted(&file_map::entry(m, done, file, kind), own);
+                    quoted(&file_map::entry(m, &done, file, kind), own);
                 }
                 own.push('}');
             }

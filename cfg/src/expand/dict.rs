@@ -47,28 +47,37 @@ impl<'a> Dict<'a> {
             Some(ready) => ready.write(self, out),
             None => self.entries.iter().for_each(|e| self.write_entry(e, out)),
         }
+        // Names are made of labels, unless a bound gives them.
+        let push_name = if self.p.clean_names && !self.p.bounds_reserved { json::push_clean } else { json::push };
         out.extend_from_slice(b"\"dep\":[");
         for (i, d) in self.dep.iter().enumerate() {
             if i > 0 {
                 out.push(b',');
             }
-            json::push(d, out);
+            push_name(d, out);
         }
         out.extend_from_slice(b"],\"name\":");
-        json::push(self.name, out);
+        push_name(self.name, out);
         out.extend_from_slice(b",\"shortname\":");
-        json::push(self.short, out);
+        push_name(self.short, out);
         match self.maps {
             MapsOf::Nodes(nodes) => {
-                let files = file_map::files(self.m, nodes);
+                let variants = file_map::variants(self.m, nodes);
+                let files = file_map::files(&variants);
                 self.write_maps(&files, out, |i, kind, out| {
-                    file_map::pieces(self.m, nodes, files[i], kind, |piece| {
-                        if self.p.clean_names {
-                            out.extend_from_slice(piece.as_bytes());
-                        } else {
-                            json::push_inside(piece, out);
+                    let mut first = true;
+                    for (_, labels) in variants.iter().filter(|(file, _)| *file == files[i]) {
+                        for l in &self.m.path_labels[labels.range()] {
+                            let text = self.p.json_label(*l, kind);
+                            out.extend_from_slice(&text[usize::from(first)..]);
+                            first = false;
                         }
-                    });
+                        if labels.len() == 0 && !first {
+                            // A variant without a name still has its dot.
+                            out.push(b'.');
+                        }
+                        first = false;
+                    }
                 });
             }
             MapsOf::Given(maps) => {

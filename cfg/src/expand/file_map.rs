@@ -1,6 +1,6 @@
 //! The file maps of a variant: per configuration file, the part of the name that is defined in it.
 
-use crate::model::{Model, NONE};
+use crate::model::{Model, NONE, Span};
 
 /// Which of the two maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,49 +20,51 @@ pub(crate) struct MapEntry {
     pub(crate) short: String,
 }
 
-/// The files of some nodes (outermost first), in the order of their first use.
-pub(crate) fn files(m: &Model, nodes: &[u32]) -> Vec<u32> {
+/// The variants among some nodes (outermost first): the file and the labels of each.
+pub(crate) fn variants(m: &Model, nodes: &[u32]) -> Vec<(u32, Span)> {
+    let mut out = Vec::with_capacity(nodes.len());
+    let nodes = nodes.iter().map(|n| &m.nodes[*n as usize]);
+    out.extend(nodes.filter(|n| n.map_file != NONE).map(|n| (n.map_file, n.labels)));
+    out
+}
+
+/// The files of some variants, in the order of their first use, which is that of the text.
+pub(crate) fn files(variants: &[(u32, Span)]) -> Vec<u32> {
     let mut out = Vec::new();
-    for n in nodes.iter().rev() {
-        let file = m.nodes[*n as usize].map_file;
-        if file != NONE && !out.contains(&file) {
-            out.push(file);
+    for (file, _) in variants.iter().rev() {
+        if !out.contains(file) {
+            out.push(*file);
         }
     }
     out
 }
 
-/// The part of the name that a file defines, piece by piece.
-pub(crate) fn pieces(m: &Model, nodes: &[u32], file: u32, kind: Kind, mut push: impl FnMut(&str)) {
-    let inside = nodes.iter().map(|n| &m.nodes[*n as usize]).filter(|n| n.map_file == file);
-    for (i, n) in inside.enumerate() {
+/// The part of the name that a file defines.
+pub(crate) fn entry(m: &Model, variants: &[(u32, Span)], file: u32, kind: Kind) -> String {
+    let mut out = String::new();
+    for (i, (_, labels)) in variants.iter().filter(|(f, _)| *f == file).enumerate() {
         // A variant without a name still has its dot.
         if i > 0 {
-            push(".");
+            out.push('.');
         }
-        for (j, l) in m.path_labels[n.labels.range()].iter().enumerate() {
+        for (j, l) in m.path_labels[labels.range()].iter().enumerate() {
             if j > 0 {
-                push(".");
+                out.push('.');
             }
             let l = &m.labels[*l as usize];
-            push(match kind {
+            out.push_str(match kind {
                 Kind::Full => m.text(l.printed),
                 Kind::Short => m.names.get(l.name),
             });
         }
     }
-}
-
-/// The same as one text.
-pub(crate) fn entry(m: &Model, nodes: &[u32], file: u32, kind: Kind) -> String {
-    let mut out = String::new();
-    pieces(m, nodes, file, kind, |p| out.push_str(p));
     out
 }
 
 /// Both maps of some nodes.
 pub(crate) fn maps(m: &Model, nodes: &[u32]) -> Vec<MapEntry> {
-    let entry = |file, kind| entry(m, nodes, file, kind);
+    let variants = variants(m, nodes);
+    let entry = |file, kind| entry(m, &variants, file, kind);
     let both = |file| MapEntry { file, full: entry(file, Kind::Full), short: entry(file, Kind::Short) };
-    files(m, nodes).into_iter().map(both).collect()
+    files(&variants).into_iter().map(both).collect()
 }

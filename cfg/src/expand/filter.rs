@@ -25,6 +25,16 @@ pub(crate) struct View<'a> {
     pub(crate) below: &'a [u64],
 }
 
+/// What an answer means for `only`, or for `no`.
+pub(crate) fn passes(only: bool, matches: Tri) -> Tri {
+    match (only, matches) {
+        (true, t) => t,
+        (false, Tri::Yes) => Tri::No,
+        (false, Tri::No) => Tri::Yes,
+        (false, Tri::Maybe) => Tri::Maybe,
+    }
+}
+
 impl View<'_> {
     fn is_below(&self, atom: u32) -> bool {
         self.below.get(atom as usize / 64).is_some_and(|w| w >> (atom % 64) & 1 == 1)
@@ -41,17 +51,21 @@ impl View<'_> {
     }
 
     pub(crate) fn group(&self, group: Span) -> Tri {
-        let atoms = &self.m.group_atoms[group.range()];
-        if let [atom] = atoms {
-            return if self.counts[*atom as usize] > 0 {
-                Tri::Yes
-            } else if self.is_below(*atom) {
-                Tri::Maybe
-            } else {
-                Tri::No
-            };
+        match &self.m.group_atoms[group.range()] {
+            [atom] => self.atom(*atom),
+            atoms => self.long_group(atoms),
         }
-        self.long_group(atoms)
+    }
+
+    /// Whether a label for the atom is on the path.
+    pub(crate) fn atom(&self, atom: u32) -> Tri {
+        if self.counts[atom as usize] > 0 {
+            Tri::Yes
+        } else if self.is_below(atom) {
+            Tri::Maybe
+        } else {
+            Tri::No
+        }
     }
 
     fn long_group(&self, atoms: &[u32]) -> Tri {
@@ -108,12 +122,7 @@ impl View<'_> {
 
     /// Whether a combination survives a constraint.
     pub(crate) fn constraint(&self, c: &Constraint) -> Tri {
-        let main = match (c.only, self.filter(c.filter)) {
-            (true, t) => t,
-            (false, Tri::Yes) => Tri::No,
-            (false, Tri::No) => Tri::Yes,
-            (false, Tri::Maybe) => Tri::Maybe,
-        };
+        let main = passes(c.only, self.filter(c.filter));
         if main == Tri::Yes {
             return Tri::Yes;
         }

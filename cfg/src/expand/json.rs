@@ -7,6 +7,13 @@ pub(crate) fn push(s: &str, out: &mut Vec<u8>) {
     out.push(b'"');
 }
 
+/// A string that is known to need no escapes.
+pub(crate) fn push_clean(s: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    out.extend_from_slice(s.as_bytes());
+    out.push(b'"');
+}
+
 /// A string without its quotes.
 pub(crate) fn push_inside(s: &str, out: &mut Vec<u8>) {
     if is_clean(s) {

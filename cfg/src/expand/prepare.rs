@@ -2,8 +2,10 @@
 
 use std::collections::HashSet;
 
+use crate::expand::file_map::Kind;
+use crate::expand::json;
 use crate::intern::FastMap;
-use crate::model::{Model, NONE};
+use crate::model::{Constraint, Model, NONE};
 use crate::parser::Options;
 
 /// What `_min`, `_max` and `_fixed` keys do.
@@ -48,6 +50,8 @@ pub(crate) struct Prepared {
     /// Start of each node's two sets: atoms that constraints below it mention alone, and in groups with neighbours.
     mentioned: Vec<u32>,
     mentions: Vec<u64>,
+    /// Per constraint: its only atom, if it stands under no condition and asks for one label; else [`NONE`].
+    pub(crate) single: Vec<u32>,
     /// A join stands at or below the node.
     pub(crate) has_join: Vec<bool>,
     /// Defaults mode does not skip children of this node.
@@ -57,6 +61,9 @@ pub(crate) struct Prepared {
     /// Per key: `"key":"` as JSON, and where each ends.
     json: Vec<u8>,
     json_ends: Vec<u32>,
+    /// Per label, as printed and bare: a dot and the name as JSON, and where each ends.
+    labels: Vec<u8>,
+    label_ends: Vec<u32>,
     /// Names of variants and sets need no escapes in JSON.
     pub(crate) clean_names: bool,
     /// Some bound concerns a reserved key, so that names depend on operations.
@@ -68,12 +75,20 @@ impl Prepared {
         let mut p = Prepared::default();
         link_labels(m);
         p.find_bounds(m);
-        p.clean_names = super::json::is_clean(m.names.all());
+        p.clean_names = json::is_clean(m.names.all());
+        for l in &m.labels {
+            for text in [m.text(l.printed), m.names.get(l.name)] {
+                p.labels.push(b'.');
+                json::push_inside(text, &mut p.labels);
+                p.label_ends.push(p.labels.len() as u32);
+            }
+        }
         for key in 0..m.keys.len() {
-            super::json::push(m.keys.get(key as u32), &mut p.json);
+            json::push(m.keys.get(key as u32), &mut p.json);
             p.json.extend_from_slice(b":\"");
             p.json_ends.push(p.json.len() as u32);
         }
+        p.single = m.constraints.iter().map(|c| single_atom(m, c).unwrap_or(NONE)).collect();
         p.find_below(m);
         p.find_mentions(m);
         let expand: HashSet<u32> = options.expand.iter().filter_map(|n| m.names.find(n)).collect();
@@ -103,6 +118,13 @@ impl Prepared {
         let i = key as usize;
         let from = if i == 0 { 0 } else { self.json_ends[i - 1] as usize };
         &self.json[from..self.json_ends[i] as usize]
+    }
+
+    /// A dot and the name of a label as JSON.
+    pub(crate) fn json_label(&self, label: u32, kind: Kind) -> &[u8] {
+        let i = label as usize * 2 + usize::from(kind == Kind::Short);
+        let from = if i == 0 { 0 } else { self.label_ends[i - 1] as usize };
+        &self.labels[from..self.label_ends[i] as usize]
     }
 
     fn find_mentions(&mut self, m: &Model) {
@@ -235,6 +257,15 @@ impl Prepared {
         sets.extend_from_slice(&acc);
         (sets.len() / width - 1) as u32
     }
+}
+
+/// The atom of a constraint such as `only a` outside conditions.
+fn single_atom(m: &Model, c: &Constraint) -> Option<u32> {
+    let f = &m.filters[c.filter as usize];
+    let [word] = &m.words[f.words.range()] else { return None };
+    let [group] = &m.groups[word.range()] else { return None };
+    let [atom] = m.group_atoms[group.range()] else { return None };
+    (c.guards.len() == 0 && !f.broken).then_some(atom)
 }
 
 /// Set 0 has nothing, set 1 everything.

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use crate::diag::Diagnostic;
 use crate::expand::assign::{Machine, Silent, Subject, broken};
 use crate::expand::file_map::maps;
-use crate::expand::filter::{Tri, View};
+use crate::expand::filter::{Tri, View, passes};
 use crate::expand::join::{JoinState, Part, Product};
 use crate::expand::names;
 use crate::expand::prepare::Prepared;
@@ -115,6 +115,8 @@ pub(crate) struct Walk {
     /// Bytes in `deps`.
     deps_size: usize,
     frames: Vec<Frame>,
+    /// The key of `fruitless` made last.
+    key: Vec<u32>,
     /// Combinations counted at the bottom of the stack.
     pub(crate) total: u128,
 }
@@ -140,6 +142,7 @@ impl Walk {
             deps: self.deps.clone(),
             deps_size: self.deps_size,
             frames: Vec::new(),
+            key: Vec::new(),
             total: 0,
         }
     }
@@ -288,9 +291,8 @@ impl Walk {
             }
         }
         if n.children.len() > 1 && !sh.p.has_join[node as usize] && (sh.counting || sh.has_failed[node as usize]) {
-            let key = self.residue(node, frame.active, sh);
-            if let Some(known) = sh.fruitless.get(&key) {
-                let known = *known;
+            self.find_residue(node, frame.active, sh);
+            if let Some(known) = sh.fruitless.get(self.key.as_slice()).copied() {
                 self.leave(m, &frame);
                 self.add(known);
                 return Ok(());
@@ -347,12 +349,12 @@ impl Walk {
         let leaf = m.nodes[node as usize].children.len() == 0;
         let (from, to) = (self.active_from, self.active.len());
         let hint = self.frames.last().map_or(usize::MAX, |f| f.hint);
-        if (from..to).contains(&hint) && judge(&view, self.active[hint]) == Tri::No {
+        if (from..to).contains(&hint) && judge(&view, sh.p, self.active[hint]) == Tri::No {
             return Ok(false);
         }
         for i in from..to {
             let code = self.active[i];
-            match judge(&view, code) {
+            match judge(&view, sh.p, code) {
                 Tri::Yes => {}
                 Tri::Maybe if leaf => return Err(undecidable(m, code)),
                 Tri::Maybe => self.active.push(code),
@@ -367,7 +369,7 @@ impl Walk {
         let own = m.nodes[node as usize].constraints;
         let on = |c: &u32| !sh.off.get(*c as usize).is_some_and(|off| *off);
         for code in (own.start..own.end).filter(on).chain(words.iter().map(|f| WORD | f)) {
-            match judge(&view, code) {
+            match judge(&view, sh.p, code) {
                 Tri::Yes => {}
                 Tri::Maybe if leaf => return Err(undecidable(m, code)),
                 Tri::Maybe => self.active.push(code),
@@ -377,10 +379,12 @@ impl Walk {
         Ok(true)
     }
 
-    /// What the outcome below a node depends on.
-    fn residue(&self, node: u32, active_from: usize, sh: &Shared<'_>) -> Box<[u32]> {
+    /// Writes down what the outcome below a node depends on.
+    fn find_residue(&mut self, node: u32, active_from: usize, sh: &Shared<'_>) {
         let view = View { m: sh.m, path: &self.path, counts: &self.counts, below: sh.p.below(node) };
-        let mut key = vec![node];
+        let mut key = std::mem::take(&mut self.key);
+        key.clear();
+        key.push(node);
         for code in &self.active[active_from..] {
             if code & WORD != 0 {
                 view.residue(code & !WORD, &mut key);
@@ -394,7 +398,7 @@ impl Walk {
             }
         }
         self.projection(node, sh, &mut key);
-        key.into_boxed_slice()
+        self.key = key;
     }
 
     /// The path as constraints further down can tell it from others.
@@ -440,9 +444,9 @@ impl Walk {
                 && sh.fruitless.len() < MAX_FAILED
                 && sh.remembered < MAX_FAILED_SIZE
             {
-                let key = self.residue(frame.node, frame.active, sh);
-                sh.remembered += key.len();
-                sh.fruitless.insert(key, frame.count);
+                self.find_residue(frame.node, frame.active, sh);
+                sh.remembered += self.key.len();
+                sh.fruitless.insert(self.key.as_slice().into(), frame.count);
                 sh.has_failed[frame.node as usize] = true;
             }
             self.leave(sh.m, &frame);
@@ -470,11 +474,15 @@ impl Walk {
     }
 }
 
-fn judge(view: &View<'_>, code: u32) -> Tri {
+fn judge(view: &View<'_>, p: &Prepared, code: u32) -> Tri {
     if code & WORD != 0 {
         return view.filter(code & !WORD);
     }
-    view.constraint(&view.m.constraints[code as usize])
+    let c = &view.m.constraints[code as usize];
+    match p.single[code as usize] {
+        NONE => view.constraint(c),
+        atom => passes(c.only, view.atom(atom)),
+    }
 }
 
 fn undecidable(m: &Model, code: u32) -> Diagnostic {

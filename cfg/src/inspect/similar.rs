@@ -6,13 +6,34 @@ pub(crate) fn closest<'a>(wanted: &str, candidates: impl Iterator<Item = &'a str
     let limit = (wanted.chars().count() / 3).min(3);
     let lower = wanted.to_lowercase();
     candidates
-        .filter(|c| *c != wanted && c.len().abs_diff(wanted.len()) <= limit + 3)
+        .filter(|c| *c != wanted)
         .filter_map(|c| {
             let d = if c.to_lowercase() == lower { 0 } else { distance(wanted, c, limit) };
+            let d = if d > limit && one_word_apart(wanted, c) { limit } else { d };
             (d <= limit).then_some((d, c))
         })
         .min()
         .map(|(_, c)| c)
+}
+
+/// One is the other without one of its words: `max_downtime`, `max_mig_downtime`.
+fn one_word_apart(a: &str, b: &str) -> bool {
+    let words = |s: &str| s.matches('_').count() + 1;
+    let (short, long) = if words(a) < words(b) { (a, b) } else { (b, a) };
+    if words(short) < 2 || words(short) + 1 != words(long) {
+        return false;
+    }
+    let mut rest = short.split('_');
+    let mut next = rest.next();
+    let mut passed = 0;
+    for word in long.split('_') {
+        if next == Some(word) {
+            next = rest.next();
+        } else {
+            passed += 1;
+        }
+    }
+    next.is_none() && passed == 1
 }
 
 /// Edits (insert, delete, replace, swap neighbours) from one to the other; more than `limit` is reported as `limit + 1`.
@@ -43,6 +64,14 @@ fn distance(a: &str, b: &str, limit: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_word_more_or_less_is_found() {
+        assert_eq!(closest("max_downtime", ["max_mig_downtime", "mem"].into_iter()), Some("max_mig_downtime"));
+        assert_eq!(closest("max_mig_downtime", ["max_downtime"].into_iter()), Some("max_downtime"));
+        assert_eq!(closest("downtime", ["max_downtime"].into_iter()), None);
+        assert_eq!(closest("max_downtime", ["max_mig_speed", "min_mig_downtime"].into_iter()), None);
+    }
 
     #[test]
     fn one_letter_off_is_found() {

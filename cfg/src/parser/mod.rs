@@ -9,8 +9,6 @@ mod statement;
 pub(crate) mod value;
 mod variants;
 
-use std::sync::Arc;
-
 use crate::diag::Diagnostic;
 use crate::lexer::{Fault, Line, Reader, normalize};
 use crate::model::{Constraint, Guard, Loc, Model, NONE, Node, Op, OpKind, Span};
@@ -94,8 +92,7 @@ pub(crate) fn parse(source: &dyn Source, path: &str, extra: &[String], options: 
     let mut cur = p.root_cursor();
     p.text(path, &text, &mut cur);
     for statement in extra {
-        let text: Arc<str> = statement.as_str().into();
-        p.text(EXTRA, &text, &mut cur);
+        p.text(EXTRA, statement, &mut cur);
     }
     p.finish(cur)
 }

@@ -38,9 +38,11 @@ pub(super) async fn lint_keys(app: &mut App, verb: &VariantsVerb) -> Result<Code
     let VariantsVerb::Lint { warnings, from, .. } = verb else { return variants(&app.ui, verb) };
     let mut known = vec!["type".to_owned(), "vms".to_owned()];
     match scenario::all(&mut app.mesh).await {
-        Ok(scenarios) => known.extend(scenarios.into_iter().flat_map(|scenario| {
-            scenario.params.into_iter().map(|(key, ..)| key).chain(scenario.also_reads)
-        })),
+        Ok(scenarios) => known.extend(
+            scenarios
+                .into_iter()
+                .flat_map(|scenario| scenario.params.into_iter().map(|(key, ..)| key).chain(scenario.also_reads)),
+        ),
         Err(report) => app.ui.note(format_args!(
             "note: what scenarios read is not known ({}), so keys that only they read are listed too",
             safe(&report.title)

@@ -1,6 +1,6 @@
 //! The guests that a set knows, with the images they boot from.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
 use vt_cfg::{Diagnostic, Options, Source, SourceError};
 
@@ -50,7 +50,7 @@ impl Guest {
 }
 
 impl Source for Assembly {
-    fn read(&self, path: &str) -> Result<Arc<str>, SourceError> {
+    fn read(&self, path: &str) -> Result<Cow<'_, str>, SourceError> {
         let name = path.strip_prefix('@').and_then(|path| path.strip_prefix(self.backend())?.strip_prefix('/'));
         let text = name.and_then(|name| self.text(name));
         text.map(Into::into).ok_or_else(|| SourceError::Missing(path.to_owned()))

@@ -4,7 +4,7 @@
 //! file that is not there is looked for in the set by its name, so a configuration of one's own can include
 //! `tests-shared.cfg` from anywhere.
 
-use std::{cell::OnceCell, path::Path, sync::Arc};
+use std::{borrow::Cow, cell::OnceCell, path::Path};
 
 use vt_cfg::{Config, Diagnostic, FsSource, Options, Source, SourceError};
 use vt_protocol::error::Report;
@@ -132,7 +132,7 @@ impl Selected {
 }
 
 impl Source for Selected {
-    fn read(&self, path: &str) -> Result<Arc<str>, SourceError> {
+    fn read(&self, path: &str) -> Result<Cow<'_, str>, SourceError> {
         let found = FsSource.read(path);
         let (Err(SourceError::Missing(_)), true) = (&found, self.has_set()) else { return found };
         let reason = |report: Report| SourceError::Unreadable { path: path.to_owned(), reason: report.title };

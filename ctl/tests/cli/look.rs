@@ -159,7 +159,8 @@ fn lint_knows_what_scenarios_read() {
     let daemon = Fake::healthy(dir.path(), "vtd");
     let words = ["variants", "lint", "--keys", "-c", "m.cfg", "-o", "json"];
     let lines = |value: &serde_json::Value| -> Vec<(u64, String)> {
-        let of = |f: &serde_json::Value| (f["line"].as_u64().unwrap(), f["hint"].as_str().unwrap_or_default().to_owned());
+        let of =
+            |f: &serde_json::Value| (f["line"].as_u64().unwrap(), f["hint"].as_str().unwrap_or_default().to_owned());
         value["findings"].as_array().unwrap().iter().map(of).collect()
     };
     let found = at(dir.path(), &daemon.socket(), &words).expect(0);
