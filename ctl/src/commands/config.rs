@@ -215,7 +215,9 @@ fn done(ui: &Ui, key: &str, value: &Value, text: std::fmt::Arguments<'_>) {
 
 /// The name of the user, as far as it can be one here.
 fn user() -> Result<Name, Report> {
-    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_default();
+    let set = |name| std::env::var(name).ok().filter(|user| !user.is_empty());
+    let known = || nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.name);
+    let user = set("USER").or_else(|| set("LOGNAME")).or_else(known).unwrap_or_default();
     user.to_lowercase().parse().map_err(|_| {
         usage(format!("{:?} cannot be the name of a client", safe(&user)))
             .help("vtctl config use-context --join TOKEN --as NAME")
