@@ -1,10 +1,15 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo bench faults faults-mutations notice lint fmt
+.PHONY: help setup build release test demo bench bench-cfg proofs model sim faults faults-mutations notice fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
 	@echo "make test    all tests, real guests included (root)"
 	@echo "make bench   the figures of README.md, measured here"
+	@echo "make bench-cfg  the configuration language against the reference implementation, and its other figures"
+	@echo "make proofs  the counts that the tests take a share of: 100 joins, 20 reboots, 20 leaders killed at a barrier (root)"
+	@echo "make model   random walks of many hosts' decisions for MINUTES (60); SEED=17 tells one walk"
+	@echo "make sim     whole hosts under simulated faults for MINUTES (60); SEED=17 tells one run"
+	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600) each; needs g++"
 	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=1"
 	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
 	@echo "make notice  how soon parties are told that another is gone; TIMES=20"
@@ -33,7 +38,44 @@ demo: release
 	@tests/demo.sh target/release
 
 bench: release
+	@.ci/install .ci/packages-bench
 	cargo run --locked --release -p vt-tests --bin bench
+
+# Real configurations with the reference's own results, and a Python with the reference in it.
+CORPUS ?= ../shared/corpus/cartesian
+REFERENCE := target/cfg-reference
+
+bench-cfg: release $(REFERENCE)
+	cargo build --locked --release -p vt-cfg --example bench
+	target/release/examples/bench $(CORPUS) --python $(CURDIR)/$(REFERENCE)/bin/python \
+	  --program "$(CURDIR)/target/release/vtctl cfg expand --json"
+
+$(REFERENCE):
+	python3 -m venv $@.new
+	$@.new/bin/pip install --quiet avocado-framework-plugin-vt==113.0
+	mv $@.new $@
+
+# Byte flips and lost disk writes are counted to 20 by every run. Seeds are printed: a failure can be done again.
+proofs: build
+	target/debug/vtctl image build --if-missing
+	VTMESH_JOINS=100 cargo test --locked -p vt-daemon --test mesh joins_survive -- --nocapture
+	VTMESH_LEADER_DEATHS=20 cargo test --locked -p vt-sync --test it leader_dies -- --nocapture
+	VTMESH_REBOOTS=20 cargo test --locked -p vt-ctl --test image is_found -- --nocapture --test-threads 1
+
+MINUTES ?= 60
+# One seed where SEED is given by the user.
+SEEDS = $(if $(filter command environment,$(firstword $(origin SEED))),--reproduce $(SEED),--minutes $(MINUTES))
+
+model:
+	cargo run --locked --release -p vt-tests --bin model -- $(SEEDS)
+
+sim:
+	cargo run --locked --release -p vt-tests --bin sim -- $(SEEDS)
+
+FUZZ_SECONDS ?= 600
+
+fuzz:
+	@for target in fuzz/targets/*.rs; do FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run $$(basename $$target .rs) || exit 1; done
 
 # The debug build: a release build cannot be held in a phase that is over in a millisecond, nor break a rule.
 SEED ?= 1
