@@ -1,4 +1,7 @@
 //! `host.cfg`: what the machine is, as variants that configurations can ask for.
+//!
+//! Family and model of the CPU are left out: their names come from tables of Avocado, and no known configuration asks for them. A
+//! `host.cfg` beside a backend's own files stands in for this one, to tell of other machines than the one vtctl runs on.
 
 use std::path::Path;
 

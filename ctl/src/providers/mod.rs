@@ -139,7 +139,7 @@ pub fn default_trees() -> PathBuf {
     cache.unwrap_or_else(std::env::temp_dir).join("vtmesh/providers")
 }
 
-/// `perhaps NAME`, where one of the names is close to what was written.
+/// A line of help, where one of the names is close to what was written.
 fn perhaps<'a>(written: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
     suggest::close(written, names).first().map(|name| format!("did you mean {name}?"))
 }
