@@ -106,7 +106,7 @@ pub struct RequestId(pub u128);
 impl RequestId {
     /// A fresh random id.
     pub fn random() -> Self {
-        Self(rand::random())
+        Self(u128::from(crate::chance::number()) << 64 | u128::from(crate::chance::number()))
     }
 
     /// An id derived from content: the same call repeated after a lost answer carries the same id.

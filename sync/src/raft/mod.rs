@@ -5,6 +5,7 @@ pub(crate) mod log;
 pub(crate) mod machine;
 mod network;
 mod replica;
+mod runtime;
 mod status;
 #[cfg(test)]
 mod suite;

@@ -5,9 +5,9 @@
 use std::fmt;
 
 use openraft::{BasicNode, alias, impls::leader_id_std};
-use openraft_rt_tokio::TokioRuntime;
 use serde::{Deserialize, Serialize};
 
+use super::runtime::Runtime;
 use crate::{
     answer::{Applied, Rejected},
     command::Request,
@@ -22,7 +22,7 @@ openraft::declare_raft_types!(
         Node = BasicNode,
         Term = u64,
         LeaderId = leader_id_std::LeaderId<u64, u64>,
-        AsyncRuntime = TokioRuntime,
+        AsyncRuntime = Runtime,
 );
 
 /// What applying an entry gives; `None` for entries without a request.
