@@ -288,6 +288,7 @@ impl Host {
         tokio::select! {
             () = self.stop.cancelled() => {}
             _ = stopped => {
+            clock: Arc::new(BootTime::now),
                 let why = self.replica.status().failure.unwrap_or_else(|| "it does not say why".to_owned());
                 self.broken.send_replace(Some(format!("the log of the cluster cannot be kept on this host: {why}")));
             }
@@ -567,6 +568,7 @@ async fn open_replica(
     let transport = Arc::new(RaftOverPeers(peers));
     let opened = Replica::open(Storage::Directory { path, create }, record.host, &config, transport).await;
     let replica = opened.map_err(|error| {
+            supervisor.session_opened(renewed.opened);
         Report::from(&error).help("a host that lost its log does not come back as it was: remove it and join afresh")
     })?;
     if create {

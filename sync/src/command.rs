@@ -209,6 +209,8 @@ commands! {
         host: HostId,
         /// The session that was silent.
         epoch: Epoch,
+        /// The renewal since which it was silent: the verdict is void where a later one was applied before it.
+        renewed: Epoch,
     }
     /// Submits a job.
     SubmitJob {

@@ -106,15 +106,20 @@ impl Keeper {
                 look = next.map(Instant::from_std);
                 for verdict in verdicts {
                     // Whatever comes of it is looked at again soon: the state may be ahead of what was decided on.
-                    enact(&*cluster, verdict).await;
+                    enact(&*cluster, verdict, &current).await;
                     look = Some(Instant::now() + Duration::from_millis(200));
                 }
             }
             let wake = [look, closes].into_iter().flatten().min();
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 pending = self.queue.recv() => {
                     let Some(pending) = pending else { return };
+                    if let Some(report) = lives_too_long(pending.renew, &times) {
+                        let _ = pending.answer.send(PeerReply::Refused(report));
+                        continue;
+                    }
                     if term.is_some() {
                         closes.get_or_insert_with(|| Instant::now() + WINDOW);
                         batch.push(pending);
@@ -130,12 +135,26 @@ impl Keeper {
     }
 }
 
+/// Why a session cannot be kept: its host would let VMs run past the moment at which this leader gives them to others.
+fn lives_too_long(renew: Renew, times: &SessionTimes) -> Option<Report> {
+    let kill = Duration::from_millis(renew.kill_ms);
+    (kill + 2 * times.renew > times.expire).then(|| {
+        let title = format!(
+            "the host kills its VMs after {} ms, too late for the leader, which expires sessions after {} ms",
+            renew.kill_ms,
+            times.expire.as_millis()
+        );
+        Report::new(ErrorCode::BadConfig, title).help("give every host of the cluster the same [session] times")
+    })
+}
+
 /// The runtime's clock, which tests can stop.
 fn now_std() -> std::time::Instant {
     Instant::now().into_std()
 }
 
-fn sessions(state: &State) -> Vec<SessionNow> {
+/// The sessions that can fall silent, as the state has them.
+pub fn sessions(state: &State) -> Vec<SessionNow> {
     let live = state.hosts.values().filter_map(|host| {
         let session = host.session.as_ref().filter(|session| session.status != SessionStatus::Expired)?;
         let suspect = session.status == SessionStatus::Suspect;
@@ -189,20 +208,29 @@ async fn renew(cluster: &dyn Cluster, mut batch: Vec<Pending>, silence: &mut Sil
     }
 }
 
-async fn enact(cluster: &dyn Cluster, verdict: Verdict) {
+async fn enact(cluster: &dyn Cluster, verdict: Verdict, state: &State) {
     let name = |host| cluster.state().host_name(host);
-    let command: Command = match verdict {
-        Verdict::Suspect(host, epoch) => {
-            tracing::warn!(host = name(host), "a host does not answer");
-            SuspectHost { host, epoch }.into()
-        }
-        Verdict::Expire(host, epoch) => {
+    match verdict {
+        Verdict::Suspect(host, _) => tracing::warn!(host = name(host), "a host does not answer"),
+        Verdict::Expire(host, _) => {
             tracing::warn!(host = name(host), "the session of a host ends: what it held is given up");
-            ExpireSession { host, epoch }.into()
         }
-    };
-    if let Err(error) = cluster.propose(RequestId::random(), command, DECIDES).await {
+    }
+    if let Err(error) = cluster.propose(RequestId::random(), command(verdict, state), DECIDES).await {
         tracing::debug!(%error, "a verdict about a session was not decided");
+    }
+}
+
+/// What a verdict asks the log for; `state` is the one that it was reached on. A renewal that comes into the log before
+/// the verdict makes it void, however the two overtook each other.
+pub fn command(verdict: Verdict, state: &State) -> Command {
+    match verdict {
+        Verdict::Suspect(host, epoch) => SuspectHost { host, epoch }.into(),
+        Verdict::Expire(host, epoch) => {
+            let session = state.hosts.get(&host).and_then(|host| host.session.as_ref());
+            let renewed = session.map_or(epoch, |session| session.renewed);
+            ExpireSession { host, epoch, renewed }.into()
+        }
     }
 }
 
@@ -232,7 +260,7 @@ mod tests {
 
     impl Running {
         async fn renew(&self, host: u64) -> PeerReply {
-            let renew = Renew { host: HostId(host), epoch: self.fake.epoch(host) };
+            let renew = Renew { host: HostId(host), epoch: self.fake.epoch(host), kill_ms: 8000 };
             self.renewals.renew(renew).await
         }
     }
@@ -259,7 +287,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_session_of_another_epoch_is_refused_and_the_others_are_renewed() {
         let running = run(2, true);
-        let old = Renew { host: HostId(2), epoch: Epoch(1) };
+        let old = Renew { host: HostId(2), epoch: Epoch(1), kill_ms: 8000 };
         let (good, refused) = tokio::join!(running.renew(1), running.renewals.renew(old));
         assert_eq!(good, PeerReply::Done);
         assert!(matches!(&refused, PeerReply::Refused(report) if report.code == ErrorCode::SessionOver), "{refused:?}");
@@ -279,6 +307,15 @@ mod tests {
         assert!(tokio::time::timeout(WINDOW / 2, &mut waiting).await.is_err());
         running.leadership.send_replace(leadership(false, 3));
         assert_eq!(waiting.await, PeerReply::NotLeader(Some(HostId(2))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_whose_guards_would_kill_too_late_is_not_renewed() {
+        let running = run(1, true);
+        let renew = |kill_ms| Renew { host: HostId(1), epoch: running.fake.epoch(1), kill_ms };
+        assert_eq!(running.renewals.renew(renew(10_000)).await, PeerReply::Done);
+        let refused = running.renewals.renew(renew(10_001)).await;
+        assert!(matches!(&refused, PeerReply::Refused(report) if report.code == ErrorCode::BadConfig), "{refused:?}");
     }
 
     #[tokio::test(start_paused = true)]

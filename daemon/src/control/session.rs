@@ -20,7 +20,11 @@ use vt_protocol::{
 use vt_sync::{Answer, Command, command::OpenSession, raft::Leadership};
 
 use super::keeper::Renewals;
-use crate::{cluster::Cluster, guard::clock::BootTime, settings::SessionTimes};
+use crate::{
+    cluster::Cluster,
+    guard::clock::{BootTime, Clock},
+    settings::SessionTimes,
+};
 
 /// How long an entry may take to be applied before it is asked for again.
 const DECIDES: Duration = Duration::from_secs(5);
@@ -34,6 +38,8 @@ pub struct Held {
     pub epoch: Epoch,
     /// From when it counts.
     pub since: BootTime,
+    /// The entry that opened or resumed it. A state that is older may still show what was given up since.
+    pub opened: u64,
 }
 
 /// What hangs from a session.
@@ -57,6 +63,8 @@ pub struct Session {
     pub incarnation: u64,
     /// Times.
     pub times: SessionTimes,
+    /// This host's clock.
+    pub clock: Clock,
     /// Told to renew at once.
     pub now: Arc<Notify>,
     /// Told at every renewal. Who extends guards follows it, and holds up no renewal.
@@ -75,6 +83,7 @@ impl Session {
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             () = self.keep() => {}
         }
@@ -83,18 +92,22 @@ impl Session {
     async fn keep(self) {
         let mut resume = true;
         loop {
-            let (epoch, mut since) = self.open(resume).await;
+            let Held { epoch, mut since, opened } = self.open(resume).await;
+            // It may have taken a while to hear of it: what is as old as that is no ground to let anything run.
+            let mut fresh = (self.clock)().since(since) <= self.times.renew;
             tracing::info!(%epoch, resume, "this host has its session");
             let mut unheard: u32 = 0;
             loop {
-                let held = Held { epoch, since };
-                self.held.send_replace(Some(held));
-                tokio::select! {
-                    () = sleep(self.times.renew) => {}
-                    () = self.now.notified() => {}
+                if fresh {
+                    self.held.send_replace(Some(Held { epoch, since, opened }));
+                    tokio::select! {
+                        biased;
+                        () = sleep(self.times.renew) => {}
+                        () = self.now.notified() => {}
+                    }
                 }
                 let renewed = loop {
-                    let noted = BootTime::now();
+                    let noted = (self.clock)();
                     match self.renew(epoch).await {
                         Renewal::Done => break Some(noted),
                         Renewal::Over => break None,
@@ -113,7 +126,7 @@ impl Session {
                             tracing::info!(tries = unheard, "the session of this host is renewed again");
                         }
                         unheard = 0;
-                        since = noted;
+                        (since, fresh) = (noted, true);
                     }
                     None => break,
                 }
@@ -125,18 +138,19 @@ impl Session {
         }
     }
 
-    async fn open(&self, resume: bool) -> (Epoch, BootTime) {
+    async fn open(&self, resume: bool) -> Held {
         let host = self.cluster.me();
         // One id for all tries: a lost answer must not open two sessions.
         let id = RequestId::random();
         let mut refused = None;
+        // Before the first try: its entry may have been applied long before a later try is told of it.
+        let since = (self.clock)();
         loop {
-            let since = BootTime::now();
             let command = Command::from(OpenSession { host, incarnation: self.incarnation, resume });
             match self.cluster.propose(id, command, DECIDES).await {
                 Ok(applied) => {
                     if let Answer::Epoch(epoch) = applied.answer {
-                        return (epoch, since);
+                        return Held { epoch, since, opened: applied.index };
                     }
                 }
                 Err(error) => {
@@ -152,7 +166,7 @@ impl Session {
     }
 
     async fn renew(&self, epoch: Epoch) -> Renewal {
-        let host = self.cluster.me();
+        let (host, kill_ms) = (self.cluster.me(), self.times.kill.as_millis() as u64);
         let mut leadership = self.leadership.clone();
         let leader = leadership.borrow_and_update().leader;
         let Some(leader) = leader else {
@@ -160,7 +174,7 @@ impl Session {
             let _ = timeout(self.times.renew, leadership.changed()).await;
             return Renewal::Unheard("no host leads".to_owned());
         };
-        let asked = self.ask(leader, Renew { host, epoch });
+        let asked = self.ask(leader, Renew { host, epoch, kill_ms });
         let moved = async {
             while leadership.changed().await.is_ok() {
                 if leadership.borrow_and_update().leader != Some(leader) {
@@ -170,6 +184,7 @@ impl Session {
             std::future::pending::<()>().await;
         };
         tokio::select! {
+            biased;
             renewal = asked => renewal,
             // The one who was asked leads no more.
             () = moved => Renewal::Unheard("another host leads".to_owned()),

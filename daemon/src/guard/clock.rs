@@ -1,6 +1,6 @@
 //! CLOCK_BOOTTIME: it goes on while the machine is suspended, so a sleeping host's right to act runs out.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// A moment on this host's CLOCK_BOOTTIME. It means nothing on another host, or after a boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BootTime(u64);
+
+/// A host's clock: the machine's, or a simulated one.
+pub type Clock = Arc<dyn Fn() -> BootTime + Send + Sync>;
 
 impl BootTime {
     /// Now.

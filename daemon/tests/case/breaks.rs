@@ -350,7 +350,8 @@ async fn a_guest_is_paused_without_renewals_goes_on_with_them_and_is_fenced_in_t
     let renewing = tokio::spawn(async move {
         loop {
             if *wanted.borrow_and_update() {
-                supervisor.renewed(BootTime::now()).await;
+                supervisor.session_opened(0);
+                supervisor.renewed(BootTime::now());
             }
             let _ = tokio::time::timeout(Duration::from_millis(300), wanted.changed()).await;
         }

@@ -51,6 +51,16 @@ impl Requests {
         self.pieces.is_empty()
     }
 
+    /// The requests that took effect, or were refused, after an entry, by the entry of each.
+    pub fn after(&self, index: u64) -> BTreeMap<u64, RequestId> {
+        let newer = self.pieces.iter().rev().map_while(|piece| {
+            let newer = piece.iter().filter(|(_, it)| it.index > index).map(|(id, it)| (it.index, *id));
+            let newer: Vec<_> = newer.collect();
+            (!newer.is_empty()).then_some(newer)
+        });
+        newer.flatten().collect()
+    }
+
     pub(super) fn recall(&self, id: RequestId, content: Digest) -> Option<Result<Applied, Rejected>> {
         let found = self.pieces.iter().rev().find_map(|piece| piece.get(&id))?;
         if found.content != content {

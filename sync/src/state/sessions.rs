@@ -23,6 +23,8 @@ pub struct Session {
     pub incarnation: u64,
     /// How it stands.
     pub status: SessionStatus,
+    /// When it was renewed last, or opened.
+    pub renewed: Epoch,
 }
 
 impl Session {
@@ -57,7 +59,8 @@ impl State {
                 entry.epoch()
             }
         };
-        let session = Session { epoch, incarnation: c.incarnation, status: SessionStatus::Live };
+        let (status, renewed) = (SessionStatus::Live, entry.epoch());
+        let session = Session { epoch, incarnation: c.incarnation, status, renewed };
         self.host_mut(c.host)?.session = Some(session);
         Ok(Answer::Epoch(epoch))
     }
@@ -67,10 +70,16 @@ impl State {
         let mut refused = Vec::new();
         for (id, epoch) in &c.sessions {
             match self.held_session(*id, *epoch) {
-                Ok(SessionStatus::Live) => {}
-                Ok(_) => {
+                Ok(status) => {
                     self.set_status(*id, SessionStatus::Live);
-                    entry.tell(Effect::Host(*id));
+                    if let Ok(host) = self.host_mut(*id)
+                        && let Some(session) = &mut host.session
+                    {
+                        session.renewed = entry.epoch();
+                    }
+                    if status != SessionStatus::Live {
+                        entry.tell(Effect::Host(*id));
+                    }
                 }
                 Err(_) => refused.push(*id),
             }
@@ -96,6 +105,12 @@ impl State {
 
     pub(super) fn expire_session(&mut self, entry: &mut Entry, c: &ExpireSession) -> Decision {
         self.held_session(c.host, c.epoch)?;
+        let session = self.known_host(c.host)?.session.as_ref();
+        if session.is_some_and(|session| session.renewed > c.renewed) {
+            // Decided before the renewal came, and late in the log: the host acts on what it was told after it.
+            let text = format!("{} has renewed its session meanwhile", self.host_name(c.host));
+            return reject(ErrorCode::SessionOver, text);
+        }
         let why = format!("{} stopped answering and its session ended", self.host_name(c.host));
         self.fence_host(entry, c.host, &why);
         self.set_status(c.host, SessionStatus::Expired);

@@ -52,6 +52,15 @@ pub enum VmState {
     Lost,
 }
 
+impl VmRecord {
+    /// Whether that host, which knows it under that epoch, may let it run again where it was stopped. Not while it moves:
+    /// a source that has completed and is let run would run beside the destination.
+    pub fn may_go_on(&self, host: HostId, epoch: Epoch) -> bool {
+        let moves = self.migration.as_ref().is_some_and(Migration::is_under_way);
+        self.owner == host && self.epoch == epoch && self.state == VmState::Owned && !moves
+    }
+}
+
 impl State {
     pub(super) fn claim_vm(&mut self, entry: &mut Entry, c: &ClaimVm) -> Decision {
         let attempt = self.running_party(c.vm.attempt, c.epoch, c.host)?;

@@ -103,6 +103,9 @@ fn cases(before: &State, after: &State) -> Result<(), String> {
             {
                 return Err(format!("{id}: it runs without an attempt"));
             }
+            if case.attempts > 0 && (job.waits_for(case).is_some() || job.failed_before(case).is_some()) {
+                return Err(format!("{id}: it began before what it depends on had passed"));
+            }
             if let CaseState::Done { verdict: Verdict::Pass | Verdict::Warn, .. } = case.state {
                 let attempt = AttemptId { case: id, number: case.attempts };
                 let all_passed = after.attempt(attempt).is_some_and(|attempt| {
@@ -222,7 +225,9 @@ impl Op {
             Op::Open(host, resume) => OpenSession { host: h(host), incarnation: 1, resume }.into(),
             Op::Renew(host) => RenewSessions { sessions: vec![(h(host), session(host))] }.into(),
             Op::Suspect(host) => SuspectHost { host: h(host), epoch: session(host) }.into(),
-            Op::Expire(host) => ExpireSession { host: h(host), epoch: session(host) }.into(),
+            Op::Expire(host) => {
+                ExpireSession { host: h(host), epoch: session(host), renewed: Epoch(state.index) }.into()
+            }
             Op::Start(index) => {
                 StartAttempt { case: CaseId { job: JOB, index }, number: 1, hosts: hosts(CASES[index as usize - 1]) }
                     .into()
@@ -307,7 +312,9 @@ fn honest(state: &State, pick: u8) -> Op {
 
 fn ready() -> World {
     let mut world = World::of(4);
-    world.ok(submit(JOB, &CASES));
+    let mut job = submit(JOB, &CASES);
+    job.cases[2].after = vec![2];
+    world.ok(job);
     world
 }
 
@@ -398,6 +405,16 @@ fn the_checks_catch_an_owner_that_changed_without_votes() {
     let mut bad = world.state.clone();
     Arc::make_mut(bad.vms.get_mut(&vm()).unwrap()).writer_epoch = Epoch(1);
     assert!(check(&world.state, &bad).is_err());
+}
+
+#[test]
+fn the_checks_catch_a_case_that_began_too_early() {
+    let mut world = ready();
+    world.start(1, &[1, 2]);
+    let mut bad = world.state.clone();
+    let job = Arc::make_mut(bad.jobs.get_mut(&JOB).unwrap());
+    Arc::make_mut(&mut job.cases[0]).after = vec![2];
+    assert!(check(&world.state, &bad).unwrap_err().contains("depends on had passed"));
 }
 
 #[test]

@@ -118,6 +118,19 @@ fn settings_are_bounded_and_cleared() {
 }
 
 #[test]
+fn a_verdict_that_a_renewal_has_overtaken_is_void() {
+    let mut world = World::of(2);
+    let late = world.expiring(1);
+    world.ok(RenewSessions { sessions: vec![(h(1), world.session(1))] });
+    assert_eq!(world.no(late.clone()), SessionOver);
+    // A daemon that was started again and resumes its session counts on it as well.
+    let later = world.expiring(1);
+    world.ok(OpenSession { host: h(1), incarnation: 9, resume: true });
+    assert_eq!(world.no(later), SessionOver);
+    world.expire(1);
+}
+
+#[test]
 fn a_session_goes_on_over_a_restart_that_resumes_and_never_after_it_expired() {
     let mut world = World::of(2);
     let epoch = world.session(1);
@@ -127,9 +140,11 @@ fn a_session_goes_on_over_a_restart_that_resumes_and_never_after_it_expired() {
     assert!(world.state.hosts[&h(1)].is_live());
     world.ok(OpenSession { host: h(1), incarnation: 3, resume: false });
     assert_ne!(world.session(1), epoch, "it begins anew");
-    assert_eq!(world.no(ExpireSession { host: h(1), epoch }), SessionOver, "the old one cannot expire the new one");
+    let old = ExpireSession { host: h(1), epoch, renewed: epoch };
+    assert_eq!(world.no(old), SessionOver, "the old one cannot expire the new one");
     let epoch = world.session(1);
-    world.ok(ExpireSession { host: h(1), epoch });
+    let expiring = world.expiring(1);
+    world.ok(expiring);
     world.ok(OpenSession { host: h(1), incarnation: 4, resume: true });
     assert!(world.session(1) > epoch, "nothing is left to carry on");
 }
@@ -139,7 +154,8 @@ fn renewals_are_refused_host_by_host() {
     let mut world = World::of(3);
     let (one, two, three) = (world.session(1), world.session(2), world.session(3));
     world.ok(SuspectHost { host: h(1), epoch: one });
-    world.ok(ExpireSession { host: h(2), epoch: two });
+    let expiring = world.expiring(2);
+    world.ok(expiring);
     let sessions = vec![(h(1), one), (h(2), two), (h(3), vt_protocol::ids::Epoch(three.0 + 1)), (h(9), one)];
     let refused = vec![h(2), h(3), h(9)];
     assert_eq!(world.ok(RenewSessions { sessions }).answer, Answer::Renewed { refused });

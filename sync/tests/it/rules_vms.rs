@@ -239,3 +239,17 @@ fn a_number_is_used_once_also_by_a_vm_that_was_started_anew() {
     assert_eq!(world.no(source_votes(1)), MigrationRefused, "a late vote counts for its own movement only");
     assert_eq!(world.vm().migrations, 3);
 }
+
+#[test]
+fn a_vm_that_was_paused_goes_on_where_it_is_owned_and_not_while_it_moves() {
+    let mut world = World::running();
+    let epoch = world.claim(1);
+    assert!(world.vm().may_go_on(h(1), epoch));
+    assert!(!world.vm().may_go_on(h(2), epoch) && !world.vm().may_go_on(h(1), Epoch(epoch.0 + 1)));
+    world.begin(1, 1, 2);
+    assert!(!world.vm().may_go_on(h(1), epoch), "a source that has completed would run beside the destination");
+    world.ok(aborts(1));
+    assert!(world.vm().may_go_on(h(1), epoch));
+    world.expire(1);
+    assert!(!world.vm().may_go_on(h(1), epoch));
+}

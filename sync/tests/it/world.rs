@@ -160,8 +160,13 @@ impl World {
     }
 
     pub(crate) fn expire(&mut self, host: u64) {
-        let epoch = self.session(host);
-        self.ok(ExpireSession { host: h(host), epoch });
+        self.ok(self.expiring(host));
+    }
+
+    /// The verdict of a leader that has heard every renewal so far.
+    pub(crate) fn expiring(&self, host: u64) -> ExpireSession {
+        let session = self.state.hosts[&h(host)].session.as_ref().unwrap();
+        ExpireSession { host: h(host), epoch: session.epoch, renewed: session.renewed }
     }
 
     pub(crate) fn end(&mut self, host: u64, outcome: Outcome) {
@@ -243,7 +248,8 @@ pub(crate) fn submit(job: JobId, cases: &[&[u64]]) -> SubmitJob {
         strict: false,
         submitted_by: "me".into(),
         submitted_unix_s: 0,
-        cases: cases.iter().map(|ids| NewCase { hosts: hosts(ids) }).collect(),
+        cases: cases.iter().map(|ids| NewCase::on(hosts(ids))).collect(),
+        refusals: vec![],
     }
 }
 
