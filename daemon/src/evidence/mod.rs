@@ -7,6 +7,7 @@
 //!
 //! What may not happen here: a decision about a case, or a file outside the directory.
 
+pub mod bound;
 pub mod files;
 pub mod log;
 pub mod samples;
