@@ -4,6 +4,8 @@ pub(crate) mod disk;
 pub(crate) mod log;
 pub(crate) mod machine;
 mod network;
+pub mod offline;
+mod pace;
 mod replica;
 mod runtime;
 mod status;

@@ -1,12 +1,12 @@
 //! One host's replica of the cluster's state: what the daemon holds.
 //!
-//! Proposals are answered on the leader only; forwarding is the mesh's. No loop here polls: openraft's timer wakes
-//! everything that has to do with time.
+//! Proposals are answered on the leader only; forwarding is the mesh's. No loop here polls: the beat ([`super::pace`]) and
+//! openraft's timer wake everything that has to do with time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -32,6 +32,7 @@ use super::{
     log::Log,
     machine::Machine,
     network::{Network, RaftTransport},
+    pace::{self, Heard},
     status::{Leadership, Status},
     types::{Snapshot, TypeConfig},
     wire::{self, Arriving, Ask, Reply},
@@ -63,9 +64,9 @@ pub struct ReplicaConfig {
 impl Default for ReplicaConfig {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(250),
-            election_min: Duration::from_millis(1000),
-            election_max: Duration::from_millis(2000),
+            heartbeat: Duration::from_millis(400),
+            election_min: Duration::from_millis(1200),
+            election_max: Duration::from_millis(2400),
             snapshot_entries: 5000,
             keep_entries: 4000,
             part_timeout: Duration::from_secs(10),
@@ -79,6 +80,8 @@ impl ReplicaConfig {
         let config = Config {
             cluster_name: "vtmesh".to_owned(),
             heartbeat_interval: millis(self.heartbeat),
+            // A follower that has just acknowledged entries needs no heartbeat as well.
+            heartbeat_min_interval: Some(millis(self.heartbeat * 4 / 5)),
             election_timeout_min: millis(self.election_min),
             election_timeout_max: millis(self.election_max),
             install_snapshot_timeout: millis(self.part_timeout),
@@ -110,7 +113,7 @@ pub enum Storage {
 }
 
 /// Name of the file in the directory.
-const FILE: &str = "raft.redb";
+pub(super) const FILE: &str = "raft.redb";
 
 /// Why a replica cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -179,16 +182,17 @@ struct Inner {
     state: watch::Receiver<Arc<State>>,
     leadership: watch::Receiver<Leadership>,
     forwarder: JoinHandle<()>,
+    pace: JoinHandle<()>,
     arriving: Arriving,
     closing: watch::Receiver<()>,
-    /// When the leader was heard last.
-    heard: Mutex<Option<Instant>>,
+    heard: Heard,
     lease: Duration,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.forwarder.abort();
+        self.pace.abort();
     }
 }
 
@@ -227,15 +231,18 @@ impl Replica {
             .await
             .map_err(|error| OpenError::Raft(error.to_string()))?;
         let (leadership, forwarder) = forward_leadership(&raft);
+        let heard = Heard::default();
+        let pace = tokio::spawn(pace::keep(raft.clone(), leadership.clone(), heard.clone(), config.heartbeat));
         let inner = Inner {
             host,
             raft,
             state,
             leadership,
             forwarder,
+            pace,
             arriving: Arriving::default(),
             closing,
-            heard: Mutex::default(),
+            heard,
             lease: config.election_max,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -276,7 +283,7 @@ impl Replica {
             Ask::Append(ask) => {
                 let reply = raft.append_entries(ask).await.map_err(|e| e.to_string())?;
                 if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
-                    *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    self.inner.heard.now();
                 }
                 Reply::Append(reply)
             }
@@ -361,9 +368,7 @@ impl Replica {
 
     /// How this replica stands now.
     pub fn status(&self) -> Status {
-        let heard = *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        let silent = heard.map(|heard| heard.elapsed());
-        Status::of(&self.inner.raft.metrics().borrow_watched(), silent, self.inner.lease)
+        Status::of(&self.inner.raft.metrics().borrow_watched(), self.inner.heard.silent(), self.inner.lease)
     }
 
     /// The log index that a read must have seen to be current: ReadIndex, confirmed by most voters. On the leader.
