@@ -8,7 +8,7 @@ use std::{
     fs, io,
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
-    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
+    sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
 
@@ -66,7 +66,7 @@ use crate::{
         },
     },
     party::{self, Places, Supervisor},
-    plan::OpenPlan,
+    plan::{OpenPlan, Plans},
     settings::Settings,
 };
 
@@ -81,8 +81,6 @@ const RETRY_MAX: Duration = Duration::from_millis(400);
 const HANDOVER: Duration = Duration::from_millis(1000);
 /// The last renewal before that may take this long.
 const RENEWS: Duration = Duration::from_millis(400);
-/// Plans kept in memory.
-const PLANS: usize = 4;
 
 /// What a new cluster is told of its first host.
 #[derive(Debug, Clone)]
@@ -117,6 +115,8 @@ pub struct Parts {
     pub audit: Arc<Audit>,
     /// Told why this host cannot go on.
     pub broken: watch::Sender<Option<String>>,
+    /// Told of a later generation of its cluster.
+    pub superseded: watch::Sender<Option<u64>>,
 }
 
 /// The daemon of a host that belongs to a cluster.
@@ -143,6 +143,7 @@ pub struct Host {
     supervisor: OnceLock<Arc<Supervisor>>,
     audit: Arc<Audit>,
     broken: watch::Sender<Option<String>>,
+    superseded: watch::Sender<Option<u64>>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -153,12 +154,22 @@ impl Host {
     /// # Errors
     /// The port is taken, or the log is damaged; nothing runs then.
     pub async fn start(parts: Parts) -> Result<Arc<Self>, Report> {
-        let Parts { settings, data, facts, incarnation, claim: Claim { identity, record }, first, audit, broken } = parts;
+        let Parts {
+            settings,
+            data,
+            facts,
+            incarnation,
+            claim: Claim { identity, record },
+            first,
+            audit,
+            broken,
+            superseded,
+        } = parts;
         let identity = Arc::new(identity);
         let listen = settings.host.listen;
         let endpoint = MeshEndpoint::serve(listen, Arc::clone(&identity)).map_err(|error| port(listen, &error))?;
         let bulk = TcpListener::bind(listen).await.map_err(|error| port(listen, &error))?;
-        let members = Members::new(record.cluster, record.host, record.members.clone());
+        let members = Members::new(record.cluster, record.generation, record.host, record.members.clone());
         let mine = Hello::of(Some(record.cluster), Some(record.host), incarnation);
         let peers = Peers::new(endpoint.clone(), members.clone(), mine);
         let blobs = BlobStore::open(data.blobs())?;
@@ -190,6 +201,7 @@ impl Host {
             supervisor: OnceLock::new(),
             audit,
             broken,
+            superseded,
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
@@ -261,6 +273,7 @@ impl Host {
     fn run_loops(self: &Arc<Self>, keeper: keeper::Keeper, held: watch::Sender<Option<Held>>) {
         let (stop, times) = (self.stop.clone(), self.settings.session);
         self.spawn(Arc::clone(self).replica_stops());
+        self.spawn(Arc::clone(self).is_left_behind());
         self.spawn(keeper.run(self.clone(), self.leadership.clone(), times, stop.clone()));
         self.spawn(scheduler::run(self.clone(), self.leadership.clone(), stop.clone()));
         self.spawn(tokens::run(self.clone(), self.leadership.clone(), stop.clone()));
@@ -275,6 +288,7 @@ impl Host {
             holdings: self.clone(),
             incarnation: self.incarnation,
             times,
+            clock: Arc::new(BootTime::now),
             now: Arc::clone(&self.renew_now),
             held,
         };
@@ -288,11 +302,26 @@ impl Host {
         tokio::select! {
             () = self.stop.cancelled() => {}
             _ = stopped => {
-            clock: Arc::new(BootTime::now),
                 let why = self.replica.status().failure.unwrap_or_else(|| "it does not say why".to_owned());
                 self.broken.send_replace(Some(format!("the log of the cluster cannot be kept on this host: {why}")));
             }
         }
+    }
+
+    /// A host that learns that its cluster was recovered without it lets go of everything.
+    async fn is_left_behind(self: Arc<Self>) {
+        let mut met = self.peers.superseded();
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            Ok(found) = met.wait_for(Option::is_some) => {
+                self.superseded.send_replace(*found);
+            }
+        }
+    }
+
+    /// Closes log and state, and waits until another may open them.
+    pub(crate) async fn close_log(&self) {
+        self.replica.shutdown().await;
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
@@ -305,6 +334,7 @@ impl Host {
         self.hand_over().await;
         self.stop.cancel();
         self.endpoint.close(Duration::from_millis(300)).await;
+        self.peers.forget_all();
         if timeout(Duration::from_millis(1200), self.replica.shutdown()).await.is_err() {
             tracing::info!("the replica is still closing: what it acknowledged is on disk");
         }
@@ -402,6 +432,10 @@ impl Host {
 
     pub(crate) fn plans(&self) -> &Plans {
         &self.plans
+    }
+
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     pub(crate) fn members(&self) -> &Members {
@@ -534,6 +568,7 @@ async fn extend_guards(supervisor: Arc<Supervisor>, mut held: watch::Receiver<Op
     loop {
         let renewed = *held.borrow_and_update();
         if let Some(renewed) = renewed {
+            supervisor.session_opened(renewed.opened);
             supervisor.renewed(renewed.since);
         }
         tokio::select! {
@@ -568,7 +603,6 @@ async fn open_replica(
     let transport = Arc::new(RaftOverPeers(peers));
     let opened = Replica::open(Storage::Directory { path, create }, record.host, &config, transport).await;
     let replica = opened.map_err(|error| {
-            supervisor.session_opened(renewed.opened);
         Report::from(&error).help("a host that lost its log does not come back as it was: remove it and join afresh")
     })?;
     if create {
@@ -678,7 +712,7 @@ impl Cluster for Host {
 #[async_trait]
 impl AdminService for Host {
     fn hello(&self) -> Hello {
-        Hello::of(Some(self.record.cluster), Some(self.record.host), self.incarnation)
+        Hello::of(Some(self.record.cluster), Some(self.record.host), self.incarnation).in_generation(self.generation())
     }
 
     fn audit(&self) -> &Arc<Audit> {
@@ -695,6 +729,10 @@ impl AdminService for Host {
 impl MembershipView for Host {
     fn membership(&self) -> Arc<Membership> {
         self.members.membership()
+    }
+
+    fn generation(&self) -> u64 {
+        self.members.generation()
     }
 }
 
@@ -737,25 +775,5 @@ impl party::Plans for Host {
         let job =
             state.jobs.get(&job).ok_or_else(|| Report::new(ErrorCode::UnknownJob, format!("there is no job {job}")))?;
         self.plan_of(job).await
-    }
-}
-
-/// The latest plans, opened.
-#[derive(Debug, Default)]
-pub(crate) struct Plans(Mutex<Vec<(Digest, Arc<OpenPlan>)>>);
-
-impl Plans {
-    pub(crate) fn get(&self, digest: Digest) -> Option<Arc<OpenPlan>> {
-        let plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        plans.iter().find(|(known, _)| *known == digest).map(|(_, plan)| Arc::clone(plan))
-    }
-
-    pub(crate) fn keep(&self, digest: Digest, plan: Arc<OpenPlan>) {
-        let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        plans.retain(|(known, _)| *known != digest);
-        plans.push((digest, plan));
-        if plans.len() > PLANS {
-            plans.remove(0);
-        }
     }
 }

@@ -1,5 +1,7 @@
 //! The plan of a job, opened: its matrix unpacked, and what is looked up in both for every case.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use vt_protocol::{
     ids::Digest,
     job::{MatrixView, Plan, PlannedCase},
@@ -8,6 +10,9 @@ use vt_protocol::{
 };
 
 use crate::scenario;
+
+/// Plans kept in memory.
+const PLANS: usize = 4;
 
 /// A plan that can be asked for its cases.
 #[derive(Debug)]
@@ -83,6 +88,28 @@ impl OpenPlan {
             None => self.scenarios.first().map_or("", String::as_str),
             Some(first) if names.all(|name| name == first) => first,
             Some(_) => "mixed",
+        }
+    }
+}
+
+/// The latest plans, opened.
+#[derive(Debug, Default)]
+pub(crate) struct Plans(Mutex<Vec<(Digest, Arc<OpenPlan>)>>);
+
+impl Plans {
+    /// The plan with this digest, where it is one of the latest.
+    pub(crate) fn get(&self, digest: Digest) -> Option<Arc<OpenPlan>> {
+        let plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.iter().find(|(known, _)| *known == digest).map(|(_, plan)| Arc::clone(plan))
+    }
+
+    /// Keeps a plan; the oldest one makes room.
+    pub(crate) fn keep(&self, digest: Digest, plan: Arc<OpenPlan>) {
+        let mut plans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        plans.retain(|(known, _)| *known != digest);
+        plans.push((digest, plan));
+        if plans.len() > PLANS {
+            plans.remove(0);
         }
     }
 }

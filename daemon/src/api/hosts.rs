@@ -61,6 +61,7 @@ impl Host {
         request: RequestId,
         by: Instant,
     ) -> Result<Vec<String>, Report> {
+        self.check_admitted()?;
         let state = self.state();
         let Some(host) = state.hosts.get(&self.me()) else {
             return Err(Report::new(ErrorCode::HostRemoved, "this host is not in the cluster any more")

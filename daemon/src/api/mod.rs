@@ -108,6 +108,7 @@ impl Host {
     }
 
     fn status(&self) -> Result<AdminReply, Report> {
+        self.check_admitted()?;
         let status = views::status(&self.state(), &self.consensus(), &self.record().name);
         status.map(|status| AdminReply::Status(Box::new(status))).ok_or_else(|| {
             Report::new(ErrorCode::NoQuorum, "this host has not heard from its cluster yet")
@@ -115,6 +116,17 @@ impl Host {
                 .help("check that the other hosts run and that port 7465/udp is open")
                 .retryable()
         })
+    }
+
+    /// Refuses to speak for a cluster that does not know this host any more.
+    pub(crate) fn check_admitted(&self) -> Result<(), Report> {
+        if self.consensus().quorum || !self.peers().expelled() {
+            return Ok(());
+        }
+        Err(Report::new(ErrorCode::HostRemoved, "the hosts that answer do not admit this one: it was removed")
+            .with("cluster", self.record().cluster_name.to_string())
+            .help("vtctl cluster leave --forget --yes   (clears what this host kept)")
+            .help("vtctl cluster join TOKEN   (then, as a new host)"))
     }
 
     async fn show_host(&self, name: &Name) -> Result<HostDetail, Report> {
@@ -238,7 +250,8 @@ fn known_job(state: &State, id: JobId) -> Result<&Arc<Job>, Report> {
 
 fn unknown_host(state: &State, name: &Name) -> Report {
     let report = Report::new(ErrorCode::UnknownHost, format!("there is no host {name}"));
-    let known: Vec<&str> = state.hosts.values().map(|host| host.name.as_str()).collect();
+    let mut known: Vec<&str> = state.hosts.values().map(|host| host.name.as_str()).collect();
+    known.sort_by(|a, b| views::natural(a, b));
     let report = match nearest(name.as_str(), known.iter().copied()) {
         Some(near) => report.help(format!("did you mean {near}?")),
         None => report,

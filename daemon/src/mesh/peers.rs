@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub struct Peers {
     links: Mutex<HashMap<(HostId, Service), SharedLink>>,
     /// A later generation of the cluster that a host of it told of.
     superseded: Arc<watch::Sender<Option<u64>>>,
+    /// The last host that answered does not admit this one's key.
+    expelled: Arc<AtomicBool>,
 }
 
 /// Seen by every call that waits for it.
@@ -86,12 +89,24 @@ impl DialFailure {
 impl Peers {
     /// A pool that dials from `endpoint` and says `mine`.
     pub fn new(endpoint: MeshEndpoint, view: Arc<dyn MembershipView>, mine: Hello) -> Arc<Self> {
-        Arc::new(Self { endpoint, view, mine, links: Mutex::default(), superseded: Arc::new(watch::Sender::new(None)) })
+        Arc::new(Self {
+            endpoint,
+            view,
+            mine,
+            links: Mutex::default(),
+            superseded: Arc::new(watch::Sender::new(None)),
+            expelled: Arc::default(),
+        })
     }
 
     /// Told when a host says that the cluster was recovered without this one: the generation it is in.
     pub fn superseded(&self) -> watch::Receiver<Option<u64>> {
         self.superseded.subscribe()
+    }
+
+    /// Whether the last host that answered refused this one's key: it was removed, or is not known there yet.
+    pub fn expelled(&self) -> bool {
+        self.expelled.load(Ordering::Relaxed)
     }
 
     /// A typed call to the peer service.
@@ -181,9 +196,16 @@ impl Peers {
 
     fn dial(&self, member: Member, service: Service, failures: u32, link: SharedLink) {
         let (endpoint, mine) = (self.endpoint.clone(), self.mine.clone().in_generation(self.view.generation()));
-        let superseded = Arc::clone(&self.superseded);
+        let (superseded, expelled) = (Arc::clone(&self.superseded), Arc::clone(&self.expelled));
         tokio::spawn(async move {
             let dialled = dial(&endpoint, &mine, &member, service).await;
+            match &dialled {
+                Ok(_) => expelled.store(false, Ordering::Relaxed),
+                Err(DialFailure::Refused { refusal: Refusal::NotAdmitted, .. }) => {
+                    expelled.store(true, Ordering::Relaxed)
+                }
+                Err(_) => {}
+            }
             let next = match dialled {
                 Ok(connection) => Link::Up { connection, key: member.key },
                 Err(why) => {

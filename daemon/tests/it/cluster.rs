@@ -12,7 +12,7 @@ use vt_protocol::{
 
 use crate::daemons::{Daemon, Daemons};
 
-async fn tokens(daemon: &Daemon) -> BTreeSet<TokenId> {
+pub(crate) async fn tokens(daemon: &Daemon) -> BTreeSet<TokenId> {
     match daemon.ask(&AdminRequest::TokenList).await.unwrap() {
         AdminReply::Tokens(tokens) => tokens.into_iter().map(|token| token.id).collect(),
         other => panic!("{other:?}"),

@@ -77,6 +77,16 @@ impl Daemon {
 
     /// Starts the process and waits until it answers.
     pub(crate) async fn start(&mut self) {
+        self.spawn();
+        let by = Instant::now() + PATIENCE;
+        while !matches!(self.ask(&AdminRequest::Hello).await, Ok(AdminReply::Hello(_))) {
+            assert!(Instant::now() < by, "{} does not answer: {}", self.name, self.log());
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Starts the process.
+    pub(crate) fn spawn(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.name);
         let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         let child = Command::new(VTD)
@@ -91,11 +101,6 @@ impl Daemon {
             .spawn()
             .unwrap();
         self.process = Some(child);
-        let by = Instant::now() + PATIENCE;
-        while !matches!(self.ask(&AdminRequest::Hello).await, Ok(AdminReply::Hello(_))) {
-            assert!(Instant::now() < by, "{} does not answer: {}", self.name, self.log());
-            sleep(Duration::from_millis(50)).await;
-        }
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -6,11 +6,12 @@ use vt_protocol::{
     admin::{AdminReply, AdminRequest, HostRole, Joined},
     error::{ErrorCode, Report},
     identity::{Identity, PrivateKey, Validity, store},
-    ids::{JobId, RequestId, TokenId},
+    ids::{JobId, RequestId},
     membership::{Change, HostChange, Leave, Recover, Restore},
 };
 
 use crate::{
+    cluster::tokens,
     daemons::{Daemon, Daemons},
     jobs,
 };
@@ -25,13 +26,6 @@ async fn recover(daemon: &Daemon, yes: bool) -> Result<Vec<String>, Report> {
 async fn forget(daemon: &Daemon) {
     let leave = AdminRequest::Leave(Leave { request: RequestId::random(), forget: true });
     daemon.ask(&leave).await.unwrap_or_else(|error| panic!("{error:?}\n{}", daemon.log()));
-}
-
-async fn tokens(daemon: &Daemon) -> BTreeSet<TokenId> {
-    match daemon.ask(&AdminRequest::TokenList).await.unwrap() {
-        AdminReply::Tokens(tokens) => tokens.into_iter().map(|token| token.id).collect(),
-        other => panic!("{other:?}"),
-    }
 }
 
 async fn rejoin(daemon: &Daemon, by: &Daemon) {
