@@ -25,6 +25,8 @@ logging.disable(logging.CRITICAL)
 from virttest import cartesian_config as cc  # noqa: E402
 
 MAX_DICTS = 300
+# Crashes of the reference that depend on what it happens to evaluate; where ours comes is in DIFFERENCES.md.
+DOCUMENTED = ("IndexError", "AttributeError: 'JoinFilter'")
 RESERVED = ("name", "shortname", "dep", "_name_map_file", "_short_name_map_file")
 
 
@@ -238,6 +240,8 @@ def difference(expander, flags, extra):
         return "exit status %d: %s" % (run.returncode, err[:300]), kind
     if kind == "error":
         name, line, text = want
+        if run.returncode == 0 and text.startswith(DOCUMENTED):
+            return None, "documented"
         if run.returncode == 0:
             return "reference refuses (%s:%s %s), we print %d lines" % (name, line, text, run.stdout.count(b"\n")), kind
         if name and line and line > 0 and not re.search(r"%s:%s(?!\d)" % (re.escape(name), line), err):
