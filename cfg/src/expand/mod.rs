@@ -265,7 +265,8 @@ pub(crate) fn walk_to<'c>(c: &'c Config, name: &str, limit: usize) -> Result<Opt
                     v.run()?;
                 }
                 let w = at_leaf(&v.walk);
-                if if c.p.bounds_reserved { v.name == name } else { w.name() == name } {
+                let reached = if c.p.bounds_reserved { v.name.as_str() } else { w.name() };
+                if reached == name {
                     return Ok(Some(Found::Path(w.nodes.as_slice().into())));
                 }
             }
