@@ -22,7 +22,10 @@ use vt_protocol::{
     ids::HostId,
 };
 
-use super::types::{Entry, LogId, SnapshotData, SnapshotMeta, Vote};
+use super::{
+    queue::Queue,
+    types::{Entry, LogId, SnapshotData, SnapshotMeta, Vote},
+};
 use crate::stored::{RecordError, StoredEntry, StoredHost, StoredLogId, StoredSnapshot, StoredVote, seal, unseal};
 
 const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
@@ -135,6 +138,8 @@ pub(crate) struct Disk {
     db: Database,
     /// Writes go to a thread that may block; not in simulations, where time stands still meanwhile.
     threads: bool,
+    /// Entries that are not on disk yet.
+    queue: Queue,
     /// The committed place in the log, written along with the next entries: it may be behind, it is learned again.
     committed: Mutex<Option<LogId>>,
     /// Dropped last: its receivers learn that the file is closed.
@@ -164,7 +169,8 @@ impl Disk {
             Place::Backend(make) => catch_unwind(AssertUnwindSafe(make)),
         };
         let db = made.map_err(|_| damaged("its file cannot be read"))??;
-        let mut disk = Self { db, threads, committed: Mutex::default(), closed: watch::Sender::new(()) };
+        let (queue, committed, closed) = (Queue::default(), Mutex::default(), watch::Sender::new(()));
+        let mut disk = Self { db, threads, queue, committed, closed };
         let verified = catch_unwind(AssertUnwindSafe(|| disk.verify(host)));
         disk.committed = Mutex::new(verified.map_err(|_| damaged("its file cannot be read"))??);
         Ok(disk)
@@ -217,30 +223,75 @@ impl Disk {
         Ok(write)
     }
 
-    /// Runs `change` in one transaction that is on disk when this returns.
+    /// Appends entries: readable when this returns, and `done` is told when they are on disk.
+    pub(crate) async fn append(
+        self: &Arc<Self>,
+        entries: Vec<Entry>,
+        done: impl FnOnce(io::Result<()>) + Send + 'static,
+    ) -> io::Result<()> {
+        let entries = entries.into_iter().map(sealed).collect::<Result<Vec<_>, _>>()?;
+        if !self.threads {
+            let records = entries.into_iter().map(|(entry, record)| (entry.log_id.index, record)).collect();
+            self.commit(move |write| write.put_entries(records)).await?;
+            done(Ok(()));
+            return Ok(());
+        }
+        if self.queue.push(entries, Box::new(done)) {
+            let disk = Arc::clone(self);
+            tokio::task::spawn_blocking(move || disk.write_queue());
+        }
+        if self.queue.is_full() {
+            self.queue.drained().await;
+        }
+        Ok(())
+    }
+
+    fn write_queue(&self) {
+        while let Some(batch) = self.queue.take() {
+            let (records, indices, done) = batch.parts();
+            // A damaged file may make redb panic; whoever waits has to be told all the same.
+            let put = AssertUnwindSafe(|| self.commit_here(|write| write.put_entries(records)));
+            let result = catch_unwind(put).unwrap_or_else(|_| Err(damaged("its file cannot be written")));
+            self.queue.written(indices, done, &result.map_err(io::Error::from));
+        }
+    }
+
+    /// Runs `change` in one transaction, after everything that was appended before; on disk when this returns.
     pub(crate) async fn write<T: Send + 'static>(
         self: &Arc<Self>,
         change: impl FnOnce(&mut Write<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> io::Result<T> {
-        let disk = Arc::clone(self);
-        let run = move || {
-            let write = disk.begin()?;
-            let value = {
-                let mut tables = Write::open(&write)?;
-                let value = change(&mut tables)?;
-                let committed = *disk.committed();
-                if let Some(committed) = committed {
-                    tables.put(COMMITTED, &StoredLogId(Some(committed)))?;
-                }
-                value
-            };
-            write.commit()?;
-            Ok::<_, StoreError>(value)
-        };
+        self.queue.drained().await;
+        self.commit(change).await
+    }
+
+    async fn commit<T: Send + 'static>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut Write<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> io::Result<T> {
         if !self.threads {
-            return Ok(run()?);
+            return Ok(self.commit_here(change)?);
         }
+        let disk = Arc::clone(self);
+        let run = move || disk.commit_here(change);
         Ok(tokio::task::spawn_blocking(run).await.map_err(io::Error::other)??)
+    }
+
+    fn commit_here<T>(&self, change: impl FnOnce(&mut Write<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let write = self.begin()?;
+        let value = {
+            let mut tables = Write::open(&write)?;
+            let value = change(&mut tables)?;
+            // Others may have committed what is still on its way to this disk: that is not said before it is there.
+            let committed = *self.committed();
+            let last = tables.last()?;
+            if let Some(committed) = committed.filter(|committed| last.is_some_and(|last| committed.index <= last)) {
+                tables.put(COMMITTED, &StoredLogId(Some(committed)))?;
+            }
+            value
+        };
+        write.commit()?;
+        Ok(value)
     }
 
     fn committed(&self) -> MutexGuard<'_, Option<LogId>> {
@@ -277,8 +328,31 @@ impl Disk {
         Ok(Some(open_entry(key.value(), record.value())?.log_id))
     }
 
-    /// Entries of the range, in order; stops after `bytes` bytes, but never before the first.
+    /// Entries of the range, in order, on disk or on their way there; stops after `bytes` bytes, but never before the first.
     pub(crate) fn entries(&self, range: RangeInclusive<u64>, bytes: usize) -> Result<Vec<Entry>, StoreError> {
+        // First: what leaves the queue meanwhile is on disk as well.
+        let queued = self.queue.range(range.clone());
+        let Some((first, _)) = queued.first() else { return Ok(self.entries_on_disk(range, bytes)?.0) };
+        let first = first.log_id.index;
+        let (mut entries, mut left) = (Vec::new(), bytes);
+        if *range.start() < first {
+            (entries, left) = self.entries_on_disk(*range.start()..=first - 1, bytes)?;
+            if entries.last().is_none_or(|last| last.log_id.index + 1 != first) {
+                return Ok(entries);
+            }
+        }
+        for (entry, length) in queued {
+            if !entries.is_empty() && length > left {
+                break;
+            }
+            left = left.saturating_sub(length);
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    /// The same of those on disk, and how many bytes are left.
+    fn entries_on_disk(&self, range: RangeInclusive<u64>, bytes: usize) -> Result<(Vec<Entry>, usize), StoreError> {
         let read = self.db.begin_read()?;
         let log = read.open_table(LOG)?;
         let mut entries: Vec<Entry> = Vec::new();
@@ -295,7 +369,7 @@ impl Disk {
             }
             entries.push(entry);
         }
-        Ok(entries)
+        Ok((entries, left))
     }
 
     /// The snapshot, verified.
@@ -323,6 +397,13 @@ fn open_entry(index: u64, record: &[u8]) -> Result<Entry, StoreError> {
     Ok(entry.0)
 }
 
+/// An entry with its record.
+fn sealed(entry: Entry) -> Result<(Entry, Vec<u8>), StoreError> {
+    let stored = StoredEntry(entry);
+    let record = seal(&stored.0.log_id.index.to_le_bytes(), &stored).map_err(too_long)?;
+    Ok((stored.0, record))
+}
+
 fn too_long(error: vt_protocol::codec::CodecError) -> StoreError {
     StoreError::Io(io::Error::new(io::ErrorKind::InvalidInput, error))
 }
@@ -337,6 +418,14 @@ impl<'t> Write<'t> {
         unseal(key.as_bytes(), record.value()).map(Some).map_err(|error| damaged(format!("record {key}: {error}")))
     }
 
+    /// Index of the last entry, also where it is behind a snapshot.
+    fn last(&self) -> Result<Option<u64>, StoreError> {
+        if let Some((index, _)) = self.log.last()? {
+            return Ok(Some(index.value()));
+        }
+        Ok(self.get::<StoredLogId>(PURGED)?.and_then(|purged| purged.0).map(|id| id.index))
+    }
+
     fn put<T: vt_protocol::codec::Versioned>(&mut self, key: &str, value: &T) -> Result<(), StoreError> {
         let record = seal(key.as_bytes(), value).map_err(too_long)?;
         self.meta.insert(key, record.as_slice())?;
@@ -347,10 +436,9 @@ impl<'t> Write<'t> {
         self.put(VOTE, &StoredVote(vote))
     }
 
-    pub(crate) fn append(&mut self, entries: Vec<Entry>) -> Result<(), StoreError> {
-        for entry in entries {
-            let index = entry.log_id.index;
-            let record = seal(&index.to_le_bytes(), &StoredEntry(entry)).map_err(too_long)?;
+    /// Puts sealed entries into the log, by index.
+    fn put_entries(&mut self, records: Vec<(u64, Vec<u8>)>) -> Result<(), StoreError> {
+        for (index, record) in records {
             self.log.insert(index, record.as_slice())?;
         }
         Ok(())

@@ -95,9 +95,7 @@ impl RaftLogStorage<TypeConfig> for Log {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
-        self.disk.write(move |write| write.append(entries)).await?;
-        callback.io_completed(Ok(()));
-        Ok(())
+        self.disk.append(entries, |result| callback.io_completed(result)).await
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {

@@ -6,6 +6,7 @@ pub(crate) mod machine;
 mod network;
 pub mod offline;
 mod pace;
+mod queue;
 mod replica;
 mod runtime;
 mod status;
