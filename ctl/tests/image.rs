@@ -554,11 +554,13 @@ async fn the_probes_live_through_a_migration_and_bite_behind_it() {
     assert!(matches!(&hurt[..], [Hurt::Memory { bad: 1, first: Some(first), .. }] if first.index == 1234), "{hurt:?}");
 }
 
+/// `VTMESH_REBOOTS` is how often: 3, and 20 in `make proofs`.
 #[tokio::test]
 async fn a_reboot_is_found() {
+    let reboots: u32 = std::env::var("VTMESH_REBOOTS").map_or(3, |number| number.parse().unwrap());
     let mut guest = Guest::boot().await;
     let mut before = snapshot(&mut guest.probe()).await;
-    for round in 0..3 {
+    for round in 0..reboots {
         let began = Instant::now();
         guest.monitor(r#"{"execute":"system_reset"}"#);
         let deadline = soon();
@@ -573,4 +575,5 @@ async fn a_reboot_is_found() {
         assert!(matches!(hurt[..], [Hurt::Rebooted { .. }]), "round {round}: {hurt:?}");
         before = after;
     }
+    println!("{reboots} reboots of {reboots} found");
 }
