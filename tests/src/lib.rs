@@ -3,9 +3,15 @@
 //! Real components only: real `vtd` and `vtctl`, real QEMU, real namespaces. Nothing here sleeps and hopes: every wait
 //! has a condition, a deadline and a message.
 
+pub mod beginning;
+pub mod drift;
 pub mod faults;
+pub mod invariants;
 pub mod lab;
+pub mod model;
+pub mod seeds;
 pub mod sim;
+pub mod twin;
 pub mod wait;
 
 use std::path::PathBuf;

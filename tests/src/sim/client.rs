@@ -19,10 +19,10 @@ use vt_sync::{
 
 use super::{
     HOSTS,
-    host::CASE,
     net::{self, Ask, Said},
     oracle::Oracle,
 };
+use crate::beginning;
 
 /// How long an answer may take.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -53,8 +53,12 @@ pub(super) async fn client(
             if stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
+            oracle.asked(&request);
             match net::ask(target, &Ask::Propose(Box::new(request.clone())), DEADLINE).await {
-                Ok(Said::Applied(_)) => break,
+                Ok(Said::Applied(applied)) => {
+                    oracle.acknowledged(id, &applied);
+                    break;
+                }
                 Ok(Said::Rejected(rejected)) => {
                     oracle.violation(format!("{request} was rejected: {rejected}"));
                     return Ok(());
@@ -64,7 +68,7 @@ pub(super) async fn client(
             }
             sleep(Duration::from_millis(rng.random_range(5..50))).await;
         }
-        oracle.acknowledged(&key, value);
+        oracle.value_set(&key, value);
         if value.is_multiple_of(4) {
             // Whoever answers must know what was acknowledged before it was asked.
             let asked = *HOSTS.choose(&mut rng).expect("there are hosts");
@@ -98,7 +102,7 @@ pub(super) async fn party(me: HostId, seed: u64, epoch: u64, oracle: Oracle, mee
         until(&meeting.last_may_come).await;
     }
     let arrive = Arrive {
-        attempt: AttemptId { case: CASE, number: 1 },
+        attempt: AttemptId { case: beginning::case(1), number: 1 },
         epoch: vt_protocol::ids::Epoch(epoch),
         host: me,
         barrier: BarrierKey { tag: "go".to_owned(), generation: 1 },
@@ -110,6 +114,7 @@ pub(super) async fn party(me: HostId, seed: u64, epoch: u64, oracle: Oracle, mee
     let mut told = false;
     loop {
         let request = Request::with_id(id, arrive.clone());
+        oracle.asked(&request);
         match net::ask(target, &Ask::Propose(Box::new(request)), DEADLINE).await {
             Ok(Said::Applied(applied)) => {
                 if !told {

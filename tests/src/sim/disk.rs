@@ -27,6 +27,8 @@ struct Platter {
     /// Goes up at every power failure: older handles reach nothing any more.
     generation: u64,
     lies: bool,
+    /// Nothing more can be written.
+    full: bool,
 }
 
 #[derive(Debug)]
@@ -57,20 +59,40 @@ impl Disk {
         self.platter().lies = true;
     }
 
+    /// From now on nothing can be written, or again.
+    pub fn set_full(&self, full: bool) {
+        self.platter().full = full;
+    }
+
+    /// Whether nothing can be written.
+    pub fn is_full(&self) -> bool {
+        self.platter().full
+    }
+
+    /// Its program is ended and the machine goes on: older handles are dead, and nothing is lost.
+    pub fn program_ended(&self) {
+        self.platter().generation += 1;
+    }
+
     /// The power fails: handles are dead, and of unsynced writes some sectors are there and some are not.
     pub fn power_failure(&self, rng: &mut StdRng) {
         let mut platter = self.platter();
         platter.generation += 1;
+        // Each sector for itself: what becomes of one must not hang on the order of others.
+        let chances: u64 = rng.random();
+        let mut times: std::collections::BTreeMap<usize, u64> = std::collections::BTreeMap::new();
         let mut kept = std::mem::take(&mut platter.synced);
         for pending in std::mem::take(&mut platter.pending) {
             match pending {
                 Pending::Length(len) => kept.resize(kept.len().max(len), 0),
                 Pending::Write(at, bytes) => {
                     for (i, sector) in bytes.chunks(SECTOR).enumerate() {
-                        if platter.lies || rng.random_bool(0.5) {
+                        let from = at + i * SECTOR;
+                        let time = times.entry(from).or_default();
+                        *time += 1;
+                        if platter.lies || is_lost(chances, from, *time) {
                             continue;
                         }
-                        let from = at + i * SECTOR;
                         if kept.len() < from + sector.len() {
                             kept.resize(from + sector.len(), 0);
                         }
@@ -84,6 +106,13 @@ impl Disk {
     }
 }
 
+/// Whether a write of a sector is lost, the how manieth to it since the last sync.
+fn is_lost(chances: u64, sector: usize, time: u64) -> bool {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&chances.to_le_bytes()).update(&sector.to_le_bytes()).update(&time.to_le_bytes());
+    hasher.finalize().as_bytes()[0] & 1 == 0
+}
+
 /// A program's access to a disk, until the power fails.
 #[derive(Debug)]
 pub struct Handle {
@@ -95,6 +124,11 @@ impl Handle {
     fn platter(&self) -> io::Result<MutexGuard<'_, Platter>> {
         let platter = self.disk.platter();
         if platter.generation == self.generation { Ok(platter) } else { Err(io::Error::other("the power has failed")) }
+    }
+
+    fn writable(&self) -> io::Result<MutexGuard<'_, Platter>> {
+        let platter = self.platter()?;
+        if platter.full { Err(io::ErrorKind::StorageFull.into()) } else { Ok(platter) }
     }
 }
 
@@ -112,7 +146,7 @@ impl redb::StorageBackend for Handle {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut platter = self.platter()?;
+        let mut platter = self.writable()?;
         let len = usize::try_from(len).map_err(io::Error::other)?;
         platter.live.resize(len, 0);
         platter.pending.push(Pending::Length(len));
@@ -141,7 +175,7 @@ impl redb::StorageBackend for Handle {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut platter = self.platter()?;
+        let mut platter = self.writable()?;
         let at = usize::try_from(offset).map_err(io::Error::other)?;
         let end = at + data.len();
         if platter.live.len() < end {

@@ -1,17 +1,26 @@
-//! The simulator: three replicas, their network and their disks on one thread, under faults that a seed decides.
+//! The simulator: three hosts, their daemons' decisions, their network, clocks, disks and QEMUs on one thread, under faults
+//! that a seed decides.
 //!
-//! Hosts crash with their power, links are cut in one or both directions, messages take random times. Then all is healed
-//! and the cluster must go on. A seed gives the same faults at the same simulated times again; what tokio itself draws
-//! (the order of ready branches) is not seeded, so a run repeats closely and not bit for bit.
+//! The daemons' own loops run here: sessions, the keeper, the scheduler, over real replicas; the policy of members; and
+//! the [`crate::twin`] for parties, movements and guards. Hosts lose their power, daemons are killed or frozen, disks are
+//! full, links are cut in one or both directions, messages take random times, clocks drift. Then all is healed: the
+//! cluster must go on, every case must come to its verdict, and nothing may run any more.
+//!
+//! One seed is one run, to the last line of its trace: the runtime's and our own random numbers come from the seed
+//! ([`vt_protocol::chance`]), time is simulated, every `select!` on the way is biased, and nothing unordered is iterated.
+//! `make sim SEED=17` runs one again and tells what happened.
 
 mod client;
+mod cluster;
 pub mod disk;
 mod host;
+mod machine;
 pub mod net;
 pub mod oracle;
 mod trouble;
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -21,23 +30,32 @@ use std::{
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use turmoil::Sim;
-use vt_protocol::ids::HostId;
+use vt_protocol::{chance, ids::HostId};
 
 use self::{
     client::Meeting,
     disk::{Disk, Honesty},
+    host::Load,
+    machine::{Machine, Now},
     net::name,
     oracle::Oracle,
     trouble::Trouble,
 };
+use crate::{drift::DriftingClock, twin::copy::transfer};
 
 const HOSTS: [HostId; 3] = [HostId(1), HostId(2), HostId(3)];
 const CLIENTS: usize = 2;
 const TICK: Duration = Duration::from_millis(4);
+/// A stage of a transfer takes so many ticks.
+const STAGE_TICKS: u64 = 10;
 /// How long faults go on, in simulated time.
-const TROUBLE: Duration = Duration::from_secs(15);
+const TROUBLE: Duration = Duration::from_secs(40);
 /// How long a healed cluster may take until everybody has everything.
-const HEALING: Duration = Duration::from_secs(30);
+const HEALING: Duration = Duration::from_secs(60);
+/// How long a healed cluster may take until every case has its verdict.
+const JUDGING: Duration = Duration::from_secs(240);
+/// Clocks are wrong by so many millionths at most.
+const DRIFT: i64 = 50_000;
 
 /// What a run is to do.
 #[derive(Debug, Clone, Copy)]
@@ -49,47 +67,88 @@ pub struct Options {
 }
 
 /// What a run did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// Faults that were made.
     pub faults: usize,
     /// Entries that were applied.
     pub entries: u64,
+    /// Simulated time.
+    pub simulated: Duration,
+    /// How the cases ended.
+    pub verdicts: Vec<String>,
+}
+
+/// A run: how it ended, and all that happened.
+#[derive(Debug)]
+pub struct Run {
+    /// The first thing seen that must not be, or what was done.
+    pub outcome: Result<Outcome, String>,
+    /// What happened, line by line.
+    pub trace: Vec<String>,
+}
+
+impl Run {
+    /// A number that two runs share if and only if they did the same at the same times.
+    pub fn hash(&self) -> String {
+        blake3::hash(self.trace.join("\n").as_bytes()).to_hex().to_string()
+    }
 }
 
 /// A simulated cluster with what watches it.
 struct World<'a> {
     sim: Sim<'a>,
     oracle: Oracle,
+    machines: Vec<Machine>,
     disks: Vec<Disk>,
     ready: Arc<AtomicBool>,
+    now: Now,
     rng: StdRng,
     trouble: Trouble,
+    ticks: u64,
 }
 
-impl<'a> World<'a> {
-    fn new(seed: u64) -> Self {
+impl World<'_> {
+    fn new(seed: u64, load: Load) -> Self {
+        chance::seed(Some(seed));
         let mut sim = turmoil::Builder::new()
             .rng_seed(seed)
-            .simulation_duration(Duration::from_secs(600))
+            .simulation_duration(Duration::from_secs(3600))
             .tick_duration(TICK)
             .min_message_latency(Duration::from_millis(1))
             .max_message_latency(Duration::from_millis(30))
             .build();
-        let oracle = Oracle::default();
+        let mut rng = StdRng::seed_from_u64(seed);
+        let now = Now::default();
+        let oracle = Oracle::new(now.clone());
         let ready = Arc::new(AtomicBool::new(false));
         let disks: Vec<Disk> = HOSTS.iter().map(|_| Disk::default()).collect();
-        for me in HOSTS {
-            let (disk, oracle, ready) = (disks[me.0 as usize - 1].clone(), oracle.clone(), Arc::clone(&ready));
-            sim.host(name(me), move || host::host(me, disk.clone(), oracle.clone(), Arc::clone(&ready)));
+        let moves = rng.random_range(1..4);
+        let machines: Vec<Machine> = HOSTS
+            .iter()
+            .map(|host| {
+                let offset = rng.random_range(1..1_000_000) * 1_000_000_000;
+                let clock = DriftingClock { offset, drift: rng.random_range(-DRIFT..DRIFT) };
+                Machine::new(*host, clock, now.clone(), moves)
+            })
+            .collect();
+        for (machine, disk) in machines.iter().zip(&disks) {
+            let (machine, disk, oracle, ready) = (machine.clone(), disk.clone(), oracle.clone(), Arc::clone(&ready));
+            sim.host(name(machine.host), move || {
+                host::host(load, machine.clone(), disk.clone(), oracle.clone(), Arc::clone(&ready))
+            });
         }
-        Self { sim, oracle, disks, ready, rng: StdRng::seed_from_u64(seed), trouble: Trouble::default() }
+        let trouble = Trouble::new(machines.clone(), disks.clone(), oracle.clone());
+        Self { sim, oracle, machines, disks, ready, now, rng, trouble, ticks: 0 }
     }
 
     fn advance(&mut self, by: Duration) -> Result<(), String> {
         let until = self.sim.elapsed() + by;
         while self.sim.elapsed() < until {
+            let elapsed = u64::try_from(self.sim.elapsed().as_millis()).unwrap_or(u64::MAX);
+            self.now.set(elapsed);
             let stepped = self.sim.step();
+            self.hypervisors();
             if let Some(violation) = self.oracle.verdict() {
                 return Err(violation);
             }
@@ -98,16 +157,60 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// Goes on until `done`, for [`HEALING`] at most.
-    fn until(&mut self, what: &str, done: impl Fn(&Oracle) -> bool) -> Result<(), String> {
+    /// What goes on on the machines whatever their daemons do: guards look at their clocks, transfers go on.
+    fn hypervisors(&mut self) {
+        self.ticks += 1;
+        self.machines.iter().for_each(Machine::guards);
+        if self.ticks.is_multiple_of(STAGE_TICKS) {
+            self.transfers();
+        }
+        let mut running = BTreeSet::new();
+        for machine in &self.machines {
+            let inner = machine.lock();
+            let copies = inner.twin.copies.values().filter(|copy| copy.runs());
+            running.extend(copies.map(|copy| (copy.vm.clone(), machine.host)));
+        }
+        self.oracle.runs(running);
+    }
+
+    fn transfers(&mut self) {
+        for from in self.machines.clone() {
+            let sending = from.lock().twin.copies.values().find(|copy| copy.is_sending()).map(|copy| copy.vm.clone());
+            let Some(vm) = sending else { continue };
+            let comes_in = |machine: &&Machine| {
+                machine.host != from.host
+                    && machine.lock().twin.copies.get(&vm).is_some_and(|copy| copy.incoming.is_some())
+            };
+            let to = self.machines.iter().find(comes_in).cloned();
+            let cut = to.as_ref().is_some_and(|to| {
+                self.trouble.cuts.iter().any(|cut| *cut == (from.host, to.host) || *cut == (to.host, from.host))
+            });
+            let breaks = cut || self.rng.random_bool(0.05);
+            let local = from.local();
+            let mut source = from.lock();
+            let mut destination = to.as_ref().map(Machine::lock);
+            let into = destination.as_mut().and_then(|inner| inner.twin.copies.get_mut(&vm));
+            if let Some(copy) = source.twin.copies.get_mut(&vm) {
+                let went = transfer(copy, local, into, breaks);
+                self.oracle.note(format!("the transfer from {}: {went:?}", name(from.host)));
+            }
+        }
+    }
+
+    /// Goes on until `done`, for so long at most.
+    fn within(&mut self, patience: Duration, what: &str, done: impl Fn(&Oracle) -> bool) -> Result<(), String> {
         let began = self.sim.elapsed();
         while !done(&self.oracle) {
-            if self.sim.elapsed() > began + HEALING {
+            if self.sim.elapsed() > began + patience {
                 return Err(format!("it never came that {what}"));
             }
             self.advance(Duration::from_millis(20))?;
         }
         Ok(())
+    }
+
+    fn until(&mut self, what: &str, done: impl Fn(&Oracle) -> bool) -> Result<(), String> {
+        self.within(HEALING, what, done)
     }
 
     fn until_made(&mut self) -> Result<(), String> {
@@ -116,16 +219,32 @@ impl<'a> World<'a> {
     }
 
     fn crash(&mut self, host: HostId) {
-        self.trouble.crash(&mut self.sim, &self.disks, host, &mut self.rng);
+        self.trouble.crash(&mut self.sim, host, &mut self.rng);
+    }
+
+    fn outcome(&self) -> Outcome {
+        Outcome {
+            faults: self.trouble.made,
+            entries: self.oracle.entries(),
+            simulated: self.sim.elapsed(),
+            verdicts: self.oracle.verdicts(),
+        }
+    }
+
+    fn end(self, outcome: Result<Outcome, String>) -> Run {
+        chance::seed(None);
+        Run { outcome, trace: self.oracle.trace() }
     }
 }
 
-/// Runs one seed: clients count while hosts and links fail.
-///
-/// # Errors
-/// The first thing seen that must not be.
-pub fn run(options: Options) -> Result<Outcome, String> {
-    let mut world = World::new(options.seed);
+/// Runs one seed: cases run and clients count while hosts, disks and links fail.
+pub fn run(options: Options) -> Run {
+    let mut world = World::new(options.seed, Load::Daemons);
+    let outcome = chaos(&mut world, options);
+    world.end(outcome)
+}
+
+fn chaos(world: &mut World<'_>, options: Options) -> Result<Outcome, String> {
     let stop = Arc::new(AtomicBool::new(false));
     for number in 0..CLIENTS {
         let (ready, stop) = (Arc::clone(&world.ready), Arc::clone(&stop));
@@ -142,27 +261,30 @@ pub fn run(options: Options) -> Result<Outcome, String> {
     }
     let began = world.sim.elapsed();
     while options.honesty == Honesty::Honest && world.sim.elapsed() < began + TROUBLE {
-        world.trouble.next(&mut world.sim, &world.disks, &mut world.rng);
-        let pause = world.rng.random_range(100..1500);
+        world.trouble.next(&mut world.sim, &mut world.rng);
+        let pause = world.rng.random_range(100..4000);
         world.advance(Duration::from_millis(pause))?;
     }
     world.trouble.heal(&mut world.sim);
 
-    // It goes on: every client gets further, and every host has all that was acknowledged.
-    let last = |oracle: &Oracle, n: usize| oracle.last_acknowledged(&format!("client{n}"));
+    // It goes on: every client gets further, every host has all that was acknowledged, every case is judged.
+    let last = |oracle: &Oracle, n: usize| oracle.last_value(&format!("client{n}"));
     let before: Vec<u64> = (0..CLIENTS).map(|n| last(&world.oracle, n)).collect();
     world.until("a healed cluster goes on", |oracle| (0..CLIENTS).all(|n| last(oracle, n) >= before[n] + 3))?;
     stop.store(true, Ordering::Relaxed);
     world.until("every host has what was acknowledged", |oracle| oracle.complete(&HOSTS))?;
-    Ok(Outcome { faults: world.trouble.made, entries: world.oracle.entries() })
+    world.within(JUDGING, "every case has its verdict and nothing runs", Oracle::judged)?;
+    Ok(world.outcome())
 }
 
 /// Runs one seed: parties meet at a barrier, and the leader dies between the first and the last arrival.
-///
-/// # Errors
-/// The first thing seen that must not be.
-pub fn run_barrier(seed: u64) -> Result<Outcome, String> {
-    let mut world = World::new(seed);
+pub fn run_barrier(seed: u64) -> Run {
+    let mut world = World::new(seed, Load::Barrier);
+    let outcome = leader_dies(&mut world, seed);
+    world.end(outcome)
+}
+
+fn leader_dies(world: &mut World<'_>, seed: u64) -> Result<Outcome, String> {
     let meeting = Arc::new(Meeting { ready: Arc::new(AtomicBool::new(false)), ..Meeting::default() });
     world.until_made()?;
     world.until("an attempt is known", |oracle| oracle.attempt().is_some())?;
@@ -186,5 +308,5 @@ pub fn run_barrier(seed: u64) -> Result<Outcome, String> {
     world.until("all parties are let pass", |_| passed() == HOSTS.len())?;
     world.trouble.heal(&mut world.sim);
     world.until("every host has seen the release", |oracle| oracle.released(&HOSTS))?;
-    Ok(Outcome { faults: world.trouble.made, entries: world.oracle.entries() })
+    Ok(world.outcome())
 }

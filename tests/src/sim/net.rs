@@ -6,7 +6,11 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use turmoil::net::TcpStream;
-use vt_protocol::{codec, ids::HostId};
+use vt_protocol::{
+    codec,
+    ids::HostId,
+    peer::{PeerReply, Renew},
+};
 use vt_sync::{Applied, ProposeError, RaftTransport, Rejected, Request, Unreachable};
 
 /// The port of every host.
@@ -22,6 +26,8 @@ pub enum Ask {
     Propose(Box<Request>),
     /// A client's read of a setting, which must be current.
     Read(String),
+    /// A session is to be renewed.
+    Renew(Renew),
 }
 
 /// Said in answer.
@@ -35,6 +41,8 @@ pub enum Said {
     Rejected(Rejected),
     /// The setting, as it is.
     Value(Option<String>),
+    /// To what a daemon asked.
+    Peer(PeerReply),
     /// Try elsewhere, or again.
     Elsewhere(Option<HostId>),
 }

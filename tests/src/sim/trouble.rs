@@ -1,58 +1,145 @@
-//! Faults, drawn by the seed: power failures, cut links, and their repair.
+//! Faults, drawn by the seed: power failures, killed and frozen daemons, full disks, cut links, dead QEMUs; and their
+//! repair.
 
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use turmoil::Sim;
 use vt_protocol::ids::HostId;
 
-use super::{HOSTS, disk::Disk, net::name};
+use super::{HOSTS, disk::Disk, machine::Machine, net::name, oracle::Oracle};
 
 /// What is broken at the moment.
-#[derive(Default)]
 pub(super) struct Trouble {
+    machines: Vec<Machine>,
+    disks: Vec<Disk>,
+    oracle: Oracle,
     down: Vec<HostId>,
-    cuts: Vec<(HostId, HostId)>,
+    frozen: Vec<HostId>,
+    /// Links that are cut, from one to the other.
+    pub(super) cuts: Vec<(HostId, HostId)>,
     /// Faults made so far.
     pub(super) made: usize,
 }
 
 impl Trouble {
-    pub(super) fn crash(&mut self, sim: &mut Sim<'_>, disks: &[Disk], host: HostId, rng: &mut StdRng) {
+    pub(super) fn new(machines: Vec<Machine>, disks: Vec<Disk>, oracle: Oracle) -> Self {
+        Self { machines, disks, oracle, down: Vec::new(), frozen: Vec::new(), cuts: Vec::new(), made: 0 }
+    }
+
+    fn note(&mut self, what: String) {
+        self.made += 1;
+        self.oracle.note(what);
+    }
+
+    fn disk(&self, host: HostId) -> &Disk {
+        &self.disks[host.0 as usize - 1]
+    }
+
+    fn machine(&self, host: HostId) -> &Machine {
+        &self.machines[host.0 as usize - 1]
+    }
+
+    /// The power of a host fails.
+    pub(super) fn crash(&mut self, sim: &mut Sim<'_>, host: HostId, rng: &mut StdRng) {
         if !self.down.contains(&host) {
             // First the power: a program that is ended must not write any more.
-            disks[host.0 as usize - 1].power_failure(rng);
-            sim.crash(name(host));
-            self.down.push(host);
-            self.made += 1;
+            self.disk(host).power_failure(rng);
+            self.machine(host).lock().twin.lost_power();
+            self.end(sim, host);
+            self.note(format!("the power of {} fails", name(host)));
         }
+    }
+
+    /// The daemon of a host is killed; its QEMUs, their guards and its party live on, and so does what it wrote.
+    fn kill(&mut self, sim: &mut Sim<'_>, host: HostId) {
+        if !self.down.contains(&host) {
+            self.disk(host).program_ended();
+            self.end(sim, host);
+            self.note(format!("the daemon of {} is killed", name(host)));
+        }
+    }
+
+    fn end(&mut self, sim: &mut Sim<'_>, host: HostId) {
+        self.thaw(sim, host);
+        sim.crash(name(host));
+        self.down.push(host);
     }
 
     fn start(&mut self, sim: &mut Sim<'_>, at: usize) {
         let host = self.down.remove(at);
+        self.disk(host).set_full(false);
         sim.bounce(name(host));
+        self.oracle.note(format!("{} is started again", name(host)));
     }
 
-    pub(super) fn next(&mut self, sim: &mut Sim<'_>, disks: &[Disk], rng: &mut StdRng) {
+    fn freeze(&mut self, sim: &mut Sim<'_>, host: HostId) {
+        if self.down.contains(&host) || self.frozen.contains(&host) {
+            return;
+        }
+        for other in HOSTS.into_iter().filter(|other| *other != host) {
+            sim.hold(name(host), name(other));
+        }
+        self.machine(host).lock().frozen = true;
+        self.frozen.push(host);
+        self.note(format!("the daemon of {} freezes", name(host)));
+    }
+
+    fn thaw(&mut self, sim: &mut Sim<'_>, host: HostId) {
+        if !self.frozen.contains(&host) {
+            return;
+        }
+        self.frozen.retain(|frozen| *frozen != host);
+        self.machine(host).lock().frozen = false;
+        for other in HOSTS.into_iter().filter(|other| *other != host) {
+            if !self.frozen.contains(&other) {
+                sim.release(name(host), name(other));
+            }
+        }
+        self.oracle.note(format!("the daemon of {} goes on", name(host)));
+    }
+
+    /// The next fault, or repair.
+    pub(super) fn next(&mut self, sim: &mut Sim<'_>, rng: &mut StdRng) {
         let host = *HOSTS.choose(rng).expect("there are hosts");
         match rng.random_range(0..100) {
-            0..20 => self.crash(sim, disks, host, rng),
-            20..23 => HOSTS.into_iter().for_each(|host| self.crash(sim, disks, host, rng)),
-            23..60 if !self.down.is_empty() => {
+            0..10 => self.crash(sim, host, rng),
+            10..22 => self.kill(sim, host),
+            22..24 => HOSTS.into_iter().for_each(|host| self.crash(sim, host, rng)),
+            24..34 => self.freeze(sim, host),
+            34..44 => {
+                if let Some(frozen) = self.frozen.choose(rng).copied() {
+                    self.thaw(sim, frozen);
+                }
+            }
+            44..60 if !self.down.is_empty() => {
                 let at = rng.random_range(0..self.down.len());
                 self.start(sim, at);
             }
-            60..75 => {
+            60..70 => {
                 for other in HOSTS.into_iter().filter(|other| *other != host) {
                     sim.partition(name(host), name(other));
-                    self.cuts.push((host, other));
+                    self.cuts.extend([(host, other), (other, host)]);
                 }
-                self.made += 1;
+                self.note(format!("{} is cut off", name(host)));
             }
-            75..85 => {
+            70..78 => {
                 let other = *HOSTS.choose(rng).expect("there are hosts");
                 if other != host {
                     sim.partition_oneway(name(host), name(other));
                     self.cuts.push((host, other));
-                    self.made += 1;
+                    self.note(format!("{} does not reach {}", name(host), name(other)));
+                }
+            }
+            78..82 => {
+                self.disk(host).set_full(true);
+                self.note(format!("the disk of {} is full", name(host)));
+            }
+            82..86 => {
+                let machine = self.machine(host).clone();
+                let mut inner = machine.lock();
+                if let Some(copy) = inner.twin.copies.values_mut().next() {
+                    copy.kill();
+                    drop(inner);
+                    self.note(format!("a QEMU of {} is killed", name(host)));
                 }
             }
             _ => self.repair(sim),
@@ -63,10 +150,19 @@ impl Trouble {
         for (one, other) in self.cuts.drain(..) {
             sim.repair(name(one), name(other));
         }
+        self.oracle.note("every link is whole".to_owned());
     }
 
+    /// Ends all trouble.
     pub(super) fn heal(&mut self, sim: &mut Sim<'_>) {
         self.repair(sim);
+        for host in HOSTS {
+            self.thaw(sim, host);
+            // A daemon whose disk was full has ended; somebody frees the disk and starts it.
+            if self.disk(host).is_full() && !self.down.contains(&host) {
+                self.kill(sim, host);
+            }
+        }
         while !self.down.is_empty() {
             self.start(sim, 0);
         }

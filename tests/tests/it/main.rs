@@ -2,5 +2,6 @@
 
 mod cluster;
 mod guests;
+mod model;
 mod sim;
 mod tidy;
