@@ -4,17 +4,20 @@
 //! bench [--quick]      fewer rounds and a shorter look at idle daemons: for a glance, not for the record
 //! ```
 //!
-//! Needs root, QEMU and the built programs beside it. Makes a lab of its own and removes it.
+//! Needs root, QEMU and the built programs beside it. Makes a lab of its own and removes it. Compares commits with etcd
+//! where that is installed.
 
 mod bare;
+mod consensus;
+mod etcd;
 mod figures;
 mod idle;
 mod overhead;
 mod start;
 
-use std::{fs, process::ExitCode};
+use std::{fs, path::Path, process::ExitCode};
 
-use vt_tests::lab::{Lab, vtctl};
+use vt_tests::lab::{Lab, lab_root, vtctl};
 
 use crate::figures::Figure;
 
@@ -24,10 +27,21 @@ struct Extent {
     starts: usize,
     idle_seconds: u64,
     rounds: usize,
+    consensus: consensus::Extent,
 }
 
-const FULL: Extent = Extent { starts: 100, idle_seconds: 60, rounds: 5 };
-const QUICK: Extent = Extent { starts: 20, idle_seconds: 15, rounds: 1 };
+const FULL: Extent = Extent {
+    starts: 100,
+    idle_seconds: 60,
+    rounds: 5,
+    consensus: consensus::Extent { singles: 500, each: 50, barriers: 200 },
+};
+const QUICK: Extent = Extent {
+    starts: 20,
+    idle_seconds: 15,
+    rounds: 1,
+    consensus: consensus::Extent { singles: 100, each: 10, barriers: 20 },
+};
 
 fn extent(arguments: &[String]) -> Option<Extent> {
     match arguments {
@@ -60,6 +74,9 @@ fn run(extent: Extent) -> anyhow::Result<bool> {
     anyhow::ensure!(built.code == 0, "no image: {}", built.stderr);
     let mut all = vec![start::measure(extent.starts)?];
     show(&all);
+    let decided = consensus::measure(Path::new(&lab_root()), extent.consensus)?;
+    show(&decided);
+    all.extend(decided);
     let lab = Lab::up(3);
     for measured in [idle::measure(&lab, extent.idle_seconds)?, overhead::measure(&lab, extent.rounds)?] {
         show(&measured);
