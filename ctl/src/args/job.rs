@@ -66,6 +66,8 @@ pub enum JobVerb {
         /// Its id, or @latest
         job: WhichJob,
     },
+    /// Run a job again: the same variants to the byte
+    Rerun(RerunArgs),
     /// Fetch the evidence of a job and write its reports
     #[command(visible_alias = "report")]
     Fetch(FetchArgs),
@@ -84,6 +86,31 @@ pub struct FetchArgs {
     /// Also write reports: junit=F, json=F, md=F; repeatable
     #[arg(long, value_name = "KIND=FILE", value_delimiter = ',')]
     pub report: Vec<ReportFile>,
+}
+
+/// `job rerun`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vtctl job rerun job_7f3k2\n  vtctl job rerun @latest --failed\n\n\
+                        The cases run on the hosts they had, with the parameters they had: what became of\n\
+                        configuration files since then does not matter. Exits as `run` does.")]
+pub struct RerunArgs {
+    /// Its id, or @latest
+    pub job: WhichJob,
+    /// Only cases that did not pass, and those that waited for them
+    #[arg(long)]
+    pub failed: bool,
+    /// Directory for the evidence [default: vtmesh-results/JOB]
+    #[arg(short = 'r', long, value_name = "DIR")]
+    pub results: Option<PathBuf>,
+    /// Also write reports: junit=F, json=F, md=F; repeatable
+    #[arg(long, value_name = "KIND=FILE", value_delimiter = ',')]
+    pub report: Vec<ReportFile>,
+    /// Print the new job's id and do not wait
+    #[arg(long, visible_alias = "no-wait")]
+    pub detach: bool,
+    /// A remark kept with the new job [default: again: JOB]
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
 }
 
 /// What is done with scenarios.

@@ -20,7 +20,7 @@ pub use self::{
     config::{ConfigVerb, UseContextArgs},
     globals::{ColorChoice, Globals, Output, ProgressChoice, duration},
     host::{DrainArgs, HostVerb, PromoteArgs},
-    job::{ExplainArgs, FetchArgs, JobVerb, ScenarioVerb, VmVerb, WhichJob},
+    job::{ExplainArgs, FetchArgs, JobVerb, RerunArgs, ScenarioVerb, VmVerb, WhichJob},
     lab::{ImageBuildArgs, ImageVerb, LabUpArgs, LabVerb},
     recovery::{RecoverArgs, RestoreArgs, SnapshotVerb},
     provider::{GuestArgs, GuestVerb, ProviderVerb, ProvidersArgs, SetArgs},

@@ -14,6 +14,7 @@ use vt_protocol::{
 
 use super::{
     App, Code,
+    rerun::rerun,
     run::{self, Collected},
 };
 use crate::{
@@ -65,6 +66,10 @@ pub(super) async fn job(app: &mut App, verb: JobVerb) -> Result<Code, Report> {
             let job = id_of(app, job).await?;
             release(app, job).await
         }
+        JobVerb::Rerun(args) => {
+            let job = id_of(app, args.job).await?;
+            rerun(app, job, args).await
+        }
         JobVerb::Fetch(args) => {
             let job = id_of(app, args.job).await?;
             let done = ask(app, job).await?;
@@ -108,7 +113,7 @@ async fn jobs(app: &mut App) -> Result<Vec<JobView>, Report> {
     }
 }
 
-async fn ask(app: &mut App, job: JobId) -> Result<JobView, Report> {
+pub(super) async fn ask(app: &mut App, job: JobId) -> Result<JobView, Report> {
     match app.mesh.call(&AdminRequest::JobShow(job), Need::Read).await? {
         AdminReply::Job(job) => Ok(*job),
         other => Err(unexpected("job show", &other)),

@@ -13,6 +13,7 @@ mod job;
 mod lab;
 mod provider;
 mod recovery;
+mod rerun;
 mod run;
 mod scenario;
 mod token;

@@ -1,11 +1,11 @@
 //! From hosts and parameter sets to the cases of a plan. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::Name,
-    job::{CASES_MAX, PlannedCase, ScenarioInfo, shapes_a_run},
+    job::{CASES_MAX, Plan, PlannedCase, ScenarioInfo, shapes_a_run},
     params::{COMMAND_LINE, Origin, Params},
 };
 
@@ -176,6 +176,21 @@ pub fn cases(runs: &[Run<'_>], hosts: &[Name], leftover: &str, repeat: u32) -> R
     Ok(cases)
 }
 
+/// The cases of a plan that are wanted, by index, in a plan of their own with the same matrix. What is left out is not
+/// waited for.
+pub fn again(plan: Plan, wanted: impl Fn(u32) -> bool) -> Plan {
+    let mut places = BTreeMap::new();
+    let mut cases: Vec<PlannedCase> = Vec::new();
+    for (index, mut case) in (1..).zip(plan.cases) {
+        if wanted(index) {
+            case.after = case.after.iter().filter_map(|before| places.get(before).copied()).collect();
+            cases.push(case);
+            places.insert(index, u32::try_from(cases.len()).unwrap_or(u32::MAX));
+        }
+    }
+    Plan { cases, ..plan }
+}
+
 /// The parameters given with `-p`; the last one of a key wins.
 pub fn params(pairs: &[(String, String)]) -> Params {
     let mut params = Params::new();
@@ -316,6 +331,19 @@ mod tests {
         );
         let twice = text(&cases(&[run("x", Some(&pairs), &[]), run("y", Some(&pairs), &[0])], &[], "s", 2).unwrap());
         assert_eq!(twice[6..], ["y#2@a+b>5", "y#2@c+d>6"]);
+    }
+
+    #[test]
+    fn a_plan_of_some_cases_waits_for_those_only() {
+        let case = |name: &str, after: &[u32]| PlannedCase {
+            name: name.into(),
+            after: after.into(),
+            ..PlannedCase::default()
+        };
+        let cases = vec![case("a", &[]), case("b", &[]), case("c", &[1, 2]), case("d", &[3])];
+        let plan = Plan { scenario: "s".into(), cases, ..Plan::default() };
+        assert_eq!(again(plan.clone(), |_| true), plan);
+        assert_eq!(text(&again(plan, |index| index != 1).cases), ["b@", "c@>1", "d@>2"]);
     }
 
     #[test]
