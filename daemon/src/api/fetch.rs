@@ -14,6 +14,7 @@ use vt_protocol::{
 use vt_sync::state::JobState;
 
 use super::{
+    blocking,
     job_json::{self, Document},
     known_job, views,
 };
@@ -77,14 +78,18 @@ impl Host {
                 }
             }
             cases.push(job_json::case(shown, &plan, &documents));
+            // There may be thousands of them that never ran: whoever waits for this thread gets his turn.
+            tokio::task::yield_now().await;
         }
         if files == 0 && begun {
             let report = Report::new(ErrorCode::ResultsMissing, format!("no host that answers has evidence of {id}"));
             let with = |report: Report, (attempt, host, why)| report.with(format!("{attempt} on {host}"), why);
             return Err(missing.into_iter().fold(report, with));
         }
-        let value = job_json::job(&view, &plan, cases, &missing);
-        let text = serde_json::to_vec_pretty(&value).map_err(|error| {
+        let of_plan = Arc::clone(&plan);
+        let written =
+            blocking(move || serde_json::to_vec_pretty(&job_json::job(&view, &of_plan, cases, &missing))).await;
+        let text = written.map_err(|error| {
             Report::new(ErrorCode::Internal, "the summary of the job could not be written").caused_by(&error)
         })?;
         let matrix = plan.plan().matrix.iter().map(|packed| (job_json::MATRIX_FILE, packed.bytes()));

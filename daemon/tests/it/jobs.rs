@@ -8,6 +8,7 @@ use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{JobId, RequestId},
     job::{CaseStateView, Happening, JobState, JobView, Plan, PlannedCase},
+    matrix::MatrixBuilder,
     params::{Origin, Params},
     verdict::Verdict,
 };
@@ -134,7 +135,11 @@ async fn a_job_runs_its_cases_says_why_and_leaves_evidence_and_nothing_else() {
     let job_json = files.iter().find(|(path, _)| path == "job.json").expect("the job on one page");
     let value: serde_json::Value = serde_json::from_slice(&job_json.1).unwrap();
     assert_eq!(value["counts"], serde_json::json!({"error": 3, "skip": 1}));
-    for path in ["cases/0001-uptime/host1/events.jsonl", "cases/0002-uptime/host1/params.json", "cases/0003-uptime/host2/outcome.json"] {
+    for path in [
+        "cases/0001-uptime/host1/events.jsonl",
+        "cases/0002-uptime/host1/params.json",
+        "cases/0003-uptime/host2/outcome.json",
+    ] {
         assert!(files.iter().any(|(found, _)| found == path), "{path} in {:?}", paths(&files));
     }
 }
@@ -213,6 +218,60 @@ async fn what_cannot_run_is_refused_and_nothing_is_stored() {
     first.wait("aware of the dead host", |status| status.hosts.iter().any(|host| host.state != "live")).await;
     let refused = submit(first, plan(&[&["host3"]])).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::HostDown, "{refused:?}");
+}
+
+/// Thousands of variants: one whose image is on no host, those that depend on it, and those of tests that do not exist.
+fn matrix(variants: u32) -> Plan {
+    let mut builder = MatrixBuilder::new();
+    for i in 0..variants {
+        let kind = if i < 2 { "uptime" } else { ["floppy", "cdrom", "uptimes"][i as usize % 3] };
+        let own = format!("/images/{i}.qcow2");
+        let params = [("image", "nowhere"), ("type", kind), ("image_name", own.as_str())];
+        builder.add(&format!("full.v{i}"), params.map(|(key, value)| (key, value, "tests.cfg", 7))).unwrap();
+    }
+    let case = |i: u32| PlannedCase {
+        name: format!("v{i}"),
+        hosts: if i < 2 { vec!["host1".parse().unwrap()] } else { vec![] },
+        variant: Some(i),
+        after: if i == 1 { vec![1] } else { vec![] },
+        ..PlannedCase::default()
+    };
+    let cases = (0..variants).map(case).collect();
+    Plan { scenario: String::new(), cases, matrix: Some(builder.pack().unwrap()), ..plan(&[]) }
+}
+
+#[tokio::test]
+async fn a_matrix_of_thousands_of_variants_is_taken_and_each_says_what_became_of_it() {
+    let daemons = Daemons::cluster(1).await;
+    let first = &daemons.all[0];
+    let submitted = matrix(5000);
+    let job = submit(first, submitted.clone()).await.unwrap();
+    let view = done(first, job).await;
+    assert_eq!((view.cases.len(), view.scenario.as_str()), (5000, "uptime"));
+    assert_eq!(view.counts, [(Some(Verdict::Skip), 4999), (Some(Verdict::Error), 1)]);
+    let cause = |index: usize| match &view.cases[index].state {
+        CaseStateView::Done { cause: Some(cause), .. } => cause.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(verdict(&view, 0), (Verdict::Error, Some(ErrorCode::ImageMissing)));
+    assert_eq!((cause(1).code, cause(1).title.as_str()), (ErrorCode::ParentNotPassed, "parent v0 did not pass"));
+    assert_eq!(cause(3).title, "type = floppy names no scenario");
+    assert_eq!(cause(2).help[0], "did you mean `uptime`?");
+    assert_eq!((view.cases[4999].variant.as_deref(), &*view.cases[4999].scenario), (Some("full.v4999"), "cdrom"));
+    // What comes back to be run again is what was sent, to the byte.
+    let AdminReply::Plan(again) = first.ask(&AdminRequest::JobPlan(job)).await.unwrap() else { panic!("no plan") };
+    assert_eq!(*again, submitted);
+    assert_eq!(view.matrix.unwrap().digest, submitted.matrix.unwrap().digest());
+    let files = fetch(first, job).await;
+    let packed = files.iter().find(|(path, _)| path == "matrix.bin").map(|(_, bytes)| bytes.as_slice());
+    assert_eq!(packed, again.matrix.as_ref().map(|packed| packed.bytes()));
+
+    let many = Plan { cases: vec![PlannedCase::default(); 10_001], ..plan(&[]) };
+    let refused = submit(first, many).await.unwrap_err();
+    assert!(refused.title.contains("10001") && refused.help[0].contains("--only"), "{refused:?}");
+    let stray = matrix(3);
+    let stray = Plan { matrix: matrix(2).matrix, ..stray };
+    assert_eq!(submit(first, stray).await.unwrap_err().code, ErrorCode::BadConfig);
 }
 
 #[tokio::test]
