@@ -80,7 +80,7 @@ impl ScenarioInfo {
     /// Whether it reads a key, be it the key of one VM or host: `mem`, `mem_vm1`, `mem_vm1_host2`.
     pub fn reads(&self, key: &str) -> bool {
         let known = self.params.iter().map(|(known, ..)| known).chain(&self.also_reads);
-        known.into_iter().any(|known| key.strip_prefix(known.as_str()).is_some_and(|rest| is_suffix(rest)))
+        known.into_iter().any(|known| key.strip_prefix(known.as_str()).is_some_and(is_suffix))
     }
 }
 
