@@ -242,7 +242,14 @@ impl Mesh {
     /// # Errors
     /// Nobody answers in time, or the answer is no.
     pub async fn call(&mut self, request: &AdminRequest, need: Need) -> Result<AdminReply, Report> {
-        let again = !matches!(request, AdminRequest::Init(_) | AdminRequest::Join(_) | AdminRequest::Leave(_) | AdminRequest::Restore(_) | AdminRequest::Recover(_));
+        let again = !matches!(
+            request,
+            AdminRequest::Init(_)
+                | AdminRequest::Join(_)
+                | AdminRequest::Leave(_)
+                | AdminRequest::Restore(_)
+                | AdminRequest::Recover(_)
+        );
         let mut tries = 1;
         loop {
             let reached = self.reach(need).await?;

@@ -57,8 +57,7 @@ mod tests {
         let bytes = beacon.to_bytes();
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
-            hex,
-            "7674626561636f6e00112233445566778899aabbccddeeff00000000000000070000000001020304",
+            hex, "7674626561636f6e00112233445566778899aabbccddeeff00000000000000070000000001020304",
             "the wire form is held"
         );
         assert_eq!(Beacon::from_bytes(&bytes), Some(beacon));

@@ -96,7 +96,8 @@ mod tests {
         let words = read("--runs 3 --from 7 --mutation margin-zero").unwrap();
         assert_eq!((words.count, words.from, words.mutation), (Some(3), 7, Some(Mutation::MarginZero)));
         assert!(words.go_on(2, Instant::now()) && !words.go_on(3, Instant::now()));
-        for (text, told) in [("--runs", "wants a value"), ("--from x", "no number"), ("--mutation none", "is none of")] {
+        for (text, told) in [("--runs", "wants a value"), ("--from x", "no number"), ("--mutation none", "is none of")]
+        {
             assert!(read(text).unwrap_err().to_string().contains(told), "{text}");
         }
     }

@@ -22,8 +22,8 @@ pub use self::{
     host::{DrainArgs, HostVerb, PromoteArgs},
     job::{ExplainArgs, FetchArgs, JobVerb, RerunArgs, ScenarioVerb, VmVerb, WhichJob},
     lab::{ImageBuildArgs, ImageVerb, LabUpArgs, LabVerb},
-    recovery::{RecoverArgs, RestoreArgs, SnapshotVerb},
     provider::{GuestArgs, GuestVerb, ProviderVerb, ProvidersArgs, SetArgs},
+    recovery::{RecoverArgs, RestoreArgs, SnapshotVerb},
     run::{GroupHosts, ReportFile, RunArgs},
     variants::{CfgVerb, ExpandArgs, Selection, VariantsVerb},
 };

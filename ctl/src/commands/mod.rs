@@ -111,7 +111,11 @@ async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
         Command::Version => explain::version(&mut app).await,
         Command::Variants(verb) => variants::lint_keys(&mut app, &verb).await,
         Command::Explain(_) | Command::Cfg(_) | Command::Guest(_) => Ok(Exit::Ok.into()),
-        Command::Config(_) | Command::Completion { .. } | Command::Lab(_) | Command::Image(_) | Command::Provider(_) => Ok(Exit::Ok.into()),
+        Command::Config(_)
+        | Command::Completion { .. }
+        | Command::Lab(_)
+        | Command::Image(_)
+        | Command::Provider(_) => Ok(Exit::Ok.into()),
     }
 }
 

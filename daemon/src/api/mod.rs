@@ -28,7 +28,11 @@ use vt_protocol::{
     job::{PLAN_MAX, Plan},
     peer::{PeerReply, PeerRequest},
 };
-use vt_sync::{State, command::{CancelJob, ReleaseJob}, state::Job};
+use vt_sync::{
+    State,
+    command::{CancelJob, ReleaseJob},
+    state::Job,
+};
 
 use crate::{
     audit::user_name,

@@ -336,4 +336,3 @@ async fn joined(services: &dyn Services, request: JoinCall, from: SocketAddr, by
     services.audit().action(actor, deed).await;
     answer
 }
-

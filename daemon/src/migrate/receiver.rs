@@ -205,9 +205,8 @@ impl Receiver {
                 self.incoming.state.send_replace(IncomingState::Resumed { elapsed_us });
                 // The decision may have been told before it was applied here: the guard asks for the epoch it gave.
                 let me = self.attempt.me();
-                let owned = |state: &vt_sync::State| {
-                    state.vms.get(&id.vm).filter(|vm| vm.owner == me).map(|vm| vm.epoch)
-                };
+                let owned =
+                    |state: &vt_sync::State| state.vms.get(&id.vm).filter(|vm| vm.owner == me).map(|vm| vm.epoch);
                 if let Ok(epoch) = self.attempt.wait_state(owned).await {
                     self.vm.set_epoch(epoch);
                 }

@@ -21,7 +21,9 @@ use vt_protocol::{
 use vt_sync::State;
 
 use super::{attempt::LocalAttempt, places::Places, record::PartyRecord, server::PartySocket, tend};
-use crate::{cluster::Cluster, evidence::EvidenceStore, guard::clock::BootTime, migrate::features::FeatureCache, plan::OpenPlan};
+use crate::{
+    cluster::Cluster, evidence::EvidenceStore, guard::clock::BootTime, migrate::features::FeatureCache, plan::OpenPlan,
+};
 
 /// Where plans come from.
 #[async_trait]

@@ -222,7 +222,10 @@ async fn keep(
         Outcome::Caused(cause) => cause.report.title,
         Outcome::Followed(consequence) => format!("{consequence:?}"),
     };
-    attempt.evidence.events.say(format!("the party has ended ({how}) and keeps what it holds: vtctl job release {job}"));
+    attempt
+        .evidence
+        .events
+        .say(format!("the party has ended ({how}) and keeps what it holds: vtctl job release {job}"));
     let mut states = attempt.cluster.watch();
     let seen = attempt.record().seen;
     // Without a job on record there is nobody who could release it.

@@ -156,13 +156,7 @@ impl Leg<'_> {
     }
 
     /// One migration, after which the VM runs at `holder`.
-    async fn go(
-        &self,
-        round: &str,
-        spec: &MigrationSpec,
-        holder: &Name,
-        figures: &mut Figures,
-    ) -> Result<(), Failure> {
+    async fn go(&self, round: &str, spec: &MigrationSpec, holder: &Name, figures: &mut Figures) -> Result<(), Failure> {
         let Self { party, vm, from, to, .. } = self;
         let way = format!("{from} → {to}, {round}");
         let (source, destination) = (party.me() == *from, party.me() == *to);

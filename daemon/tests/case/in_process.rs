@@ -16,8 +16,8 @@ use vt_daemon::{
     cluster::{AskError, Cluster, ProposeError},
     evidence::EvidenceStore,
     guard::{Times, clock::BootTime},
-    plan::OpenPlan,
     party::{Party, Places, Plans, Supervisor, giveback::cgroup_name, places::secret_file},
+    plan::OpenPlan,
 };
 use vt_protocol::{
     error::{ErrorCode, Report},

@@ -283,7 +283,8 @@ impl World {
     /// Transfers go on, or break.
     fn transfer(&mut self, choices: &mut Choices) {
         let now = self.now;
-        let Some(from) = self.machines.iter().position(|machine| machine.twin.copies.values().any(|copy| copy.is_sending()))
+        let Some(from) =
+            self.machines.iter().position(|machine| machine.twin.copies.values().any(|copy| copy.is_sending()))
         else {
             // A `stop` that hung returns after all.
             for machine in &mut self.machines {
@@ -314,7 +315,9 @@ impl World {
         let count = self.machines.len();
         let state = self.machines[some].daemon;
         match (choices.weighted(&[5, 4, 3, 3, 4, 5, 2]), state) {
-            (0 | 1, Daemon::Down | Daemon::Frozen) | (5, Daemon::Down | Daemon::Frozen) => self.come_back(some, choices),
+            (0 | 1, Daemon::Down | Daemon::Frozen) | (5, Daemon::Down | Daemon::Frozen) => {
+                self.come_back(some, choices)
+            }
             (0, Daemon::Up) => {
                 self.machines[some].daemon = Daemon::Down;
                 self.note(|| format!("the daemon of {name} is killed"));
@@ -403,7 +406,8 @@ impl World {
         for pair in self.states.windows(2) {
             let (before, after) = (&pair[0], &pair[1]);
             for (id, host) in &after.hosts {
-                let status = |state: &vt_sync::State| state.hosts.get(id).and_then(|h| h.session.as_ref()).map(|s| s.status);
+                let status =
+                    |state: &vt_sync::State| state.hosts.get(id).and_then(|h| h.session.as_ref()).map(|s| s.status);
                 if status(before) != status(after) {
                     match host.session.as_ref().map(|session| session.status) {
                         Some(SessionStatus::Suspect) => add("suspects", 1),

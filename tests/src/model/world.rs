@@ -165,7 +165,9 @@ impl World {
         let mut after = State::clone(&before);
         let outcome = after.apply(before.index + 1, request);
         self.note(|| {
-            let how = outcome.as_ref().map_or_else(|error| format!("refused: {error}"), |applied| format!("{:?}", applied.answer));
+            let how = outcome
+                .as_ref()
+                .map_or_else(|error| format!("refused: {error}"), |applied| format!("{:?}", applied.answer));
             format!("entry {}: {} → {how}", before.index + 1, brief(&request.command))
         });
         self.states.push(Arc::new(after));
@@ -339,8 +341,12 @@ impl World {
             leader.busy_until = true_now + DECIDES;
             let command = vt_daemon::control::keeper::command(*verdict, &state);
             self.note(|| match verdict {
-                Verdict::Suspect(silent, _) => format!("{} suspects {}", beginning::name(host), beginning::name(*silent)),
-                Verdict::Expire(silent, _) => format!("{} gives {} up", beginning::name(host), beginning::name(*silent)),
+                Verdict::Suspect(silent, _) => {
+                    format!("{} suspects {}", beginning::name(host), beginning::name(*silent))
+                }
+                Verdict::Expire(silent, _) => {
+                    format!("{} gives {} up", beginning::name(host), beginning::name(*silent))
+                }
             });
             self.flight.push(Message::Verdict { command, until: true_now + DECIDES });
             return;
@@ -376,7 +382,9 @@ impl World {
         if running != self.running {
             self.running = running;
             let hosts: Vec<String> = self.running.values().flatten().map(|host| beginning::name(*host)).collect();
-            self.note(|| if hosts.is_empty() { "nothing runs".to_owned() } else { format!("it runs on {}", hosts.join(" and ")) });
+            self.note(|| {
+                if hosts.is_empty() { "nothing runs".to_owned() } else { format!("it runs on {}", hosts.join(" and ")) }
+            });
             self.rules.see(&Seen::Running(&self.running))?;
         }
         Ok(())

@@ -142,7 +142,8 @@ impl Copy {
 
     /// `cont`. QEMU refuses while something comes in.
     fn cont(&mut self, now: BootTime) -> bool {
-        if self.ended() || self.stage == Stage::Listening || matches!(self.stage, Stage::Sending { switched: Some(_) }) {
+        if self.ended() || self.stage == Stage::Listening || matches!(self.stage, Stage::Sending { switched: Some(_) })
+        {
             return false;
         }
         self.resume(now);

@@ -212,12 +212,7 @@ impl Twin {
     ) -> Option<Result<Applied, Rejected>> {
         let command = command.into();
         let attempt = self.serves.map(|attempt| attempt.to_string()).unwrap_or_default();
-        let id = RequestId::derived(&[
-            attempt.as_bytes(),
-            &self.me.0.to_le_bytes(),
-            what.as_bytes(),
-            which.as_bytes(),
-        ]);
+        let id = RequestId::derived(&[attempt.as_bytes(), &self.me.0.to_le_bytes(), what.as_bytes(), which.as_bytes()]);
         if let Some(outcome) = self.answers.get(&id) {
             return Some(outcome.clone());
         }

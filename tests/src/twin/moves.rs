@@ -115,7 +115,9 @@ impl Twin {
         let Some(copy) = self.copies.get_mut(&id.vm) else { return Err(gone()) };
         match copy.status() {
             // It was begun before this daemon was started.
-            Some(status @ (MigrationStatus::Active | MigrationStatus::Completed)) if !copy.runs() || copy.is_sending() => {
+            Some(status @ (MigrationStatus::Active | MigrationStatus::Completed))
+                if !copy.runs() || copy.is_sending() =>
+            {
                 Ok(Some(outgoing(source::Phase::Sending, Some(status))))
             }
             _ if copy.begin_transfer() => {
@@ -124,7 +126,10 @@ impl Twin {
             }
             _ => {
                 let why = Report::new(ErrorCode::VmLost, "QEMU has ended");
-                Ok(Some(Outgoing { abort: Some(why.clone()), ..outgoing(source::Phase::Aborting(Box::new(why)), None) }))
+                Ok(Some(Outgoing {
+                    abort: Some(why.clone()),
+                    ..outgoing(source::Phase::Aborting(Box::new(why)), None)
+                }))
             }
         }
     }

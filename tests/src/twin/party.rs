@@ -123,13 +123,8 @@ impl Twin {
             self.end_copies(party.attempt);
             let id = party.attempt;
             let wanted = self.state.attempts.get(&id).is_some_and(|a| a.epoch == party.epoch && a.runs_on(self.me));
-            let ended = PartyEnded {
-                attempt: id,
-                epoch: party.epoch,
-                host: self.me,
-                outcome,
-                metrics: Default::default(),
-            };
+            let ended =
+                PartyEnded { attempt: id, epoch: party.epoch, host: self.me, outcome, metrics: Default::default() };
             if (!wanted && self.state.index >= party.epoch.0) || self.ask("ended", &id.to_string(), ended).is_some() {
                 self.note(format!("has ended its part in {id}"));
                 self.forget_requests();
@@ -232,11 +227,7 @@ impl Twin {
         let Some(settled) = settled else { return Progress::Waits };
         let released = settled == BarrierState::Released;
         self.told.push(Told { attempt, barrier: key.clone(), released });
-        if released {
-            Progress::Done
-        } else {
-            Progress::Failed(Outcome::Followed(Consequence::BarrierBroken(which)))
-        }
+        if released { Progress::Done } else { Progress::Failed(Outcome::Followed(Consequence::BarrierBroken(which))) }
     }
 
     /// The machine was off: the party's process is gone.

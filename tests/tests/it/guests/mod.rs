@@ -2,6 +2,7 @@
 
 mod faults;
 mod life;
+mod matrix;
 mod modes;
 mod moves;
 mod trouble;
