@@ -297,7 +297,7 @@ mod tests {
         assert_eq!(text, GOLDEN);
     }
 
-    const GOLDEN: &str = "";
+    const GOLDEN: &str = "17000000f0080104016b013105612e6366670176010001020701030100";
 
     #[test]
     fn a_large_matrix_is_small_when_packed() {

@@ -164,7 +164,8 @@ async fn use_context(globals: &Globals, ui: &Ui, args: UseContextArgs) -> Result
                 Some(name) => done(ui, "current", &json!(name), format_args!("context {name} is current")),
                 None => done(ui, "current", &Value::Null, format_args!("no context is current")),
             }
-            return Ok(note_lab(ui));
+            note_lab(ui);
+            return Ok(());
         }
     };
     let token: Token = token.parse().map_err(|error: vt_protocol::token::TokenError| error.report())?;
@@ -196,7 +197,8 @@ async fn use_context(globals: &Globals, ui: &Ui, args: UseContextArgs) -> Result
             ui.note("try: vtctl status");
         }
     }
-    Ok(note_lab(ui))
+    note_lab(ui);
+    Ok(())
 }
 
 /// A lab of this machine comes before a context, so that a command meant for the lab never reaches a real cluster.

@@ -63,16 +63,21 @@ const LOOK: Duration = Duration::from_millis(500);
 async fn drain(app: &mut App, args: DrainArgs) -> Result<Code, Report> {
     let host = args.host;
     let mut steps = ask(app, &host, Change::Drain).await?;
+    if !args.no_wait {
+        await_idle(app, &host).await?;
+        steps.push(format!("{host} is idle"));
+    }
+    Ok(app.steps("vtmesh/v1/host_change", "host", &json!(host), &steps))
+}
+
+async fn await_idle(app: &mut App, host: &Name) -> Result<(), Report> {
     let mut last = None;
-    while !args.no_wait {
+    loop {
         let busy = match app.mesh.call(&AdminRequest::Status, Need::Read).await? {
-            AdminReply::Status(status) => status.hosts.iter().find(|view| view.name == host).and_then(busy),
+            AdminReply::Status(status) => status.hosts.iter().find(|view| view.name == *host).and_then(busy),
             other => return Err(unexpected("status", &other)),
         };
-        let Some(busy) = busy else {
-            steps.push(format!("{host} is idle"));
-            break;
-        };
+        let Some(busy) = busy else { return Ok(()) };
         if app.mesh.until().is_some_and(|until| Instant::now() + LOOK >= until) {
             return Err(Report::new(ErrorCode::DeadlinePassed, format!("{host} is not idle yet"))
                 .with("host", busy)
@@ -85,7 +90,6 @@ async fn drain(app: &mut App, args: DrainArgs) -> Result<Code, Report> {
         }
         tokio::time::sleep(LOOK).await;
     }
-    Ok(app.steps("vtmesh/v1/host_change", "host", &json!(host), &steps))
 }
 
 /// What a host has to do; none for one that is idle.

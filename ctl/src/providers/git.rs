@@ -53,7 +53,7 @@ pub async fn sync(definition: &Definition, trees: &Path, limit: Duration) -> Res
     remove(&new)?;
     remove(&old)?;
     let wanted = definition.reference.clone().unwrap_or_else(|| format!("refs/heads/{}", definition.branch));
-    let commit = match fetch.into_folder(&new, &wanted).await {
+    let commit = match fetch.fetch_into(&new, &wanted).await {
         Ok(commit) => commit,
         Err(error) => {
             remove(&new)?;
@@ -83,7 +83,7 @@ struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    async fn into_folder(&self, folder: &Path, wanted: &str) -> Result<String, ProviderError> {
+    async fn fetch_into(&self, folder: &Path, wanted: &str) -> Result<String, ProviderError> {
         let path = folder.to_string_lossy();
         self.git(None, &["init", "--quiet", "--template=", "--", &path]).await?;
         let attributes = folder.join(".git/info");

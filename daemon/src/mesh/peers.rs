@@ -202,7 +202,7 @@ impl Peers {
             match &dialled {
                 Ok(_) => expelled.store(false, Ordering::Relaxed),
                 Err(DialFailure::Refused { refusal: Refusal::NotAdmitted, .. }) => {
-                    expelled.store(true, Ordering::Relaxed)
+                    expelled.store(true, Ordering::Relaxed);
                 }
                 Err(_) => {}
             }

@@ -187,14 +187,14 @@ async fn a_destination_that_cannot_be_asked_is_our_sides_fault_and_the_guest_goe
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sides_that_do_not_fit_start_nothing() {
+async fn what_a_side_lacks_starts_nothing_and_is_no_fault_of_the_product() {
     let pair = Pair::new().await;
     let mut spec = MigrationSpec::default();
     spec.capabilities.insert("no-such-capability".into(), true);
     let (source, destination) = pair.go(spec).await.unwrap();
     let failure = source.unwrap_err();
     let (blame, report) = cause(&failure);
-    assert_eq!((blame, report.code), (Blame::Product, ErrorCode::Preflight), "{report:?}");
+    assert_eq!((blame, report.code), (Blame::NotApplicable, ErrorCode::CannotRunHere), "{report:?}");
     assert!(format!("{report:?}").contains("no-such-capability"), "{report:?}");
     assert!(matches!(destination.unwrap_err(), Failure::Followed(Consequence::PeerGone(_))));
     assert!(pair.local(1).incoming(&pair.id(1)).unwrap().vm().is_none(), "a QEMU was started");

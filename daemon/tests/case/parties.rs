@@ -258,12 +258,12 @@ async fn a_wrong_client_is_refused_and_hurts_nobody() {
     again.ask(&hello(&attempt, &secret)).await.unwrap();
     assert_eq!(again.ask(&log(901, "only once")).await.unwrap(), first);
     let conflict = again.ask(&log(901, "something else")).await.unwrap();
-    assert!(conflict["failed"].to_string().contains("RequestConflict"), "{conflict}");
+    assert!(conflict["failed"].to_string().contains(&ErrorCode::RequestConflict.to_string()), "{conflict}");
     let payload = "y".repeat(65 << 10);
     let barrier =
         json!({"id": 902, "call": {"barrier": {"tag": "t", "generation": 1, "deadline_ms": 10, "payload": payload}}});
     let large = again.ask(&barrier.to_string()).await.unwrap();
-    assert!(large["failed"].to_string().contains("TooLarge"), "{large}");
+    assert!(large["failed"].to_string().contains(&ErrorCode::TooLarge.to_string()), "{large}");
 
     good.finish(Outcome::Passed { remark: None }).await.unwrap();
     assert_eq!(world.verdict().await.0, Verdict::Pass);

@@ -172,7 +172,7 @@ async fn evidence_outlives_the_host_it_was_made_on() {
     let by = Instant::now() + PATIENCE;
     let copied = |daemon: &Daemon| {
         let attempts = std::fs::read_dir(daemon.dir.join("data/attempts")).into_iter().flatten().flatten();
-        attempts.into_iter().any(|attempt| attempt.path().join("from/host1/events.jsonl").exists())
+        attempts.into_iter().any(|attempt| attempt.path().join("@from/host1/events.jsonl").exists())
     };
     while !daemons.all[1..].iter().any(copied) {
         assert!(Instant::now() < by, "nobody copied the evidence");

@@ -83,6 +83,7 @@ pub(super) async fn keep(
             Pace::Calm(left) => left,
         };
         tokio::select! {
+            biased;
             changed = leadership.changed() => if changed.is_err() { return },
             () = sleep_until(Instant::now() + wake) => {}
         }

@@ -18,6 +18,9 @@ use super::types::Entry;
 /// Told what became of the entries it was given with.
 pub(super) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
+/// Sealed entries by index, in order.
+pub(super) type Records = Vec<(u64, Vec<u8>)>;
+
 /// Who appends more than this waits until the disk has caught up.
 const ENTRIES_MAX: usize = 4096;
 const BYTES_MAX: usize = 16 << 20;
@@ -41,8 +44,7 @@ struct Inner {
 /// What is written together.
 #[derive(Default)]
 pub(super) struct Batch {
-    /// By index, in order.
-    records: Vec<(u64, Vec<u8>)>,
+    records: Records,
     done: Vec<Done>,
 }
 
@@ -104,15 +106,18 @@ impl Queue {
             }
         }
         for done in done {
-            // An error of the system cannot be copied; its kind and words can.
-            done(result.as_ref().map(|()| ()).map_err(|error| io::Error::new(error.kind(), error.to_string())));
+            done(match result {
+                Ok(()) => Ok(()),
+                // An error of the system cannot be copied; its kind and words can.
+                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            });
         }
     }
 }
 
 impl Batch {
     /// Its records, the indices they cover, and who waits for them.
-    pub(super) fn parts(self) -> (Vec<(u64, Vec<u8>)>, Option<RangeInclusive<u64>>, Vec<Done>) {
+    pub(super) fn parts(self) -> (Records, Option<RangeInclusive<u64>>, Vec<Done>) {
         let indices = self.records.first().zip(self.records.last()).map(|(first, last)| first.0..=last.0);
         (self.records, indices, self.done)
     }

@@ -157,7 +157,7 @@ fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyh
             // What came before the fault says nothing of the time after it.
             let seen = ground.watcher.since(submitted_us);
             let after = seen.iter().position(|sighting| sighting.at_us >= to).map_or(&[][..], |first| &seen[first..]);
-            steady(after, now_us()).and(steady(&seen, now_us())).ok_or_else(|| "none, or two".to_owned())
+            steady(after, now_us()).and_then(|_| steady(&seen, now_us())).ok_or_else(|| "none, or two".to_owned())
         });
         match one {
             Ok((_, since)) => found.healed_ms = Some(since.saturating_sub(healed_us) / 1000),

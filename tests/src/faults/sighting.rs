@@ -72,7 +72,8 @@ pub fn doubles(seen: &[Sighting]) -> Vec<Double> {
 
 /// Since when exactly one host has been the source, and which; `None` where it is not so at `now_us`.
 pub fn steady(seen: &[Sighting], now_us: u64) -> Option<(u32, u64)> {
-    let recent = seen.iter().rev().take_while(|sighting| sighting.at_us + STEADY_US > now_us);
+    let past = || seen.iter().rev().skip_while(|sighting| sighting.at_us > now_us);
+    let recent = past().take_while(|sighting| sighting.at_us + STEADY_US > now_us);
     let (mut count, mut hosts) = (0, std::collections::BTreeSet::new());
     for sighting in recent {
         count += 1;
@@ -80,7 +81,7 @@ pub fn steady(seen: &[Sighting], now_us: u64) -> Option<(u32, u64)> {
     }
     let host = hosts.first().copied().filter(|_| hosts.len() == 1 && count >= STEADY_COUNT)?;
     let mut since = now_us;
-    for sighting in seen.iter().rev() {
+    for sighting in past() {
         if sighting.host != host || sighting.at_us + BREAK_US < since {
             break;
         }

@@ -66,7 +66,7 @@ impl Invariant for StaleEpoch {
             && in_force != Some(shown)
             && !same_but_for_memory(before, after)
         {
-            let in_force = in_force.map_or("over".to_owned(), |epoch| epoch.to_string());
+            let in_force = in_force.map_or_else(|| "over".to_owned(), |epoch| epoch.to_string());
             return Err(format!("{} shows epoch {shown}, in force is {in_force}", request.command.name()));
         }
         for (id, host) in &after.hosts {

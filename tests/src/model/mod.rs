@@ -316,7 +316,7 @@ impl World {
         let state = self.machines[some].daemon;
         match (choices.weighted(&[5, 4, 3, 3, 4, 5, 2]), state) {
             (0 | 1, Daemon::Down | Daemon::Frozen) | (5, Daemon::Down | Daemon::Frozen) => {
-                self.come_back(some, choices)
+                self.come_back(some, choices);
             }
             (0, Daemon::Up) => {
                 self.machines[some].daemon = Daemon::Down;

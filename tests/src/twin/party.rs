@@ -16,6 +16,8 @@ use vt_sync::{
 
 use super::{Told, Twin, copy::Copy};
 
+/// How long a party's process takes to end once it knows how; what it holds is given back after that.
+const EXITS: Duration = Duration::from_millis(300);
 /// How long a party waits at a barrier, on its own clock.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -59,6 +61,8 @@ pub(super) struct Party {
     until: Option<BootTime>,
     /// How it ended, once it has.
     ended: Option<Outcome>,
+    /// When its process is gone.
+    exits: Option<BootTime>,
 }
 
 impl Party {
@@ -78,7 +82,7 @@ impl Party {
         }
         steps.push(Step::End);
         let (hosts, epoch) = (attempt.hosts.clone(), attempt.epoch);
-        Self { attempt: attempt.id, epoch, hosts, steps, at: 0, until: None, ended: None }
+        Self { attempt: attempt.id, epoch, hosts, steps, at: 0, until: None, ended: None, exits: None }
     }
 
     fn vm(&self) -> VmId {
@@ -118,7 +122,9 @@ impl Twin {
                 Progress::Failed(outcome) => party.ended = Some(outcome),
             }
         }
-        if let Some(outcome) = party.ended.clone() {
+        if let Some(outcome) = party.ended.clone()
+            && now >= *party.exits.get_or_insert(now + EXITS)
+        {
             // Everything is given back before the end is told.
             self.end_copies(party.attempt);
             let id = party.attempt;

@@ -13,7 +13,7 @@ fn submit(lab: &Lab, arguments: &[&str]) -> String {
     all.extend(arguments);
     all.extend(["--detach", "-o", "json"]);
     let answer = lab.vtctl(&all).expect(0).json();
-    answer["job"].as_str().or(answer["id"].as_str()).unwrap_or_else(|| panic!("{answer}")).to_owned()
+    answer["job"].as_str().or_else(|| answer["id"].as_str()).unwrap_or_else(|| panic!("{answer}")).to_owned()
 }
 
 /// A job as any host knows it. While its leader is gone there is no quorum for a moment, and the exit code says so.
