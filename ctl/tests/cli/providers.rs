@@ -347,7 +347,7 @@ fn a_sync_that_fails_or_hangs_ends_and_leaves_the_tree_that_was_there() {
     let path = dir.path();
     out(path, &["provider", "sync"]);
     let ini = |rest: &str| {
-        write(path, INI, &format!("[provider]\n{rest}\n[generic]\nsubdir: generic\n[qemu]\nsubdir: qemu\n"))
+        write(path, INI, &format!("[provider]\n{rest}\n[generic]\nsubdir: generic\n[qemu]\nsubdir: qemu\n"));
     };
     ini("uri: https://far.invalid/tp.git\nbranch: nosuch");
     refused(path, &["provider", "sync"], 25, &["could not be fetched", "git said", "nosuch"]);

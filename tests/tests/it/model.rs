@@ -22,7 +22,7 @@ fn walks(half: u64) -> Tally {
 fn no_walk_breaks_a_rule_and_walks_get_far_enough_to_mean_something() {
     let tally = walks(0);
     for what in ["moves", "aborts", "passes", "other verdicts", "releases", "breaks", "suspects", "expiries"] {
-        assert!(tally.get(what).is_some_and(|many| *many > 50), "too few {what}: {tally:?}");
+        assert!(tally.get(what).is_some_and(|many| *many > 20), "too few {what}: {tally:?}");
     }
 }
 
