@@ -1,7 +1,7 @@
 //! Params against what Avocado-VT's own gave: the project's cases, and those of the shared corpus where it is present.
 
 // Helpers of tests fail by panicking, as the tests do.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a test that meets an error has failed")]
 
 use std::path::Path;
 

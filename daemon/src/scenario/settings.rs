@@ -168,7 +168,7 @@ impl Settings {
     }
 }
 
-/// A word without blanks or commas, which would reach into QEMU's other options; `None` where it is empty.
+/// A word without blanks; a comma is for the flags of a CPU model, and is escaped everywhere else. `None` where it is empty.
 fn word(params: &Params, key: &str, want: &str) -> Result<Option<String>, ParamError> {
     let Some(text) = params.text(key).map(str::trim).filter(|text| !text.is_empty()) else { return Ok(None) };
     let plain = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | ',' | '='));

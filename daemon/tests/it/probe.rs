@@ -1,6 +1,10 @@
 //! A hundred writes a second while everything about votes and leadership changes: none may miss its deadline.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     task::JoinSet,
@@ -22,7 +26,7 @@ const DEADLINE: Duration = Duration::from_secs(2);
 const EVERY: Duration = Duration::from_millis(10);
 
 /// One write: a label, asked of the daemon behind `socket`.
-async fn write(socket: &PathBuf, number: u64) -> Result<(), String> {
+async fn write(socket: &Path, number: u64) -> Result<(), String> {
     let label = [("probe".to_owned(), Some(number.to_string()))].into();
     let change =
         HostChange { request: RequestId::random(), host: "host1".parse().unwrap(), what: Change::Label(label) };

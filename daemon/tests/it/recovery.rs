@@ -1,6 +1,6 @@
 //! Clusters that lost what they cannot do without: their quorum, a data directory, a certificate's date, everything.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use vt_protocol::{
     admin::{AdminReply, AdminRequest, HostRole, Joined},
@@ -106,7 +106,7 @@ async fn a_learner_recovers_too_and_admits_hosts_under_an_authority_of_its_own()
         .await;
 }
 
-async fn save(daemon: &Daemon, file: &PathBuf) {
+async fn save(daemon: &Daemon, file: &Path) {
     let mut items = daemon.stream(&AdminRequest::SnapshotSave).await;
     let mut bytes = Vec::new();
     let mut told = false;
@@ -121,8 +121,8 @@ async fn save(daemon: &Daemon, file: &PathBuf) {
     fs::write(file, bytes).unwrap();
 }
 
-async fn restore(daemon: &Daemon, file: &PathBuf, yes: bool) -> Result<Joined, Report> {
-    let restore = Restore { file: file.clone(), host: None, advertise: None, yes };
+async fn restore(daemon: &Daemon, file: &Path, yes: bool) -> Result<Joined, Report> {
+    let restore = Restore { file: file.to_path_buf(), host: None, advertise: None, yes };
     match daemon.ask(&AdminRequest::Restore(restore)).await? {
         AdminReply::Joined(joined) => Ok(joined),
         other => panic!("{other:?}"),
