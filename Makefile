@@ -91,10 +91,17 @@ faults-mutations: build
 notice: build
 	$(FAULTS) --notice $(TIMES)
 
+# Advisories need their database from the network; everything else is checked without it.
 lint: setup
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; else echo "cargo-deny is not installed: advisories, licences and bans not checked"; fi
+	@if ! cargo deny --version >/dev/null 2>&1; then \
+	  echo "cargo-deny is not installed (cargo install cargo-deny): advisories, licences and bans not checked"; \
+	else \
+	  cargo deny --locked check bans licenses sources || exit 1; \
+	  if cargo deny --locked fetch db; then cargo deny --frozen check advisories; \
+	  else echo "the advisory database cannot be reached: advisories not checked"; fi; \
+	fi
 
 fmt:
 	cargo fmt --all
