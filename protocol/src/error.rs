@@ -154,6 +154,7 @@ codes! {
     MigrationTimeout = 615, Failed, "The migration did not complete within its time and was cancelled. The VM goes on at the source.";
     MigrationCancelled = 616, Cancelled, "The scenario had the migration cancelled in the named phase. The VM goes on at the source.";
     PostcopyLost = 617, Failed, "A side of a post-copy was lost while pages were missing at the destination: the guest is LOST. That is post-copy's nature; the message names the side.";
+    DecisionLate = 618, Infra, "The guest stood still for longer than allowed, or its clocks are off, only because the hosts of the migration had not decided yet whose it is: one of them was slow or cut off. Nothing else is known to be wrong with the guest. `vtctl host list` shows who answers.";
     MemoryDamaged = 620, Failed, "Pages of the guest's memory do not hold what was written to them.";
     DiskDamaged = 621, Failed, "Records on the guest's disk that were acknowledged are lost or torn.";
     GuestRebooted = 622, Failed, "The guest's boot id changed: it was restarted instead of moved.";

@@ -337,6 +337,10 @@ pub struct Migrated {
     pub result: Option<MigrationResult>,
     /// From seeing the decision to RESUME, ms, at the destination.
     pub resume_ms: Option<f64>,
+    /// How long the guest stood still for the hosts to decide, ms, at the destination: from everything loaded until its QEMU
+    /// was told to let it run. Less than that where the daemon was restarted meanwhile.
+    #[serde(default)]
+    pub held_ms: Option<f64>,
     /// It was cancelled, as its spec wanted: the VM has stayed at the source and runs there.
     #[serde(default)]
     pub cancelled: bool,

@@ -34,6 +34,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// How long a guard may take to say its last word and go, once its VM has ended.
+const LAST_WORD: Duration = Duration::from_secs(2);
 const REQUESTS_MAX: usize = 16;
 
 /// What a guard is started with.
@@ -86,6 +88,8 @@ pub struct GuardHandle {
 struct Seen {
     state: GuardState,
     monitor: bool,
+    /// Whether the last that was said of the VM is that it is being paused, or was paused or killed.
+    acted: bool,
     /// Counts the guards that were started or found.
     guards: u32,
 }
@@ -102,7 +106,7 @@ impl GuardHandle {
     pub async fn start(vm: &Vm, setup: GuardSetup, renewed_at: BootTime) -> Result<Self, GuardError> {
         let (renewals, renewed) = watch::channel(renewed_at);
         let (requests, asked) = mpsc::channel(REQUESTS_MAX);
-        let nothing = Seen { state: GuardState::Absent, monitor: false, guards: 0 };
+        let nothing = Seen { state: GuardState::Absent, monitor: false, acted: false, guards: 0 };
         let (tell, mut seen) = watch::channel(nothing);
         let log = vm.evidence().join(LOG_FILE);
         let post = Post {
@@ -167,6 +171,15 @@ impl GuardHandle {
         self.seen.borrow().state
     }
 
+    /// Whether the guard has ended its VM, which has ended: one that had paused it is the one that ended it. Waits for the
+    /// guard's last word, which comes before it goes.
+    pub async fn has_fenced(&self) -> bool {
+        let mut seen = self.seen.clone();
+        // The channel closes when nothing more can come.
+        let _ = timeout(2 * LAST_WORD, seen.wait_for(|_| false)).await;
+        seen.borrow().acted
+    }
+
     /// How many guards this handle has started or found: more than one means that one was killed.
     pub fn guards(&self) -> u32 {
         self.seen.borrow().guards
@@ -207,28 +220,36 @@ enum Over {
 impl Post {
     async fn keep(mut self) {
         let vm = self.vm.clone();
-        tokio::select! {
-            () = self.keep_while_vm_lives() => {}
-            _ = vm.ended() => {}
-        }
-    }
-
-    async fn keep_while_vm_lives(&mut self) {
         let mut failures = 0u32;
         loop {
-            let over = match self.reach().await {
+            let reached = tokio::select! {
+                reached = self.reach() => reached,
+                _ = vm.ended() => return,
+            };
+            let over = match reached {
                 Ok(wire) => {
                     failures = 0;
                     self.tell.send_modify(|seen| seen.guards += 1);
-                    self.serve(wire).await
+                    // What it says last tells why the VM has ended.
+                    let listened = async {
+                        vm.ended().await;
+                        sleep(LAST_WORD).await;
+                    };
+                    tokio::select! {
+                        over = self.serve(wire) => over,
+                        () = listened => return,
+                    }
                 }
                 Err(error) => Over::Lost(error.to_string()),
             };
             let Over::Lost(why) = over else { return };
             failures = failures.saturating_add(1);
+            tokio::select! {
+                () = sleep((Duration::from_millis(10) * failures.min(100)).min(BACKOFF_MAX)) => {}
+                _ = vm.ended() => return,
+            }
             tracing::warn!(run_dir = %self.run_dir.display(), why, failures, "guard is gone: it is started again");
             self.tell.send_modify(|seen| (seen.state, seen.monitor) = (GuardState::Absent, false));
-            sleep((Duration::from_millis(10) * failures.min(100)).min(BACKOFF_MAX)).await;
         }
     }
 
@@ -285,6 +306,7 @@ impl Post {
                     self.tell.send_if_modified(|seen| {
                         let before = *seen;
                         (seen.state, seen.monitor) = (word.state, word.monitor);
+                        seen.acted = word.state != GuardState::Watching;
                         before != *seen
                     });
                     let Some(request) = word.seq.and_then(|seq| waiting.remove(&seq)) else { continue };

@@ -24,15 +24,17 @@ use super::{
     sender::{AbortOnDrop, Sender},
 };
 use crate::{
-    party::{attempt::LocalAttempt, failure::caused},
-    qemu::qmp::{EventError, MigrationStatus, WaitError},
+    party::{attempt::LocalAttempt, failure::caused, local_vm::Ended},
+    qemu::qmp::{self, EventError, MigrationStatus, WaitError},
 };
 
 /// How long QEMU may take to leave the switch-over when it is told to.
 const LEAVES: Duration = Duration::from_secs(20);
 /// How long a destination may take to listen again.
 const LISTENS_AGAIN: Duration = Duration::from_secs(30);
-/// A pause before the destination is asked again to listen.
+/// How long a destination may take to see that the connection is broken, once it is told.
+const PAUSES: Duration = Duration::from_secs(10);
+/// A pause before a destination that could not be reached is asked again to listen.
 const AGAIN: Duration = Duration::from_millis(200);
 
 impl Sender {
@@ -83,6 +85,7 @@ impl Sender {
     pub(super) async fn await_pages(&mut self) -> Result<(), Failure> {
         let until = Instant::now() + Duration::from_millis(self.call.spec.timeout_ms);
         let mut status = self.vm.qemu.qmp().query_migrate().await.ok().map(|info| info.status);
+        let mut listening = true;
         loop {
             match status.take() {
                 Some(MigrationStatus::Completed) => return Ok(()),
@@ -95,7 +98,7 @@ impl Sender {
             tokio::select! {
                 biased;
                 () = self.attempt.closing.cancelled() => return Err(Failure::Followed(Consequence::Closed)),
-                event = self.events.next() => match event {
+                event = self.events.next(), if listening => match event {
                     Ok(event) => {
                         for (moment, what) in moment(&event).map(|now| self.interventions.due(now)).unwrap_or_default() {
                             self.intervene(moment, what).await.map_err(caused)?;
@@ -107,12 +110,11 @@ impl Sender {
                     Err(EventError::Lagged(_)) => {
                         status = self.vm.qemu.qmp().query_migrate().await.ok().map(|info| info.status);
                     }
-                    Err(_) => return Err(lost(&self.ready.id, "the source QEMU ended")),
+                    // It has ended, which is told below.
+                    Err(_) => listening = false,
                 },
-                died = self.vm.qemu.died() => {
-                    let report = lost_report(&self.ready.id, "the source QEMU ended");
-                    let seen = died.report().evidence;
-                    return Err(caused(seen.into_iter().fold(report, |report, (k, v)| report.with(k, v))));
+                ended = self.vm.ended() => {
+                    return Err(caused(lost_with(&self.ready.id, &ended, "the source QEMU ended")));
                 }
                 () = sleep_until(until) => {
                     let seconds = self.call.spec.timeout_ms / 1000;
@@ -125,6 +127,7 @@ impl Sender {
 
     /// Mends a broken connection: the destination listens anew, and the source goes on from where both know they were.
     async fn recover(&self, until: Instant) -> Result<(), Failure> {
+        self.attempt.place("source-recovers").await;
         let qmp = self.vm.qemu.qmp();
         let events = &self.attempt.evidence.events;
         while Instant::now() < until {
@@ -146,6 +149,9 @@ impl Sender {
                     }
                     Err(error) => error.to_string(),
                 },
+                Ok(PeerReply::Refused(report)) if report.code == ErrorCode::PostcopyLost => {
+                    return Err(Failure::Followed(Consequence::PeerGone(report.title)));
+                }
                 Ok(PeerReply::Refused(report)) => report.title,
                 Ok(other) => format!("{} answered with {other:?}", self.call.to),
                 Err(error) => error.to_string(),
@@ -179,9 +185,9 @@ impl Receiver {
         let loaded = async {
             match ended.await {
                 Ok(MigrationStatus::Completed) => Ok(()),
-                Ok(_) | Err(WaitError::Event(EventError::Closed(_))) => {
-                    Err(lost(id, "the destination QEMU ended or gave up"))
-                }
+                Ok(_) => Err(lost(id, "the destination QEMU gave up")),
+                // It has ended, which is told below.
+                Err(WaitError::Event(EventError::Closed(_))) => std::future::pending().await,
                 Err(error) => Err(lost(id, &error.to_string())),
             }
         };
@@ -189,10 +195,7 @@ impl Receiver {
             biased;
             loaded = loaded => loaded,
             () = was_loaded => Ok(()),
-            died = self.vm.qemu.died() => {
-                let report = lost_report(id, "the destination QEMU ended");
-                Err(caused(died.report().evidence.into_iter().fold(report, |report, (k, v)| report.with(k, v))))
-            }
+            ended = self.vm.ended() => Err(caused(lost_with(id, &ended, "the destination QEMU ended"))),
             gone = source_gone => {
                 gone?;
                 Err(Failure::Followed(Consequence::PeerGone(format!("{id}: the party of the source"))))
@@ -211,21 +214,32 @@ impl LocalAttempt {
         let vm = vm.ok_or_else(|| Report::new(ErrorCode::MigrationRefused, format!("{id} is not here")).retryable())?;
         let qmp = vm.qemu.qmp();
         // Out of band only: QEMU's main loop may itself be waiting for a page that is missing.
-        match self.open_port(qmp, Listen::Again).await {
-            Ok(uri) => Ok(uri),
-            Err(report) => {
-                // One side sees a cut before the other does: this one is told, and asked again.
-                let _ = qmp.migrate_pause().await;
-                Err(report.retryable())
+        let mut events = qmp.events();
+        let refused = match self.open_port(qmp, Listen::Again).await {
+            Ok(uri) => return Ok(uri),
+            Err(report) => report,
+        };
+        // One side sees a cut before the other does: this one is told, and listens once it has seen it too.
+        let _ = qmp.migrate_pause().await;
+        let paused = |event: &qmp::Event| event.name == "MIGRATION" && event.text("status") == Some("postcopy-paused");
+        tokio::select! {
+            seen = events.wait_for(paused, Instant::now() + PAUSES) => {
+                seen.map_err(|_| refused.retryable())?;
+                self.open_port(qmp, Listen::Again).await.map_err(Report::retryable)
             }
+            ended = vm.ended() => Err(lost_with(id, &ended, "the destination QEMU ended")),
         }
     }
 }
 
-fn lost_report(id: &MigrationId, what: &str) -> Report {
-    Report::new(ErrorCode::PostcopyLost, format!("LOST: {what} while pages of {} were missing", id.vm.name))
+fn title(id: &MigrationId, what: &str) -> String {
+    format!("LOST: {what} while pages of {} were missing", id.vm.name)
 }
 
 fn lost(id: &MigrationId, what: &str) -> Failure {
-    caused(lost_report(id, what))
+    caused(Report::new(ErrorCode::PostcopyLost, title(id, what)))
+}
+
+fn lost_with(id: &MigrationId, ended: &Ended, what: &str) -> Report {
+    ended.report(ErrorCode::PostcopyLost, title(id, what))
 }

@@ -9,7 +9,10 @@ use std::{
 };
 
 use rand::Rng;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{Epoch, MigrationId},
@@ -50,8 +53,17 @@ pub(super) enum Listen {
     Again,
 }
 
-/// How a move ended here: the time from the decision to RESUME; `None`: cancelled, as its spec wanted.
-pub type Arrival = Result<Option<Duration>, Failure>;
+/// How a move ended here; `None`: cancelled, as its spec wanted.
+pub type Arrival = Result<Option<Arrived>, Failure>;
+
+/// What a VM that moved here waited for, standing still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrived {
+    /// For the hosts to decide: from everything loaded until QEMU could be told to let it run, as far as this daemon saw it.
+    pub held: Duration,
+    /// From seeing the decision to RESUME.
+    pub resumed: Duration,
+}
 
 /// One migration that comes in here.
 #[derive(Debug)]
@@ -199,9 +211,17 @@ impl LocalAttempt {
             .await
             .map_err(|failure| refused(format!("{id} could not be prepared: {failure:?}")))?;
         self.evidence.events.say(format!("{id}: listens at {} (QEMU process {})", prepared.uri, prepared.pid));
-        let (phase, postcopy) = (Phase::Receiving, asked.spec.is_postcopy());
-        let receiver =
-            Receiver { attempt: self.clone(), incoming: incoming.clone(), vm, events, phase, postcopy, replay: None };
+        let (phase, postcopy, loaded) = (Phase::Receiving, asked.spec.is_postcopy(), None);
+        let receiver = Receiver {
+            attempt: self.clone(),
+            incoming: incoming.clone(),
+            vm,
+            events,
+            phase,
+            postcopy,
+            replay: None,
+            loaded,
+        };
         tokio::spawn(receiver.run());
         Ok(prepared)
     }
@@ -257,7 +277,9 @@ impl LocalAttempt {
         let replay = status.ok().map(Event::Qemu);
         let capabilities = vm.qemu.qmp().query_migrate_capabilities().await;
         let postcopy = capabilities.is_ok_and(|all| all.get("postcopy-ram").is_some_and(|on| *on));
-        let receiver = Receiver { attempt: self.clone(), incoming, vm, events, phase, postcopy, replay };
+        // When it was is not on record.
+        let loaded = record.dest_loaded.then(Instant::now);
+        let receiver = Receiver { attempt: self.clone(), incoming, vm, events, phase, postcopy, replay, loaded };
         tokio::spawn(receiver.run());
     }
 
@@ -324,9 +346,14 @@ impl LocalAttempt {
             arrival = once(&incoming.arrival) => arrival,
             () = self.closing.cancelled() => None,
         };
-        let elapsed = arrival.unwrap_or(Err(Failure::Followed(Consequence::Closed)))?;
-        let resume_ms = elapsed.map(|elapsed| elapsed.as_secs_f64() * 1000.0);
-        Ok(Migrated { cancelled: resume_ms.is_none(), resume_ms, result: None })
+        let arrived = arrival.unwrap_or(Err(Failure::Followed(Consequence::Closed)))?;
+        let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+        Ok(Migrated {
+            cancelled: arrived.is_none(),
+            resume_ms: arrived.map(|arrived| ms(arrived.resumed)),
+            held_ms: arrived.map(|arrived| ms(arrived.held)),
+            result: None,
+        })
     }
 }
 

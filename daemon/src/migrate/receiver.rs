@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use vt_protocol::{
     error::{ErrorCode, Report},
@@ -21,24 +21,23 @@ use vt_sync::{
 
 use super::{
     destination::{Action, Event, Phase, step},
-    receive::Incoming,
+    receive::{Arrived, Incoming},
 };
 use crate::{
     party::{
         attempt::{DECIDES, LocalAttempt},
         failure::caused,
-        local_vm::LocalVm,
+        local_vm::{Ended, LocalVm},
     },
-    qemu::{
-        VmError,
-        qmp::{EventError, Events},
-    },
+    qemu::qmp::{EventError, Events},
 };
 
 /// How long the source may take to say why the stream broke.
 const SOURCE_EXPLAINS: Duration = Duration::from_secs(10);
 /// How long QEMU may take to let the guest run.
 const RESUMES: Duration = Duration::from_secs(60);
+/// How long the end of a QEMU may take to be noticed after its monitor broke off.
+const ENDS: Duration = Duration::from_secs(2);
 /// A pause before a proposal is made again.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -53,6 +52,8 @@ pub(super) struct Receiver {
     pub(super) postcopy: bool,
     /// What happened while nobody listened.
     pub(super) replay: Option<Event>,
+    /// Since when the guest stands still for want of a decision.
+    pub(super) loaded: Option<Instant>,
 }
 
 impl Receiver {
@@ -94,9 +95,7 @@ impl Receiver {
                             continue;
                         }
                     },
-                    died = self.vm.qemu.died(), if watched => {
-                        Event::QemuEnded(Box::new(ended(&died)))
-                    }
+                    ended = self.vm.ended(), if watched => Event::QemuEnded(Box::new(unvoted(&ended))),
                     () = async { sleep_until(silent_at.unwrap_or_else(Instant::now)).await }, if silent_at.is_some() => {
                         silent_at = None;
                         Event::SourceSilent
@@ -117,7 +116,10 @@ impl Receiver {
                         });
                     }
                 }
-                Some(Action::Vote) => self.vote(tell.clone()),
+                Some(Action::Vote) => {
+                    self.loaded = Some(Instant::now());
+                    self.vote(tell.clone());
+                }
                 Some(Action::AwaitSource) => {
                     if let Phase::Broken(why) = &self.phase {
                         self.incoming.state.send_replace(IncomingState::Failed((**why).clone()));
@@ -142,12 +144,12 @@ impl Receiver {
 
     /// Proposes the vote until the log has it; what the log says of it comes back as an event.
     fn vote(&self, tell: mpsc::Sender<Event>) {
-        let (attempt, id, qemu) = (self.attempt.clone(), self.incoming.id.clone(), self.vm.qemu.clone());
+        let (attempt, id, vm) = (self.attempt.clone(), self.incoming.id.clone(), self.vm.clone());
         tokio::spawn(async move {
             attempt.place("destination-votes").await;
             // Nothing was proposed yet: the source still has what is lost here.
-            if qemu.process().exit().is_some() {
-                let _ = tell.send(Event::EndedUnvoted(Box::new(ended(&qemu.died().await)))).await;
+            if vm.qemu.process().exit().is_some() {
+                let _ = tell.send(Event::EndedUnvoted(Box::new(unvoted(&vm.ended().await)))).await;
                 return;
             }
             loop {
@@ -197,7 +199,7 @@ impl Receiver {
         let result = self.resume().await;
         let elapsed = seen.elapsed();
         match result {
-            Ok(()) => {
+            Ok(held) => {
                 self.attempt.place("destination-tells").await;
                 self.incoming.set_vm(None);
                 self.attempt.put_vm(self.vm.clone());
@@ -217,7 +219,7 @@ impl Receiver {
                     self.incoming.arrival.send_replace(Some(Err(failure)));
                     return;
                 }
-                self.incoming.arrival.send_replace(Some(Ok(Some(elapsed))));
+                self.incoming.arrival.send_replace(Some(Ok(Some(Arrived { held, resumed: elapsed }))));
                 let finish = FinishMigration { migration: id.clone(), host: self.attempt.me() };
                 while !self.attempt.closing.is_cancelled() {
                     let done = self.attempt.propose("finish", &id.to_string(), finish.clone(), DECIDES).await;
@@ -235,28 +237,35 @@ impl Receiver {
         }
     }
 
-    /// `cont`, and the proof that the guest runs. Called after the decision was read from committed state, and only then.
-    async fn resume(&self) -> Result<(), Report> {
+    /// `cont`, and the proof that the guest runs; returns how long it stood for want of `cont`. Called after the decision was
+    /// read from committed state, and only then.
+    async fn resume(&self) -> Result<Duration, Report> {
         let lost = |text: &str| Report::new(ErrorCode::VmLost, format!("the VM moved here and {text}"));
         let mut events = self.vm.qemu.qmp().events();
         let epoch = self.attempt.cluster.state().vms.get(&self.incoming.id.vm).map(|vm| vm.epoch);
         self.vm.set_epoch(epoch.unwrap_or_default());
         let resumed = async {
-            let run = self.attempt.let_run(&self.vm).await;
-            run.map_err(|error| lost("could not be let run").with("QEMU", error.title))?;
+            self.attempt.guard_lets_run(&self.vm).await?;
+            let held = self.loaded.map_or(Duration::ZERO, |loaded| loaded.elapsed());
+            let qmp = self.vm.qemu.qmp();
+            qmp.cont().await.map_err(|error| lost("could not be let run").with("QEMU", error.to_string()))?;
             // One that a daemon before this one had let run says no RESUME any more.
-            if self.vm.qemu.qmp().query_status().await.is_ok_and(|status| status.running) {
-                return Ok(());
+            if qmp.query_status().await.is_ok_and(|status| status.running) {
+                return Ok(held);
             }
             let resumed = events.wait_for(|event| event.name == "RESUME", Instant::now() + RESUMES).await;
-            resumed.map(drop).map_err(|_| lost("does not run"))
+            resumed.map(|_| held).map_err(|_| lost("does not run"))
         };
-        tokio::select! {
+        let result = tokio::select! {
             result = resumed => result,
-            died = self.vm.qemu.died() => {
-                let seen = died.report().evidence;
-                Err(seen.into_iter().fold(lost("its QEMU ended"), |report, (key, value)| report.with(key, value)))
+            ended = self.vm.ended() => return Err(ended.report(ErrorCode::VmLost, "the VM moved here and its QEMU ended")),
+        };
+        match result {
+            // A monitor that broke off may be the end of QEMU, which is noticed a moment later.
+            Err(_) if timeout(ENDS, self.vm.qemu.died()).await.is_ok() => {
+                Err(self.vm.ended().await.report(ErrorCode::VmLost, "the VM moved here and its QEMU ended"))
             }
+            result => result,
         }
     }
 
@@ -281,9 +290,7 @@ impl Receiver {
 }
 
 /// What is told of a QEMU that ended before it was voted for.
-fn ended(died: &VmError) -> Report {
+fn unvoted(ended: &Ended) -> Report {
     let title = "the destination QEMU ended during the migration; the VM goes on at the source";
-    let seen = died.report().evidence;
-    seen.into_iter()
-        .fold(Report::new(ErrorCode::DestinationLeft, title), |report, (key, value)| report.with(key, value))
+    ended.report(ErrorCode::DestinationLeft, title)
 }

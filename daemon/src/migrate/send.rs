@@ -266,7 +266,10 @@ pub(super) fn unreachable(to: &str, error: &AskError) -> Report {
 pub(super) fn aborted(why: Report) -> Failure {
     match why.code {
         // The destination's own story, which nobody else tells.
-        ErrorCode::DestinationLeft | ErrorCode::DestinationUnreachable | ErrorCode::MigrationFailed => caused(why),
+        ErrorCode::DestinationLeft
+        | ErrorCode::DestinationUnreachable
+        | ErrorCode::MigrationFailed
+        | ErrorCode::VmFenced => caused(why),
         _ => Failure::Followed(Consequence::PeerGone(why.title)),
     }
 }

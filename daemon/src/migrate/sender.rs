@@ -121,10 +121,9 @@ impl Sender {
                             continue;
                         }
                     },
-                    died = self.vm.qemu.died(), if transferring => {
-                        let report = Report::new(ErrorCode::VmLost, "the source QEMU ended during the migration");
-                        let seen = died.report().evidence;
-                        Event::QemuEnded(Box::new(seen.into_iter().fold(report, |report, (k, v)| report.with(k, v))))
+                    ended = self.vm.ended(), if transferring => {
+                        let title = "the source QEMU ended during the migration";
+                        Event::QemuEnded(Box::new(ended.report(ErrorCode::VmLost, title)))
                     }
                     () = sleep_until(deadline), if !too_long => {
                         too_long = true;
@@ -299,6 +298,7 @@ impl Sender {
                 | ErrorCode::MigrationTimeout
                 | ErrorCode::MigrationRefused
                 | ErrorCode::VmLost
+                | ErrorCode::VmFenced
                 | ErrorCode::QmpFailed
         );
         let samples = match self.sampler.take() {
@@ -321,10 +321,12 @@ impl Sender {
 
     /// QEMU lets a guest run on by itself where a migration failed before it completed; after it, it waits for us.
     async fn run_on(&self) -> Result<(), Report> {
+        const GONE: &str = "the VM should have gone on at the source and does not";
+        if self.vm.qemu.process().exit().is_some() {
+            return Err(self.vm.ended().await.report(ErrorCode::VmLost, GONE));
+        }
         let qmp = self.vm.qemu.qmp();
-        let lost = |what: String| {
-            Report::new(ErrorCode::VmLost, "the VM should have gone on at the source and does not").with("QEMU", what)
-        };
+        let lost = |what: String| Report::new(ErrorCode::VmLost, GONE).with("QEMU", what);
         self.leave_switchover().await.map_err(&lost)?;
         let status = qmp.query_status().await.map_err(|error| lost(error.to_string()))?;
         if status.running {

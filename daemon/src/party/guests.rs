@@ -13,7 +13,11 @@ use vt_protocol::{
     verdict::{Blame, Cause},
 };
 
-use super::{attempt::LocalAttempt, failure::caused};
+use super::{
+    attempt::LocalAttempt,
+    failure::caused,
+    local_vm::{Ended, LocalVm},
+};
 use crate::{
     guest::{
         GuestError,
@@ -160,14 +164,18 @@ impl LocalAttempt {
                         _ => Duration::ZERO,
                     };
                     match timeout(patience, vm.qemu.died()).await {
-                        Ok(died) => Err(vm.lost(&died)),
+                        Ok(_) => Err(lost(&vm, &vm.ended().await)),
                         Err(_) => Err(Failure::Caused(Cause { blame: guest_blame(&error), report: error.report() })),
                     }
                 }
             },
-            error = vm.qemu.died() => Err(vm.lost(&error)),
+            ended = vm.ended() => Err(lost(&vm, &ended)),
         }
     }
+}
+
+fn lost(vm: &LocalVm, ended: &Ended) -> Failure {
+    caused(ended.report(ErrorCode::VmLost, format!("QEMU of {} ended while it should have run", vm.id.name)))
 }
 
 /// A wrong question is the scenario's fault.

@@ -16,8 +16,6 @@ use tokio::time::{Instant, sleep, timeout};
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{Epoch, MigrationId, VmId},
-    party::Failure,
-    verdict::{Blame, Cause},
     vm::{Intervention, MigrationSpec},
 };
 
@@ -46,8 +44,6 @@ pub struct LocalVm {
     /// Ways into its guest.
     pub lines: Lines,
     guard: Mutex<Option<GuardHandle>>,
-    /// Whether the guard was last seen pausing, or having paused or killed.
-    acted: Arc<AtomicBool>,
     /// Whether the guard has been asked to let the VM go on and has not answered yet.
     permitting: AtomicBool,
     /// What QEMU's migration settings were before the first move changed them.
@@ -68,7 +64,6 @@ impl LocalVm {
             disk,
             lines,
             guard: Mutex::default(),
-            acted: Arc::default(),
             permitting: AtomicBool::default(),
             before_moves: Mutex::default(),
             prepared: Mutex::default(),
@@ -105,22 +100,6 @@ impl LocalVm {
     }
 
     fn set_guard(&self, guard: GuardHandle) {
-        // A guard that has killed is gone a moment before its QEMU is seen to be: what it was last is kept.
-        let (mut states, acted) = (guard.states(), self.acted.clone());
-        tokio::spawn(async move {
-            loop {
-                match *states.borrow_and_update() {
-                    GuardState::Absent => {}
-                    GuardState::Watching => acted.store(false, Ordering::Relaxed),
-                    GuardState::Pausing | GuardState::Paused | GuardState::Killed => {
-                        acted.store(true, Ordering::Relaxed);
-                    }
-                }
-                if states.changed().await.is_err() {
-                    return;
-                }
-            }
-        });
         *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
     }
 
@@ -167,23 +146,43 @@ impl LocalVm {
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take().is_some_and(|ready| ready == *id)
     }
 
-    /// Why its QEMU is gone, where it should have run: fenced by its guard, or by itself.
-    pub(crate) fn lost(&self, died: &VmError) -> Failure {
-        // One that had paused the VM is the one that ended it.
-        let (blame, report) = if self.acted.load(Ordering::Relaxed) {
-            let title = format!("the guard of {} ended it, for its host could not renew its session", self.id.name);
-            (Blame::Infrastructure, Report::new(ErrorCode::VmFenced, title))
-        } else {
-            let title = format!("QEMU of {} ended while it should have run", self.id.name);
-            (Blame::Product, Report::new(ErrorCode::VmLost, title))
+    /// Waits for the end of its QEMU, and finds out whose doing it was.
+    pub(crate) async fn ended(&self) -> Ended {
+        let died = self.qemu.died().await;
+        let fenced = match self.guard() {
+            Some(guard) => guard.has_fenced().await,
+            None => false,
         };
-        let report = died.report().evidence.into_iter().fold(report, |report, (key, value)| report.with(key, value));
-        Failure::Caused(Cause { blame, report: report.caused_by(died) })
+        Ended { fenced, died }
     }
 
     /// The guest's address.
     pub fn address(&self) -> Option<Ipv4Addr> {
         self.qemu.record().spec.nics.first().and_then(|nic| nic.address)
+    }
+}
+
+/// How a QEMU ended that should have run.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// By its guard, for its host could not renew its session. That is never the product's fault.
+    pub(crate) fenced: bool,
+    died: VmError,
+}
+
+impl Ended {
+    /// What a user is told: `title` under `code`, unless its guard ended it. With QEMU's last words.
+    pub(crate) fn report(&self, code: ErrorCode, title: impl Into<String>) -> Report {
+        let title = title.into();
+        let report = match self.fenced {
+            true => {
+                let title = format!("{title} (its guard ended it, for its host could not renew its session)");
+                Report::new(ErrorCode::VmFenced, title)
+            }
+            false => Report::new(code, title),
+        };
+        let evidence = self.died.report().evidence;
+        evidence.into_iter().fold(report, |report, (key, value)| report.with(key, value)).caused_by(&self.died)
     }
 }
 
@@ -235,8 +234,14 @@ impl LocalAttempt {
         }
     }
 
-    /// Lets a VM's CPUs run, its guard first: one that has paused it would pause it again.
+    /// Lets a VM's CPUs run, its guard first.
     pub(crate) async fn let_run(&self, vm: &LocalVm) -> Result<(), Report> {
+        self.guard_lets_run(vm).await?;
+        vm.qemu.qmp().cont().await.map_err(|error| error.report())
+    }
+
+    /// Sees that its guard lets a VM run: one that has paused it would pause it again.
+    pub(crate) async fn guard_lets_run(&self, vm: &LocalVm) -> Result<(), Report> {
         self.guard(vm).await?;
         if let Some(guard) = vm.guard() {
             let until = Instant::now() + DECIDES;
@@ -249,7 +254,7 @@ impl LocalAttempt {
                 }
             }
         }
-        vm.qemu.qmp().cont().await.map_err(|error| error.report())
+        Ok(())
     }
 
     /// Finds the guard of a VM that was taken over, once this host holds its session again.

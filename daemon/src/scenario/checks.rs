@@ -14,7 +14,7 @@ use vt_protocol::{
 };
 
 use crate::{
-    guest::checks::{Limits, Snapshot, compare},
+    guest::checks::{Hurt, Limits, Snapshot, compare},
     party::Party,
 };
 
@@ -36,6 +36,8 @@ pub(super) async fn read(party: &Party, vm: &Name) -> Result<Snapshot, Failure> 
 pub(super) struct Allowed {
     pub(super) clock: Duration,
     pub(super) standstill: Duration,
+    /// For how long the guest stood still only because the hosts had not decided yet whose it is.
+    pub(super) held: Duration,
     /// Whether pages are being rewritten.
     pub(super) rewriting: bool,
     /// The address the guest must have.
@@ -72,13 +74,7 @@ impl std::fmt::Display for Checked {
     }
 }
 
-/// Judges a guest by its readings; `elapsed` is how long the reader waited between them, by its own clock.
-pub(super) fn judge(
-    before: &Snapshot,
-    after: &Snapshot,
-    elapsed: Duration,
-    allowed: &Allowed,
-) -> Result<Checked, Report> {
+fn hurt(before: &Snapshot, after: &Snapshot, elapsed: Duration, allowed: &Allowed) -> Vec<Hurt> {
     let stood = Duration::from_nanos(after.clock.gap_monotonic_ns);
     let limits = Limits {
         // The clocks stand still with the guest, which has a limit of its own.
@@ -86,10 +82,30 @@ pub(super) fn judge(
         standstill: allowed.standstill,
         address: allowed.address.map(|address| address.to_string()),
     };
-    let hurt = compare(before, after, elapsed, &limits);
+    compare(before, after, elapsed, &limits)
+}
+
+/// Judges a guest by its readings; `elapsed` is how long the reader waited between them, by its own clock.
+pub(super) fn judge(
+    before: &Snapshot,
+    after: &Snapshot,
+    elapsed: Duration,
+    allowed: &Allowed,
+) -> Result<Checked, Report> {
+    let hurt = hurt(before, after, elapsed, allowed);
     if let Some((first, rest)) = hurt.split_first() {
-        let report = first.report();
-        return Err(rest.iter().take(6).fold(report, |report, hurt| report.with("also", hurt.to_string())));
+        let also =
+            |report| rest.iter().take(6).fold(report, |report: Report, hurt| report.with("also", hurt.to_string()));
+        // Whether it is hurt but for that time, in which its clocks stood as well.
+        let unheld = Allowed { standstill: allowed.standstill + allowed.held, ..allowed.clone() };
+        if allowed.held.is_zero()
+            || !self::hurt(before, after, elapsed.saturating_sub(allowed.held), &unheld).is_empty()
+        {
+            return Err(also(first.report()));
+        }
+        let title =
+            format!("the guest stood still for {:.1} s until the hosts had decided", allowed.held.as_secs_f64());
+        return Err(also(Report::new(ErrorCode::DecisionLate, title).with("seen as", first.to_string())));
     }
     let idle = |what: &str, then: u64, now: u64| {
         Report::new(ErrorCode::GuestStopped, format!("{what} in the guest did not go on during the move"))
@@ -140,9 +156,13 @@ fn off(now_ns: u64, then_ns: u64, elapsed: Duration) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use vt_protocol::probe::{Clock, ClockReport, DiskReport, Hello, MemReport};
+    use vt_protocol::{
+        probe::{Clock, ClockReport, DiskReport, Hello, MemReport},
+        verdict::Blame,
+    };
 
     use super::*;
+    use crate::party::failure::blame;
 
     const S: u64 = 1_000_000_000;
 
@@ -150,6 +170,7 @@ mod tests {
         Allowed {
             clock: Duration::from_secs(1),
             standstill: Duration::from_secs(2),
+            held: Duration::ZERO,
             rewriting: true,
             address: Some([10, 0, 0, 9].into()),
         }
@@ -235,6 +256,28 @@ mod tests {
             let report = judge(&reading(10), &after, Duration::from_secs(5), &allowed()).expect_err(what);
             assert_eq!(report.code, *code, "{what}: {report:?}");
         }
+    }
+
+    #[test]
+    fn a_guest_that_waited_for_a_late_decision_is_our_sides_fault_and_what_is_hurt_besides_is_not() {
+        // 15 s outside, 5 s inside: 10 s it was held, once visible to itself and once not.
+        let held = |seconds| Allowed { held: Duration::from_secs(seconds), ..allowed() };
+        let passed = Duration::from_secs(15);
+        for gap in [S / 10, 10 * S] {
+            let mut after = reading(15);
+            after.clock.gap_monotonic_ns = gap;
+            let report = judge(&reading(10), &after, passed, &held(10)).unwrap_err();
+            assert_eq!(
+                (report.code, blame(report.code)),
+                (ErrorCode::DecisionLate, Blame::Infrastructure),
+                "{report:?}"
+            );
+            // Held for less than it is off; and hurt in a way that no waiting explains.
+            assert_ne!(judge(&reading(10), &after, passed, &held(3)).unwrap_err().code, ErrorCode::DecisionLate);
+            after.memory.as_mut().unwrap().bad_pages = 1;
+            assert_eq!(judge(&reading(10), &after, passed, &held(10)).unwrap_err().code, ErrorCode::MemoryDamaged);
+        }
+        judge(&reading(10), &reading(15), Duration::from_secs(5), &held(1)).unwrap();
     }
 
     #[test]

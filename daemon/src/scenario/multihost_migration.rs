@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     guest::checks::Snapshot,
-    party::{Party, our_fault},
+    party::{Party, failure::caused, our_fault},
 };
 
 /// Port of the echo in the guest.
@@ -177,6 +177,7 @@ impl Leg<'_> {
 
         let step = if source || destination { Some(party.step(&format!("migrate {way}")).await?) } else { None };
         let migrated = party.migrate(vm, from, to, spec).await?;
+        let held_ms = migrated.as_ref().and_then(|migrated| migrated.held_ms).unwrap_or(0.0);
         if let (Some(step), Some(migrated)) = (step, migrated) {
             if migrated.cancelled != (holder == *from) {
                 let title = "the migration had completed before the moment at which it was to be cancelled";
@@ -186,7 +187,7 @@ impl Leg<'_> {
         }
         if party.me() == holder {
             let step = party.step(&format!("check {way}")).await?;
-            let checked = self.check(&before, begun).await?;
+            let checked = self.check(&before, begun, held_ms).await?;
             let note = checked.to_string();
             figures.checked(&checked);
             let name = format!("{vm}-{}", figures.moves).parse();
@@ -200,7 +201,8 @@ impl Leg<'_> {
         party.barrier("checked", ASK + SLACK).await
     }
 
-    async fn check(&self, before: &Snapshot, begun: Instant) -> Result<Checked, Failure> {
+    /// `held_ms`: for how long the guest stood still for our sake.
+    async fn check(&self, before: &Snapshot, begun: Instant, held_ms: f64) -> Result<Checked, Failure> {
         let Self { party, vm, settings, .. } = self;
         let guest = party.guest(vm);
         let after = read(party, vm).await?;
@@ -208,11 +210,11 @@ impl Leg<'_> {
         let allowed = Allowed {
             clock: settings.clock_tolerance,
             standstill: settings.standstill,
+            held: Duration::from_millis(held_ms as u64),
             rewriting: settings.rewrite_bytes_s > 0,
             address: self.address,
         };
-        let checked = judge(before, &after, elapsed, &allowed)
-            .map_err(|report| Failure::Caused(Cause { blame: Blame::Product, report }))?;
+        let checked = judge(before, &after, elapsed, &allowed).map_err(caused)?;
         // The same question over another way into the guest.
         let (status, output) = guest.run("cat /proc/sys/kernel/random/boot_id", ASK).await?;
         party.expect(status == 0 && output.contains(before.hello.boot_id.trim()), || {

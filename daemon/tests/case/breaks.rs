@@ -5,8 +5,9 @@
 use std::{os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use vt_daemon::{
-    guard::{GuardState, Times, clock::BootTime},
+    guard::{GuardState, clock::BootTime},
     party::{Party, attempt::LocalAttempt},
     qemu::qmp::RunState,
 };
@@ -65,7 +66,10 @@ type Move = Result<Option<Migrated>, Failure>;
 
 impl Pair {
     async fn new() -> Self {
-        let world = World::new(2, shell("exec sleep 10000")).await;
+        Self::on(World::new(2, shell("exec sleep 10000")).await).await
+    }
+
+    async fn on(world: World) -> Self {
         let attempt = world.begin("idle", 2, &[], Duration::from_secs(1800));
         let (one, two) = tokio::join!(world.act(0, attempt), world.act(1, attempt));
         one.vm(name("vm1")).start(small(Duration::from_secs(300))).await.unwrap();
@@ -119,6 +123,37 @@ impl Pair {
     }
 }
 
+/// Renews the session of a host while it is wanted.
+struct Renewals {
+    wanted: tokio::sync::watch::Sender<bool>,
+    _renewing: AbortOnDropHandle<()>,
+}
+
+impl Renewals {
+    fn of(world: &World, place: usize) -> Self {
+        let (renew, mut wanted) = tokio::sync::watch::channel(true);
+        let supervisor = world.hosts[place].supervisor.clone();
+        let renewing = tokio::spawn(async move {
+            loop {
+                if *wanted.borrow_and_update() {
+                    supervisor.session_opened(0);
+                    supervisor.renewed(BootTime::now());
+                }
+                let _ = tokio::time::timeout(Duration::from_millis(300), wanted.changed()).await;
+            }
+        });
+        Self { wanted: renew, _renewing: AbortOnDropHandle::new(renewing) }
+    }
+
+    fn stop(&self) {
+        self.wanted.send_replace(false);
+    }
+
+    fn go_on(&self) {
+        self.wanted.send_replace(true);
+    }
+}
+
 fn phase(state: &State, id: &MigrationId) -> Option<Phase> {
     state.migration(id).map(|migration| migration.phase.clone())
 }
@@ -143,6 +178,42 @@ async fn a_destination_that_dies_in_the_transfer_is_told_and_the_guest_goes_on_a
     assert!(result.total_ms < 60_000, "{} ms", result.total_ms);
     assert!(destination.unwrap().unwrap().resume_ms.is_some());
     pair.runs_on(1).await;
+    pair.finish(Verdict::Pass).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_its_guard_ends_in_the_transfer_is_our_sides_fault_and_the_guest_goes_on() {
+    let mut world = World::new(2, shell("exec sleep 10000")).await;
+    world.guard_soon(1).await;
+    let renewals = Renewals::of(&world, 1);
+    let pair = Pair::on(world).await;
+    let moving = pair.go(slow(LONG * 10));
+    pair.sending().await;
+    renewals.stop();
+    let (source, destination) = tokio::time::timeout(2 * LONG, moving).await.unwrap().unwrap();
+    let failure = source.unwrap_err();
+    let (blame, report) = cause(&failure);
+    assert_eq!((blame, report.code), (Blame::Infrastructure, ErrorCode::VmFenced), "{report:?}");
+    assert!(report.title.contains("destination") && report.title.contains("guard"), "{report:?}");
+    assert!(matches!(destination.unwrap_err(), Failure::Followed(Consequence::PeerGone(_))));
+    pair.runs_on(0).await;
+    pair.finish(Verdict::Pass).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_its_guard_ends_in_the_transfer_is_our_sides_fault() {
+    let mut world = World::new(2, shell("exec sleep 10000")).await;
+    world.guard_soon(0).await;
+    let renewals = Renewals::of(&world, 0);
+    let pair = Pair::on(world).await;
+    let moving = pair.go(slow(LONG * 10));
+    pair.sending().await;
+    renewals.stop();
+    let (source, destination) = tokio::time::timeout(2 * LONG, moving).await.unwrap().unwrap();
+    let failure = source.unwrap_err();
+    let (blame, report) = cause(&failure);
+    assert_eq!((blame, report.code), (Blame::Infrastructure, ErrorCode::VmFenced), "{report:?}");
+    assert!(matches!(destination.unwrap_err(), Failure::Followed(Consequence::PeerGone(_))));
     pair.finish(Verdict::Pass).await;
 }
 
@@ -287,10 +358,47 @@ async fn without_a_quorum_nobody_runs_and_afterwards_the_destination_does() {
     pair.world.shared.faults.lock().unwrap().no_quorum = false;
     let (one, two) = moving.await.unwrap();
     assert!(one.unwrap().is_some());
-    assert!(two.unwrap().is_some());
+    // The time in which it stood for want of a decision is told.
+    assert!(two.unwrap().unwrap().held_ms.unwrap() >= 500.0);
     assert!(matches!(phase(&pair.world.shared.now(), &pair.id(1)), Some(Phase::Moved { .. })));
     pair.runs_on(1).await;
     pair.finish(Verdict::Pass).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_stood_for_want_of_a_decision_is_no_fault_of_the_product() {
+    let world = World::new(2, real()).await;
+    let params = [
+        ("mem", "128M"),
+        ("mem_probe", "4M"),
+        ("mig_speed", "16M"),
+        ("clock_tolerance", "1500"),
+        ("max_standstill", "2000"),
+    ];
+    let attempt = world.begin("multihost_migration", 2, &params, Duration::from_secs(1800));
+    let id = MigrationId { vm: VmId { attempt, name: name("vm1") }, number: 1 };
+    let prepared = |state: &State| matches!(phase(state, &id), Some(Phase::Prepared { .. })).then_some(());
+    world.shared.wait("a migration", prepared).await;
+    let qmp = world.hosts[0].supervisor.attempt(attempt).unwrap().vm(&name("vm1")).unwrap().qemu.qmp().clone();
+    let deadline = Instant::now() + LONG;
+    loop {
+        let now = qmp.query_migrate().await.unwrap();
+        // Both parties are done with everything that is decided before the end of the transfer.
+        if now.ram.is_some_and(|ram| ram.transferred > 1 << 20) {
+            world.shared.faults.lock().unwrap().no_quorum = true;
+        }
+        if qmp.query_status().await.unwrap().state == RunState::PostMigrate {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the transfer does not complete: {now:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    world.shared.faults.lock().unwrap().no_quorum = false;
+    let (verdict, cause) = world.verdict().await;
+    let cause = cause.unwrap();
+    assert_eq!((verdict, cause.code), (Verdict::Error, ErrorCode::DecisionLate), "{cause:?}");
+    world.assert_clean().await;
 }
 
 /// One host, a scenario that cannot start its VM: one cause, nothing left.
@@ -341,40 +449,26 @@ async fn a_full_disk_is_named_and_nothing_is_left_on_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_guest_is_paused_without_renewals_goes_on_with_them_and_is_fenced_in_the_end() {
     let mut world = World::new(1, shell("exec sleep 10000")).await;
-    world.stop_daemon(0).await;
-    world.hosts[0].places.guard =
-        Times { pause: Duration::from_secs(4), kill: Duration::from_secs(8), abandon: Duration::from_secs(12) };
-    world.start_daemon(0);
-    let (renew, mut wanted) = tokio::sync::watch::channel(true);
-    let supervisor = world.hosts[0].supervisor.clone();
-    let renewing = tokio::spawn(async move {
-        loop {
-            if *wanted.borrow_and_update() {
-                supervisor.session_opened(0);
-                supervisor.renewed(BootTime::now());
-            }
-            let _ = tokio::time::timeout(Duration::from_millis(300), wanted.changed()).await;
-        }
-    });
+    world.guard_soon(0).await;
+    let renewals = Renewals::of(&world, 0);
     let attempt = world.begin("idle", 1, &[], Duration::from_secs(1800));
     let one = world.act(0, attempt).await;
     one.vm(name("vm1")).start(small(Duration::from_secs(300))).await.unwrap();
     let vm = world.hosts[0].supervisor.attempt(attempt).unwrap().vm(&name("vm1")).unwrap();
     let mut states = vm.guard().unwrap().states();
 
-    renew.send_replace(false);
+    renewals.stop();
     tokio::time::timeout(LONG, states.wait_for(|state| *state == GuardState::Paused)).await.unwrap().unwrap();
     assert!(!vm.qemu.qmp().query_status().await.unwrap().running);
-    renew.send_replace(true);
+    renewals.go_on();
     let (status, output) = one.guest(&name("vm1")).run("echo alive", LONG).await.unwrap();
     assert!(status == 0 && output.contains("alive"), "{output}");
     assert!(vm.qemu.qmp().query_status().await.unwrap().running);
 
-    renew.send_replace(false);
+    renewals.stop();
     let failure = one.guest(&name("vm1")).run("sleep 1000", 10 * LONG).await.unwrap_err();
     let (blame, report) = cause(&failure);
     assert_eq!((blame, report.code), (Blame::Infrastructure, ErrorCode::VmFenced), "{report:?}");
-    renewing.abort();
     one.finish(failure.into()).await.unwrap();
     assert_eq!(world.verdict().await.0, Verdict::Error);
     world.assert_clean().await;

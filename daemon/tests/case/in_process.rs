@@ -306,6 +306,14 @@ impl World {
         self.hosts[place] = self.start(id, places);
     }
 
+    /// Starts the daemon of a host anew, with guards that act within seconds.
+    pub(crate) async fn guard_soon(&mut self, place: usize) {
+        self.stop_daemon(place).await;
+        self.hosts[place].places.guard =
+            Times { pause: Duration::from_secs(4), kill: Duration::from_secs(8), abandon: Duration::from_secs(12) };
+        self.start_daemon(place);
+    }
+
     /// Submits a case on the first `hosts` hosts and starts its attempt.
     pub(crate) fn begin(&self, scenario: &str, hosts: usize, params: &[(&str, &str)], timeout: Duration) -> AttemptId {
         let mut all = Params::new();
