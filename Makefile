@@ -1,5 +1,5 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo bench bench-cfg proofs model sim faults faults-mutations notice fuzz lint fmt
+.PHONY: help setup build release test demo bench bench-cfg proofs model sim faults faults-mutations notice attacks fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
@@ -12,6 +12,7 @@ help:
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600) each; needs g++"
 	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=1"
 	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
+	@echo "make attacks a table of attacks on a real daemon: what refused each, and where it was written down"
 	@echo "make notice  how soon parties are told that another is gone; TIMES=20"
 	@echo "make lint    formatter, clippy and dependency checks; changes nothing"
 	@echo "make fmt     formats the code"
@@ -71,6 +72,10 @@ model:
 
 sim:
 	cargo run --locked --release -p vt-tests --bin sim -- $(SEEDS)
+
+# The table of attacks and what each was refused with.
+attacks: build
+	cargo nextest run --locked -p vt-tests --no-capture attacks::
 
 FUZZ_SECONDS ?= 600
 

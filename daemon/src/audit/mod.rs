@@ -128,9 +128,10 @@ impl Audit {
 
     /// Writes down that somebody was refused. Over [`REFUSALS_PER_S`] it is only counted.
     pub async fn refusal(self: &Arc<Self>, actor: Actor, verb: &str, object: &str, reason: &str) {
-        tracing::info!(who = ?actor.who, from = actor.from, verb, object, reason, "refused");
-        let now = now_ms();
-        let Some(unwritten) = self.rate.lock().unwrap_or_else(PoisonError::into_inner).take(now / 1000) else { return };
+        let second = now_ms() / 1000;
+        let Some(unwritten) = self.rate.lock().unwrap_or_else(PoisonError::into_inner).take(second) else { return };
+        // Nor does a flood fill the log of the daemon.
+        tracing::info!(who = ?actor.who, from = actor.from, verb, object, reason, unwritten, "refused");
         let deed = Deed {
             verb: verb.to_owned(),
             object: object.to_owned(),

@@ -30,6 +30,7 @@ use vt_protocol::service::Service;
 
 use super::access::{self, Pass};
 use super::doors::{Doors, Stranger};
+use super::router::CROWDED;
 use super::services::Services;
 use crate::audit::Actor;
 
@@ -111,8 +112,12 @@ impl BulkServer {
                 }
             };
             // Over the limit the connection is dropped: the other side tries again, and nothing piles up here.
-            let Some(stranger) = doors.enter(address.ip()) else { continue };
+            let place = doors.enter(address.ip());
             let (server, room, stop) = (Arc::clone(&server), Arc::clone(&room), stop.clone());
+            let Some(stranger) = place else {
+                tokio::spawn(async move { server.refused("unknown".to_owned(), address, CROWDED).await });
+                continue;
+            };
             tokio::spawn(async move {
                 tokio::select! {
                     () = stop.cancelled() => {}
@@ -125,12 +130,14 @@ impl BulkServer {
     async fn serve_one(&self, tcp: TcpStream, address: SocketAddr, stranger: Stranger, room: Arc<Semaphore>) {
         match self.connection(tcp, address, stranger, room).await {
             Ok(()) => {}
-            Err(BulkFailure::Door { who, reason }) => {
-                let actor = Actor::named(who, address.to_string());
-                self.services.audit().refusal(actor, "connect blob", "", &reason).await;
-            }
+            Err(BulkFailure::Door { who, reason }) => self.refused(who, address, &reason).await,
             Err(error) => tracing::info!(%address, %error, "a bulk connection ended early"),
         }
+    }
+
+    /// Writes down who was not let in.
+    async fn refused(&self, who: String, address: SocketAddr, reason: &str) {
+        self.services.audit().refusal(Actor::named(who, address.to_string()), "connect blob", "", reason).await;
     }
 
     async fn connection(

@@ -42,6 +42,8 @@ const JOIN_TIME: Duration = Duration::from_secs(90);
 const REQUESTS: usize = 2048;
 /// Handshake and hello must be done after this long.
 const GREETING_TIME: Duration = Duration::from_secs(5);
+/// Why a connection for which there is no place is refused.
+pub(super) const CROWDED: &str = "there are too many connections";
 /// How long a refused client has to read why.
 const FAREWELL_TIME: Duration = Duration::from_secs(1);
 
@@ -80,9 +82,12 @@ impl Router {
                 let _ = incoming.retry();
                 continue;
             }
-            let place = doors.enter(incoming.remote_address().ip());
+            let address = incoming.remote_address();
+            let place = doors.enter(address.ip());
             let (Some(stranger), Ok(permit)) = (place, Arc::clone(&room).try_acquire_owned()) else {
                 incoming.refuse();
+                let shared = Arc::clone(&self.shared);
+                tokio::spawn(async move { shared.refused(address, None, "connect", CROWDED).await });
                 continue;
             };
             let (shared, stop) = (Arc::clone(&self.shared), stop.clone());
@@ -120,7 +125,10 @@ impl Shared {
         let joining = if service == Service::Join {
             match Arc::clone(&self.joining).try_acquire_owned() {
                 Ok(permit) => Some(permit),
-                Err(_) => return connection.close(CloseCode::Refused.into(), b"busy"),
+                Err(_) => {
+                    connection.close(CloseCode::Refused.into(), b"busy");
+                    return self.refused(address, shown.as_ref(), &verb, "as many join as may at once").await;
+                }
             }
         } else {
             None

@@ -82,14 +82,14 @@ where
         Ok(request) => request,
         Err(error @ (FrameError::Closed | FrameError::Io(_))) => return Err(error),
         Err(error) => {
-            services.audit().refusal(Actor::caller(&caller), "request", "", &error.to_string()).await;
+            services.audit().refusal(Actor::caller(&caller), "request admin", "", &error.to_string()).await;
             return call::put_failure(writer, &unreadable(&error)).await;
         }
     };
     let request: AdminRequest = match codec::decode_wire(&payload, Service::Admin.cap()) {
         Ok(request) => request,
         Err(error) => {
-            services.audit().refusal(Actor::caller(&caller), "request", "", &error.to_string()).await;
+            services.audit().refusal(Actor::caller(&caller), "request admin", "", &error.to_string()).await;
             return call::put_failure(writer, &unreadable(&error)).await;
         }
     };

@@ -7,6 +7,7 @@ mod bulk;
 mod join;
 mod peers;
 mod refused;
+mod roles;
 mod served;
 mod support;
 mod unix;

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that meets an error has failed")]
 
+mod attacks;
+mod clients;
 mod cluster;
 mod guests;
 mod model;
