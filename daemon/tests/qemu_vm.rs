@@ -294,7 +294,8 @@ async fn network_cards_are_on_taps_that_come_and_go_with_the_vm() {
     let places = Places::new();
     let with_cards = |bridge: &str| {
         setup_with(|setup| {
-            let nic = |last| Nic { mac: [0x52, 0x54, 0, 0, 0, last], address: None, prefix: 24 };
+            let address = Some([10, 9, 9, 9].into());
+            let nic = |last| Nic { mac: [0x52, 0x54, 0, 0, 0, last], address, prefix: 24 };
             setup.spec.nics = vec![nic(1), nic(2)];
             setup.bridge = Some(bridge.to_owned());
         })
@@ -303,9 +304,15 @@ async fn network_cards_are_on_taps_that_come_and_go_with_the_vm() {
     assert_eq!(report.code, ErrorCode::NetworkSetup);
     assert_eq!(Tap::all().unwrap(), Vec::<String>::new());
 
-    // A tap of that name left by a crash is replaced.
+    // A tap of that name left by a crash is replaced; the card that had the address before is forgotten, and no other.
+    ip("address add 10.9.9.1/24 dev br0");
+    for number in [8, 9] {
+        ip(&format!("neighbour add 10.9.9.{number} lladdr 52:54:00:00:00:f{number} dev br0 nud stale"));
+    }
     Tap::create(&Tap::name_for(&places.run_dir("vm1"), 0), "br0").unwrap().keep();
     let vm = Vm::start(with_cards("br0"), places.vm("vm1")).await.unwrap();
+    let known = ip("neighbour show dev br0");
+    assert!(known.contains("52:54:00:00:00:f8") && !known.contains("52:54:00:00:00:f9"), "{known}");
     let mut taps = vm.record().taps.clone();
     taps.sort();
     assert_eq!((taps.len(), &taps), (2, &Tap::all().unwrap()));

@@ -4,6 +4,7 @@
 //! VMs of one host never share one. Made and removed with `ip`, as an admin would.
 
 use std::{
+    net::Ipv4Addr,
     path::Path,
     process::{Command, Stdio},
 };
@@ -118,6 +119,12 @@ impl Drop for Tap {
             tracing::warn!(tap = self.name, %error, "tap is left behind");
         }
     }
+}
+
+/// Forgets which card had an address. Addresses are given anew, each time to another card: what the host remembers of a VM
+/// that is gone would have its packets sent to nobody until it is doubted, some 10 s to a minute later.
+pub fn forget_neighbour(address: Ipv4Addr, bridge: &str) -> Result<(), TapError> {
+    ip(&["neigh", "flush", "to", &address.to_string(), "dev", bridge]).map(drop)
 }
 
 fn is_ours(name: &str) -> bool {

@@ -31,7 +31,7 @@ use super::{
     qmp::{Qmp, QmpError, Transcript},
     record::VmRecord,
     remains,
-    tap::{Tap, TapError},
+    tap::{Tap, TapError, forget_neighbour},
 };
 use crate::cgroup::{Cgroup, Cgroups};
 
@@ -246,8 +246,12 @@ impl Vm {
         record.write(&run_dir).map_err(VmError::io("write record in", &run_dir))?;
         // The record names them: whatever is made from here on is removed with the run folder.
         let cgroup = make_cgroup(cgroups.as_ref(), &run_dir);
-        for tap in &taps {
-            Tap::create(tap, setup.bridge.as_deref().ok_or(TapError::NoBridge)?)?.keep();
+        for (tap, nic) in taps.iter().zip(&record.spec.nics) {
+            let bridge = setup.bridge.as_deref().ok_or(TapError::NoBridge)?;
+            Tap::create(tap, bridge)?.keep();
+            if let Some(address) = nic.address {
+                forget_neighbour(address, bridge)?;
+            }
         }
         let memory_file = setup.memory_in_file.then(|| run_dir.join(MEMORY_FILE));
         let words = CommandLine {
