@@ -83,6 +83,19 @@ impl Sender {
 
     /// Waits until every page is at the destination, where the guest runs already.
     pub(super) async fn await_pages(&mut self) -> Result<(), Failure> {
+        let (attempt, id, to) = (self.attempt.clone(), self.ready.id.clone(), self.to);
+        tokio::select! {
+            biased;
+            pages = self.follow_pages() => pages,
+            gone = attempt.party_ends(to) => {
+                gone?;
+                // It tells what it knows of the guest, which was its own.
+                Err(Failure::Followed(Consequence::PeerGone(format!("{id}: the party of the destination"))))
+            }
+        }
+    }
+
+    async fn follow_pages(&mut self) -> Result<(), Failure> {
         let until = Instant::now() + Duration::from_millis(self.call.spec.timeout_ms);
         let mut status = self.vm.qemu.qmp().query_migrate().await.ok().map(|info| info.status);
         let mut listening = true;
@@ -169,11 +182,13 @@ impl Receiver {
         let qmp = self.vm.qemu.qmp();
         let (attempt, id) = (&self.attempt, &self.incoming.id);
         let source = attempt.cluster.state().migration(id).map(|migration| migration.from);
-        let source_gone = attempt.wait_state(|state| {
-            let runs =
-                state.attempts.get(&attempt.id).is_some_and(|attempt| source.is_some_and(|s| attempt.runs_on(s)));
-            (!runs).then_some(())
-        });
+        let source_gone = async {
+            match source {
+                Some(source) => attempt.party_ends(source).await,
+                // The record goes when the migration is finished: nobody is waited for.
+                None => std::future::pending().await,
+            }
+        };
         // After a restart of the daemon the event may be past. QEMU answers when its main loop has the pages it needs.
         let was_loaded = async {
             if !qmp.query_migrate().await.is_ok_and(|info| info.status == MigrationStatus::Completed) {

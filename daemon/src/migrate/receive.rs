@@ -15,7 +15,7 @@ use tokio::{
 };
 use vt_protocol::{
     error::{ErrorCode, Report},
-    ids::{Epoch, MigrationId},
+    ids::{Epoch, MigrationId, Name},
     party::{Failure, Migrated, Move},
     peer::{IncomingState, Preflight, PrepareIncoming, Prepared},
     verdict::Consequence,
@@ -34,6 +34,7 @@ use super::{
 use crate::{
     party::{
         attempt::{DECIDES, LocalAttempt},
+        failure::caused,
         local_vm::LocalVm,
     },
     qemu::{Resolved, qmp::Qmp},
@@ -335,11 +336,12 @@ impl LocalAttempt {
         let id = MigrationId { vm: self.vm_id(&call.vm), number: call.number };
         let Some(incoming) = self.incoming(&id) else {
             // It was decided and finished before this daemon was started.
-            let here = self.vm(&call.vm).is_some();
-            return if here {
-                Ok(Migrated::default())
-            } else {
-                Err(Failure::Followed(Consequence::PeerGone(call.from.to_string())))
+            return match self.vm(&call.vm) {
+                Some(_) => Ok(Migrated::default()),
+                None if self.cluster.state().vms.get(&id.vm).is_some_and(|vm| vm.owner == self.me()) => {
+                    Err(caused(gone_unseen(&call.spec, &call.vm)))
+                }
+                None => Err(Failure::Followed(Consequence::PeerGone(call.from.to_string()))),
             };
         };
         let arrival = tokio::select! {
@@ -355,6 +357,18 @@ impl LocalAttempt {
             result: None,
         })
     }
+}
+
+/// What is told of a VM that had moved here and ended while no daemon watched it. Its guard may have ended it, for want of
+/// renewals: the host is to blame, not QEMU.
+fn gone_unseen(spec: &MigrationSpec, vm: &Name) -> Report {
+    let title = match spec.is_postcopy() {
+        true => format!(
+            "LOST: the destination QEMU ended while pages of {vm} may have been missing, and no daemon watched it"
+        ),
+        false => format!("QEMU of {vm}, which had moved here, ended while no daemon watched it"),
+    };
+    Report::new(ErrorCode::VmFenced, title)
 }
 
 /// The destination takes the locks of the disk when it runs, and not before the decision.

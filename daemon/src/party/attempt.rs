@@ -267,6 +267,18 @@ impl LocalAttempt {
         }
     }
 
+    /// Waits until another host's party in this attempt has ended.
+    ///
+    /// # Errors
+    /// As [`LocalAttempt::wait_state`].
+    pub async fn party_ends(&self, host: HostId) -> Result<(), Failure> {
+        let ended = |state: &State| {
+            let runs = state.attempts.get(&self.id).is_some_and(|attempt| attempt.runs_on(host));
+            (!runs).then_some(())
+        };
+        self.wait_state(ended).await
+    }
+
     /// Whether this host's party runs, by that state.
     ///
     /// # Errors
