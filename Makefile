@@ -10,7 +10,7 @@ help:
 	@echo "make model   random walks of many hosts' decisions for MINUTES (60); SEED=17 tells one walk"
 	@echo "make sim     whole hosts under simulated faults for MINUTES (60); SEED=17 tells one run"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600) each; needs g++"
-	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=1"
+	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=2"
 	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
 	@echo "make attacks a table of attacks on a real daemon: what refused each, and where it was written down"
 	@echo "make notice  how soon parties are told that another is gone; TIMES=20"
@@ -84,7 +84,7 @@ fuzz:
 
 # The debug build: a release build cannot be held in a phase that is over in a millisecond, nor break a rule.
 SEED ?= 1
-LANES ?= 1
+LANES ?= 2
 TIMES ?= 20
 FAULTS = cargo run --locked -p vt-tests --bin faults -- --seed $(SEED)
 faults: build

@@ -55,6 +55,10 @@ pub enum Phase {
     Resumed,
     /// The destination's party checks the guest.
     Verifying,
+    /// The guest runs at the destination, and pages of it are at the source still.
+    PostcopyActive,
+    /// The same, and the connection they came over is broken.
+    PostcopyPaused,
 }
 
 /// How long a fault lasts.
@@ -73,10 +77,14 @@ pub enum Fate {
     Lives,
     /// It was the victim, or its owner's session ended and the guard stopped it: none runs.
     Ends,
+    /// It lives or ends, by who is sooner. Completed at a source that is silent: it votes when it is heard again, unless its
+    /// session has ended before. A destination whose connection is broken and whose daemon is another: QEMU's main loop may
+    /// wait for a page that is missing, and then answers nobody new before its guard ends it.
+    Either,
 }
 
 /// Every phase, in the order they come.
-pub const PHASES: [Phase; 9] = [
+pub const PHASES: [Phase; 11] = [
     Phase::Barrier,
     Phase::Prepared,
     Phase::Transferring,
@@ -86,6 +94,8 @@ pub const PHASES: [Phase; 9] = [
     Phase::Moved,
     Phase::Resumed,
     Phase::Verifying,
+    Phase::PostcopyActive,
+    Phase::PostcopyPaused,
 ];
 
 /// Every fault.
@@ -108,6 +118,13 @@ pub const FAULTS: [Fault; 16] = [
     Fault::FillDisk(Part::Destination),
 ];
 
+impl Phase {
+    /// Whether pages are missing where the guest runs.
+    pub fn is_postcopy(self) -> bool {
+        matches!(self, Self::PostcopyActive | Self::PostcopyPaused)
+    }
+}
+
 /// One cell of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Cell {
@@ -124,16 +141,25 @@ fn mix(seed: u64, words: &str) -> u64 {
 }
 
 impl Cell {
-    /// All cells that there can be: a process that does not exist in a phase cannot be killed in it.
+    /// All cells of the table.
     pub fn all() -> impl Iterator<Item = Self> {
-        FAULTS.into_iter().flat_map(|fault| PHASES.into_iter().map(move |phase| Self { fault, phase })).filter(|cell| {
-            !matches!(
-                (cell.fault, cell.phase),
-                // There is none yet, or none any more.
-                (Fault::KillQemu(Part::Destination), Phase::Barrier)
-                    | (Fault::KillQemu(Part::Source), Phase::Verifying)
-            )
-        })
+        let cells = FAULTS.into_iter().flat_map(|fault| PHASES.into_iter().map(move |phase| Self { fault, phase }));
+        cells.filter(|cell| cell.can_be())
+    }
+
+    fn can_be(&self) -> bool {
+        match (self.fault, self.phase) {
+            // There is none yet, or none any more.
+            (Fault::KillQemu(Part::Destination), Phase::Barrier)
+            | (Fault::KillQemu(Part::Source), Phase::Verifying) => false,
+            // What missing pages depend on, and who leads. What befalls a party or a disk is the same as before it.
+            (fault, phase) if phase.is_postcopy() => match fault {
+                Fault::KillDaemon(_) | Fault::KillQemu(_) | Fault::KillGuards | Fault::CutMigrations => true,
+                Fault::CutHost(part) => part != Part::Leader,
+                Fault::KillParty(_) | Fault::StopDaemon(_) | Fault::FillDisk(_) => false,
+            },
+            _ => true,
+        }
     }
 
     /// The cell of this name, `kill-source-vtd/voted-by-one`.
@@ -154,6 +180,8 @@ impl Cell {
     /// That length in time.
     pub fn lasts(&self, seed: u64) -> Duration {
         match (self.length(seed), self.fault) {
+            // TCP sends again within as long as it was cut off, which a guest that misses pages waits for.
+            (Length::Long, Fault::CutMigrations) if self.phase.is_postcopy() => Duration::from_secs(10),
             (Length::Long, _) => Duration::from_secs(14),
             // A daemon takes its time to start.
             (Length::Short, Fault::KillDaemon(_)) => Duration::from_millis(1000),
@@ -175,7 +203,7 @@ impl Cell {
         }
     }
 
-    /// How long after the transfer began the fault comes in [`Phase::Transferring`].
+    /// How long after the transfer, or the post-copy, began the fault comes.
     pub fn into_transfer(&self, seed: u64) -> Duration {
         Duration::from_millis(100 + mix(seed, &format!("into {self}")) % 900)
     }
@@ -188,6 +216,28 @@ impl Cell {
         }
     }
 
+    /// The part whose session certainly ends under this seed: its host is cut off for long enough, and who counts is not.
+    pub fn ends_session(&self, seed: u64) -> Option<Part> {
+        let Fault::CutHost(part) = self.fault else { return None };
+        (self.length(seed) == Length::Long && part != Part::Leader && self.leads(seed) != part).then_some(part)
+    }
+
+    /// The part that can write nothing down while the fault lasts.
+    pub fn mute(&self) -> Option<Part> {
+        match self.fault {
+            Fault::FillDisk(part) => Some(part),
+            _ => None,
+        }
+    }
+
+    /// The side of a post-copy that the fault ends, and the guest with it.
+    pub fn loses(&self) -> Option<Part> {
+        match self.fault {
+            Fault::KillQemu(part) if self.phase.is_postcopy() => Some(part),
+            _ => None,
+        }
+    }
+
     /// What has to become of the guest.
     pub fn fate(&self, seed: u64) -> Fate {
         let long = self.length(seed) == Length::Long;
@@ -195,12 +245,21 @@ impl Cell {
         let voted = |part: Part| self.phase > Phase::VotedByOne || one && self.first_vote(seed) == part;
         let (source, destination) = (Part::Source, Part::Destination);
         let ends = match self.fault {
+            // Either side has pages that the other has not, and a silent host's guard ends its side.
+            Fault::KillQemu(_) if self.phase.is_postcopy() => true,
+            Fault::KillDaemon(Part::Destination) if !long && self.phase == Phase::PostcopyPaused => {
+                return Fate::Either;
+            }
+            _ if self.phase.is_postcopy() => long && (self.silences(source) || self.silences(destination)),
             // What it had was not sent, or not all of it.
             Fault::KillQemu(Part::Source) => self.phase < Phase::SourceStopped,
             // Loaded and voted for: the source has nothing to go back to.
             Fault::KillQemu(_) => voted(destination),
             // The owner's session ends and its guard stops the guest, unless the other side takes it over: a destination
             // can where the source has voted.
+            _ if long && self.silences(source) && !voted(source) && self.phase >= Phase::SourceStopped => {
+                return Fate::Either;
+            }
             _ if long && self.silences(source) => !voted(source),
             // What a destination has voted for may be its own before it is heard again; what it has not, the source keeps.
             _ if long && self.silences(destination) => voted(destination),
@@ -247,6 +306,8 @@ impl fmt::Display for Phase {
             Self::Moved => "moved",
             Self::Resumed => "resumed",
             Self::Verifying => "verifying",
+            Self::PostcopyActive => "postcopy-active",
+            Self::PostcopyPaused => "postcopy-paused",
         })
     }
 }
@@ -270,10 +331,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_lead_back_and_there_are_more_than_ninety() {
+    fn names_lead_back_and_there_are_at_least_a_hundred_and_fifty() {
         let names: BTreeSet<String> = Cell::all().map(|cell| cell.to_string()).collect();
         assert_eq!(names.len(), Cell::all().count());
-        assert!(names.len() >= 90, "{}", names.len());
+        assert!(names.len() >= 150, "{}", names.len());
         for cell in Cell::all() {
             assert_eq!(Cell::named(&cell.to_string()), Some(cell));
         }
@@ -306,5 +367,14 @@ mod tests {
         assert_eq!(fate("partition-destination/source-stopped", Length::Long), Fate::Lives);
         assert_eq!(fate("partition-destination/resumed", Length::Long), Fate::Ends);
         assert_eq!(fate("partition-leader/resumed", Length::Long), Fate::Lives);
+        assert_eq!(fate("partition-source/source-stopped", Length::Long), Fate::Either);
+        assert_eq!(fate("kill-source-qemu/postcopy-active", Length::Short), Fate::Ends);
+        assert_eq!(fate("kill-destination-qemu/postcopy-paused", Length::Short), Fate::Ends);
+        assert_eq!(fate("kill-source-vtd/postcopy-active", Length::Short), Fate::Lives);
+        assert_eq!(fate("kill-source-vtd/postcopy-active", Length::Long), Fate::Ends);
+        assert_eq!(fate("kill-source-vtd/postcopy-paused", Length::Short), Fate::Lives);
+        assert_eq!(fate("kill-destination-vtd/postcopy-active", Length::Short), Fate::Lives);
+        assert_eq!(fate("kill-destination-vtd/postcopy-paused", Length::Short), Fate::Either);
+        assert_eq!(fate("partition-migrations/postcopy-paused", Length::Long), Fate::Lives);
     }
 }

@@ -324,6 +324,11 @@ impl Ground {
         Ok(())
     }
 
+    /// The epoch of a host's session.
+    pub fn session(&self, host: &str) -> u64 {
+        self.lab.json(&["host", "show", host])["session_epoch"].as_u64().unwrap_or(0)
+    }
+
     /// What exists on all hosts, where all of them answer.
     pub fn inventory(&self) -> Vec<String> {
         self.lab.inventory(HOSTS)

@@ -3,7 +3,7 @@
 //! A host's words are its event log (which votes are in the log of the cluster, which barrier was passed, which step
 //! began) and the transcripts of its QEMUs' monitors (what QEMU was told, what it said). All hosts of a lab share one clock.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use serde_json::Value;
 
@@ -38,6 +38,12 @@ pub enum Mark {
     Checking,
     /// It has checked it.
     Checked,
+    /// The source's QEMU said that the guest runs elsewhere while it sends the rest.
+    PostcopyBegan,
+    /// The source's QEMU said that the connection is broken.
+    PostcopyBroke,
+    /// The source's QEMU was told to go on over a new connection.
+    Recovers,
 }
 
 /// When what happened, ms since 1970.
@@ -57,6 +63,8 @@ fn wanted(phase: Phase, first: Part) -> (&'static [Mark], &'static [Mark]) {
         (Phase::Moved, _) => (&[SourceVoted, DestinationVoted, Decided], &[Continued]),
         (Phase::Resumed, _) => (&[Decided, Continued, Runs], &[Checking]),
         (Phase::Verifying, _) => (&[Runs, Checking], &[Checked]),
+        (Phase::PostcopyActive, _) => (&[Decided, Runs, PostcopyBegan], &[PostcopyBroke, Completed]),
+        (Phase::PostcopyPaused, _) => (&[Runs, PostcopyBegan, PostcopyBroke], &[Recovers, Completed]),
     }
 }
 
@@ -86,15 +94,29 @@ pub fn missed(phase: Phase, first: Part, marks: &Marks) -> Option<Mark> {
     wanted(phase, first).1.iter().copied().find(|mark| marks.contains_key(mark))
 }
 
-/// How long after a decision a host may take to write down that its vote is in the log, ms.
-const VOTE_SAID_MS: u64 = 1000;
+/// How long one vote stands alone in [`Phase::VotedByOne`]: longer than the migration may take, as it is submitted.
+pub const ALONE: Duration = Duration::from_secs(6);
+/// How long after a decision a host may take to write down that its vote is in the log: a daemon that was just stopped, or a
+/// busy machine, is late. A vote that was not there at all comes after [`ALONE`], or never.
+const VOTE_SAID: Duration = Duration::from_secs(5);
 
-/// Whether the destination was let run on anything but two votes.
-pub fn run_too_early(marks: &Marks) -> Option<String> {
+/// Whether the destination was let run on anything but two votes. What `mute` did is not known: it could write nothing down.
+pub fn run_too_early(marks: &Marks, mute: Option<Part>) -> Option<String> {
     let run = *marks.get(&Mark::Continued)?;
-    let late = |mark: &Mark| marks.get(mark).is_none_or(|at| *at > run + VOTE_SAID_MS);
-    let without = [Mark::SourceVoted, Mark::DestinationVoted].into_iter().find(late)?;
+    let said = Duration::from_millis(run) + VOTE_SAID;
+    let late = |mark: &Mark| marks.get(mark).is_none_or(|at| Duration::from_millis(*at) > said);
+    let votes = [(Part::Source, Mark::SourceVoted), (Part::Destination, Mark::DestinationVoted)];
+    let (_, without) = votes.into_iter().find(|(side, vote)| mute != Some(*side) && late(vote))?;
     Some(format!("the destination was let run without {without:?}"))
+}
+
+/// Whether a barrier was released before all had arrived, by the events of a host.
+pub fn released_too_early(events: &[Value]) -> Option<String> {
+    let barriers = events.iter().map(|event| &event["what"]["barrier"]);
+    let mut early = barriers.filter(|barrier| {
+        barrier["what"] == "released" && barrier["missing"].as_array().is_some_and(|missing| !missing.is_empty())
+    });
+    early.next().map(|barrier| format!("barrier {} was released without {}", barrier["tag"], barrier["missing"]))
 }
 
 /// Reads the marks of the first migration of an attempt, from the evidence directories of both sides.
@@ -155,10 +177,14 @@ fn message(line: &Value, side: Part) -> Option<(Mark, u64)> {
     let told = message["execute"].as_str().unwrap_or_default();
     let said = message["event"].as_str().unwrap_or_default();
     let status = message["data"]["status"].as_str().unwrap_or_default();
+    let again = message["arguments"]["resume"] == true;
     let mark = match (side, told, said, status) {
+        (Part::Source, "migrate", ..) if again => Mark::Recovers,
         (Part::Source, "migrate", ..) => Mark::Told,
         (Part::Source, _, "MIGRATION", "active") => Mark::Active,
         (Part::Source, _, "MIGRATION", "completed") => Mark::Completed,
+        (Part::Source, _, "MIGRATION", "postcopy-active") => Mark::PostcopyBegan,
+        (Part::Source, _, "MIGRATION", "postcopy-paused") => Mark::PostcopyBroke,
         (Part::Destination, "migrate-incoming", ..) => Mark::Listens,
         (Part::Destination, "cont", ..) => Mark::Continued,
         (Part::Destination, _, "RESUME", _) => Mark::Runs,
@@ -197,6 +223,7 @@ mod tests {
                 r#"{"t_ms":20,"mono_ns":1,"dir":"out","msg":{"execute":"migrate","arguments":{"uri":"tcp:x"}}}"#,
                 r#"{"t_ms":21,"mono_ns":1,"dir":"in","msg":{"event":"MIGRATION","data":{"status":"active"}}}"#,
                 r#"{"t_ms":40,"mono_ns":1,"dir":"in","msg":{"event":"MIGRATION","data":{"status":"completed"}}}"#,
+                r#"{"t_ms":41,"mono_ns":1,"dir":"out","msg":{"execute":"migrate","arguments":{"uri":"tcp:y","resume":true}}}"#,
                 r#"{"t_ms":90,"mono_ns":1,"dir":"in","msg":{"event":"MIGRATION","data":{"status":"completed"}}}"#,
             ],
         );
@@ -209,18 +236,31 @@ mod tests {
             (Mark::Active, 21),
             (Mark::Completed, 40),
             (Mark::SourceVoted, 50),
+            (Mark::Recovers, 41),
         ];
         assert_eq!(marks, Marks::from(wanted));
     }
 
     #[test]
+    fn a_barrier_is_released_when_nobody_is_missing() {
+        let event = |what: &str, missing: &[&str]| serde_json::json!({"what": {"barrier": {"tag": "before#1", "what": what, "missing": missing}}});
+        let good = [event("arrived", &["host2"]), event("released", &[]), event("broken", &["host2"])];
+        assert_eq!(released_too_early(&good), None);
+        assert!(released_too_early(&[event("released", &["host2"])]).unwrap().contains("host2"));
+    }
+
+    #[test]
     fn to_be_let_run_takes_two_votes() {
         let both = [(Mark::SourceVoted, 50), (Mark::DestinationVoted, 80)];
-        let with = |marks: &[(Mark, u64)]| run_too_early(&marks.iter().copied().collect());
+        let with = |marks: &[(Mark, u64)]| run_too_early(&marks.iter().copied().collect(), None);
         assert_eq!(with(&both), None, "it was not let run at all");
         assert_eq!(with(&[both[0], both[1], (Mark::Continued, 79)]), None, "said a moment later");
         assert!(with(&[both[0], (Mark::Continued, 90)]).unwrap().contains("DestinationVoted"));
-        assert!(with(&[both[1], (Mark::SourceVoted, 5000), (Mark::Continued, 90)]).unwrap().contains("SourceVoted"));
+        let only_source = Marks::from([both[0], (Mark::Continued, 90)]);
+        assert_eq!(run_too_early(&only_source, Some(Part::Destination)), None, "its disk was full");
+        assert!(run_too_early(&only_source, Some(Part::Source)).is_some());
+        let alone = 90 + u64::try_from(ALONE.as_millis()).unwrap();
+        assert!(with(&[both[1], (Mark::SourceVoted, alone), (Mark::Continued, 90)]).unwrap().contains("SourceVoted"));
     }
 
     #[test]

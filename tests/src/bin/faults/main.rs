@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A CELL is `FAULT/PHASE`, `FAULT/` or `/PHASE`; none: all of them. A lane is a lab of its own. Needs root, QEMU, nft and debug
-//! builds of the programs beside it. Exit code 1: a cell is red.
+//! builds of the programs beside it. Exit code 1: a cell is red or its fault never landed, a floor was missed, or the whole
+//! table took longer than it may.
 
 use std::{
     collections::VecDeque,
@@ -15,7 +16,7 @@ use std::{
     path::Path,
     process::ExitCode,
     sync::{Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -26,13 +27,15 @@ use vt_tests::{
         cell::Cell,
         ground::Ground,
         notice::{Dies, measure, percentile},
-        play::{Found, play},
+        play::{Found, play, play_once},
     },
     lab::vtctl,
 };
 
 /// Where what the hosts wrote is kept of a red cell.
 const EVIDENCE: &str = "faults-evidence";
+/// The most that the whole table may take.
+const TABLE: Duration = Duration::from_secs(45 * 60);
 const USAGE: &str =
     "usage: faults [--list] [--seed N] [--lanes N] [--json FILE] [--images DIR] [--mutation NAME] [FAULT/PHASE…]";
 
@@ -40,12 +43,12 @@ const USAGE: &str =
 struct Words {
     list: bool,
     seed: u64,
-    lanes: usize,
+    lanes: u64,
     json: Option<String>,
     images: Option<String>,
     mutation: Option<String>,
     mutations: bool,
-    notice: usize,
+    notice: u64,
     cells: Vec<Cell>,
 }
 
@@ -69,8 +72,8 @@ fn parse(arguments: &[String]) -> Result<Words, String> {
             "--list" => words.list = true,
             "--seed" => words.seed = number(value()?)?,
             "--mutations" => words.mutations = true,
-            "--notice" => words.notice = number(value()?)?.clamp(1, 10_000) as usize,
-            "--lanes" => words.lanes = number(value()?)?.clamp(1, 8) as usize,
+            "--notice" => words.notice = number(value()?)?.clamp(1, 10_000),
+            "--lanes" => words.lanes = number(value()?)?.clamp(1, 8),
             "--json" => words.json = Some(value()?),
             "--images" => words.images = Some(value()?),
             "--mutation" => words.mutation = Some(value()?),
@@ -149,10 +152,15 @@ fn mutations(words: &Words) -> anyhow::Result<bool> {
     for (mutation, name) in CAUGHT_BY {
         let cell = Cell::named(name).with_context(|| format!("no cell {name}"))?;
         let mut ground = Ground::new(words.images.as_deref(), Some(mutation.name()))?;
-        let found = play(&mut ground, cell, words.seed);
-        let told = if found.green() { "GREEN: not caught".to_owned() } else { found.wrong.join("; ") };
-        println!("{:<28} {name:<34} {told} ({})", mutation.name(), found.chosen);
-        caught += usize::from(!found.green());
+        let found = play_once(&mut ground, cell, words.seed);
+        // A fault that did not land has caught nothing.
+        let is_caught = !found.wrong.is_empty();
+        println!(
+            "{:<28} {name:<34} {}",
+            mutation.name(),
+            if is_caught { result(&found) } else { "NOT CAUGHT".to_owned() }
+        );
+        caught += usize::from(is_caught);
     }
     println!("{caught} of {} broken rules are caught", CAUGHT_BY.len());
     Ok(caught == CAUGHT_BY.len())
@@ -163,7 +171,14 @@ fn notice(words: &Words) -> anyhow::Result<bool> {
     let mut ground = Ground::new(words.images.as_deref(), words.mutation.as_deref())?;
     let mut kept = true;
     for dies in Dies::ALL {
-        let told = (0..words.notice).map(|_| measure(&mut ground, dies)).collect::<anyhow::Result<Vec<u64>>>()?;
+        let told = (0..words.notice).map(|_| measure(&mut ground, dies)).collect::<anyhow::Result<Vec<u64>>>();
+        let told = match told {
+            Ok(told) => told,
+            Err(error) => {
+                ground.keep(&Path::new(EVIDENCE).join("notice"))?;
+                return Err(error.context(dies.name()));
+            }
+        };
         let at = |percent| percentile(&told, percent).unwrap_or(u64::MAX);
         let (p50, p99, floor) = (at(50), at(99), dies.floor_ms());
         let verdict = if p99 <= floor { "kept" } else { "MISSED" };
@@ -186,7 +201,7 @@ fn run(words: &Words) -> anyhow::Result<bool> {
     let done: Mutex<Vec<Found>> = Mutex::default();
     let failed: Mutex<Option<anyhow::Error>> = Mutex::default();
     std::thread::scope(|scope| {
-        for _ in 0..words.lanes.min(words.cells.len()) {
+        for _ in 0..words.lanes {
             scope.spawn(|| {
                 if let Err(error) = lane(words, &open, &done) {
                     locked(&failed).get_or_insert(error);
@@ -198,17 +213,63 @@ fn run(words: &Words) -> anyhow::Result<bool> {
         return Err(error);
     }
     let done = locked(&done);
-    let green = done.iter().filter(|found| found.green()).count();
-    let seconds = begun.elapsed().as_secs();
-    println!("{green} of {} cells green in {} min {} s, seed {}", done.len(), seconds / 60, seconds % 60, words.seed);
+    let took = begun.elapsed();
     for found in done.iter().filter(|found| !found.green()) {
         println!("again: make faults CELL={} SEED={}", found.cell, found.seed);
     }
+    println!("{}", summary(&done, took, words));
     if let Some(path) = &words.json {
         let all = json!({"schema": "vtmesh/v1/faults", "seed": words.seed, "cells": *done});
         fs::write(path, format!("{all:#}\n"))?;
     }
-    Ok(green == words.cells.len())
+    let whole = words.cells.len() == Cell::all().count();
+    if whole {
+        let verdict = if took <= TABLE { "kept" } else { "MISSED" };
+        println!("the whole table, floor {} min: {verdict}", TABLE.as_secs() / 60);
+    }
+    Ok(done.len() == words.cells.len() && done.iter().all(Found::green) && (!whole || took <= TABLE))
+}
+
+/// Counts and times of all cells.
+fn summary(done: &[Found], took: Duration, words: &Words) -> String {
+    let of = |wanted: &str| done.iter().filter(|found| found.result() == wanted).count();
+    let again = done.iter().filter(|found| found.green() && found.plays > 1).count();
+    let mut times: Vec<u64> = done.iter().map(|found| found.took_ms).collect();
+    times.sort_unstable();
+    let slowest = done.iter().max_by_key(|found| found.took_ms).map_or("-", |found| &found.cell);
+    format!(
+        "{} of {} cells green ({again} of them played again until they landed), {} red, {} not landed; seed {}, {} lanes\n\
+         in {} min {} s; a cell {} s in the middle, {} s the slowest ({slowest}), {} s all together",
+        of("green"),
+        words.cells.len(),
+        of("RED"),
+        of("NOT LANDED"),
+        words.seed,
+        words.lanes,
+        took.as_secs() / 60,
+        took.as_secs() % 60,
+        seconds(times.get(times.len() / 2).copied().unwrap_or(0)),
+        seconds(times.last().copied().unwrap_or(0)),
+        seconds(times.iter().sum()),
+    )
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{}", ms / 1000, ms % 1000 / 100)
+}
+
+/// What came of a cell, in one line.
+fn result(found: &Found) -> String {
+    let mut words = vec![found.result().to_owned()];
+    words.extend(found.wrong.iter().cloned());
+    words.extend(found.not_landed.clone());
+    if !found.green() {
+        words.push(format!("the cause was: {}", found.cause.as_deref().unwrap_or("-")));
+    }
+    if found.plays > 1 {
+        words.push(format!("played {} times", found.plays));
+    }
+    format!("{} ({})", words.join("; "), found.chosen)
 }
 
 /// Takes cells until none is open, on a ground of its own. One on which a cell was red is not trusted any more.
@@ -237,27 +298,22 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 fn head() -> String {
     format!(
-        "{:<36} {:>9} {:>9} {:>8} {:>8} {:>6}  {}",
+        "{:<38} {:>9} {:>9} {:>8} {:>8} {:>6}  {}",
         "CELL", "LANDED ms", "VERDICT", "GAP ms", "HEAL ms", "TOOK s", "RESULT"
     )
 }
 
 fn row(found: &Found) -> String {
     let number = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
-    let cause = found.cause.as_deref().unwrap_or("-");
-    let result = match found.green() {
-        true => "green".to_owned(),
-        false => format!("RED: {}; the cause was: {cause}", found.wrong.join("; ")),
-    };
     format!(
-        "{:<36} {:>9} {:>9} {:>8} {:>8} {:>6.1}  {result} ({})",
+        "{:<38} {:>9} {:>9} {:>8} {:>8} {:>6}  {}",
         found.cell,
         number(found.landed_ms),
         found.verdict.as_deref().unwrap_or("-"),
         number(found.gap_ms),
         number(found.healed_ms),
-        found.took_ms as f64 / 1000.0,
-        found.chosen
+        seconds(found.took_ms),
+        result(found)
     )
 }
 
@@ -272,7 +328,7 @@ mod tests {
     #[test]
     fn cells_are_named_whole_by_fault_or_by_phase() {
         assert_eq!(words("kill-leader-vtd/moved").unwrap().cells.len(), 1);
-        assert_eq!(words("kill-leader-vtd/").unwrap().cells.len(), 9);
+        assert_eq!(words("kill-leader-vtd/").unwrap().cells.len(), 11);
         assert_eq!(words("/moved --seed 7").unwrap().cells.len(), 16);
         assert_eq!(words("").unwrap().cells.len(), Cell::all().count());
         for wrong in ["moved", "kill-nobody/moved", "--seed", "--seed x"] {

@@ -23,7 +23,7 @@ fn a_daemon_that_dies_in_a_move_costs_no_guest() {
         "kill-source-vtd/voted-by-one",
         "kill-destination-vtd/resumed",
         "kill-leader-vtd/moved",
-        "kill-destination-vtd/prepared",
+        "kill-source-vtd/postcopy-active",
     ]);
 }
 
@@ -32,7 +32,7 @@ fn what_is_cut_off_dies_or_is_full_is_named_and_leaves_nothing() {
     all_green(&[
         "partition-source/transferring",
         "kill-destination-qemu/source-stopped",
-        "kill-destination-party/verifying",
+        "kill-destination-qemu/postcopy-active",
         "full-source-disk/barrier",
     ]);
 }
