@@ -56,8 +56,9 @@ pub(super) fn make(lab: &LabRecord) -> Result<(), Report> {
             Some(&host.namespace),
             &format!(
                 "link set lo up\nlink add br0 type bridge stp_state 0 forward_delay 0\nlink set up0 master br0 up\n\
-                 link set br0 up\naddress add {}/24 dev br0\nroute add default dev br0\n",
-                host.address
+                 link set br0 up\naddress add {}/24 dev br0\naddress add {}/64 dev br0 nodad\nroute add default dev br0\n",
+                host.address,
+                host.ipv6()
             ),
         )?;
     }

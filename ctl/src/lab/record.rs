@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::Write as _,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
     path::{Path, PathBuf},
 };
 
@@ -91,6 +91,12 @@ impl HostRecord {
     /// Where its daemon listens.
     pub fn listen(&self) -> SocketAddrV4 {
         SocketAddrV4::new(self.address, PORT)
+    }
+
+    /// Its address of the other kind, on the same link, for what is wanted over IPv6.
+    pub fn ipv6(&self) -> Ipv6Addr {
+        let [.., last] = self.address.octets();
+        Ipv6Addr::new(0xfd76, 0x746d, 0, 0, 0, 0, 0, u16::from(last))
     }
 }
 
