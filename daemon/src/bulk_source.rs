@@ -3,7 +3,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use async_trait::async_trait;
@@ -13,7 +13,7 @@ use tokio::{
 };
 use vt_protocol::{
     error::{ErrorCode, Report},
-    ids::{AttemptId, Digest},
+    ids::{AttemptId, Digest, HostId, MigrationId},
     job::PLAN_MAX,
 };
 
@@ -21,6 +21,8 @@ use crate::{
     blob::BlobStore,
     host::Host,
     mesh::bulk::{BlobSink, BlobSource, BulkServer, Content},
+    migrate::carry::Duplex,
+    party::Supervisor,
 };
 
 /// The bulk service of a host on `listener`.
@@ -28,7 +30,11 @@ use crate::{
 /// # Errors
 /// TLS refuses the identity.
 pub fn server(listener: TcpListener, host: &Arc<Host>) -> Result<BulkServer, Report> {
-    let source = Source { blobs: host.blobs().clone(), attempts: host.data().path().join("attempts") };
+    let source = Source {
+        blobs: host.blobs().clone(),
+        attempts: host.data().path().join("attempts"),
+        host: Arc::downgrade(host),
+    };
     BulkServer::new(listener, host.identity(), host.clone(), Arc::new(source)).map_err(|error| {
         Report::new(ErrorCode::StoreDamaged, "the identity of this host does not serve TLS").caused_by(&error)
     })
@@ -37,6 +43,15 @@ pub fn server(listener: TcpListener, host: &Arc<Host>) -> Result<BulkServer, Rep
 struct Source {
     blobs: BlobStore,
     attempts: PathBuf,
+    host: Weak<Host>,
+}
+
+impl Source {
+    fn supervisor(&self) -> Result<Arc<Supervisor>, Report> {
+        let host = self.host.upgrade();
+        host.and_then(|host| host.supervisor().cloned())
+            .ok_or_else(|| Report::new(ErrorCode::Unreachable, "the daemon is starting or stopping").retryable())
+    }
 }
 
 #[async_trait]
@@ -83,6 +98,19 @@ impl BlobSource for Source {
             return Ok(None);
         }
         Ok(Some(Box::new(Sink { blobs: self.blobs.clone(), digest, bytes: io::Cursor::new(Vec::new()) })))
+    }
+
+    async fn inlet(&self, from: HostId, migration: &MigrationId) -> Result<Box<dyn Duplex>, Report> {
+        self.supervisor()?.inlet(from, migration).await
+    }
+
+    async fn state_inlet(
+        &self,
+        from: HostId,
+        migration: &MigrationId,
+        length: u64,
+    ) -> Result<Option<Box<dyn BlobSink>>, Report> {
+        self.supervisor()?.state_inlet(from, migration, length).await
     }
 }
 

@@ -3,14 +3,15 @@
 //! Everything that acts for a case takes a [`Cluster`]; the daemon implements it over Raft and QUIC, tests over one
 //! state behind a lock. What may not happen here: a decision about a case.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use vt_protocol::{
+    bulk::Outgoing,
     error::{ErrorCode, Report},
-    ids::{HostId, RequestId},
-    peer::{PeerReply, PeerRequest},
+    ids::{HostId, MigrationId, RequestId},
+    peer::{Certified, PeerReply, PeerRequest},
 };
 use vt_sync::{Applied, Command, Rejected, State};
 
@@ -37,6 +38,53 @@ pub trait Cluster: Send + Sync + 'static {
     /// # Errors
     /// The host refused, did not answer in time, or cannot be reached.
     async fn ask(&self, host: HostId, request: PeerRequest, deadline: Duration) -> Result<PeerReply, AskError>;
+
+    /// A connection to the QEMU that a migration goes to, carried by the daemons.
+    ///
+    /// # Errors
+    /// As [`Cluster::ask`].
+    async fn migration_stream(
+        &self,
+        host: HostId,
+        migration: &MigrationId,
+        deadline: Duration,
+    ) -> Result<Outgoing, AskError> {
+        let _ = (host, migration, deadline);
+        Err(no_bulk())
+    }
+
+    /// Gives the host that a migration goes to the file that the VM was saved into; returns its length in bytes.
+    ///
+    /// # Errors
+    /// As [`Cluster::ask`].
+    async fn give_state(
+        &self,
+        host: HostId,
+        migration: &MigrationId,
+        file: &Path,
+        by: Instant,
+    ) -> Result<u64, AskError> {
+        let _ = (host, migration, file, by);
+        Err(no_bulk())
+    }
+
+    /// A certificate of the cluster's authority for one side of a migration of this host's.
+    ///
+    /// # Errors
+    /// As [`Cluster::ask`].
+    async fn certify(
+        &self,
+        migration: &MigrationId,
+        request: Vec<u8>,
+        deadline: Duration,
+    ) -> Result<Certified, AskError> {
+        let _ = (migration, request, deadline);
+        Err(AskError::Unreachable("this cluster has no authority".to_owned()))
+    }
+}
+
+fn no_bulk() -> AskError {
+    AskError::Unreachable("this cluster has no bulk channel".to_owned())
 }
 
 /// Why a proposal is not known to be applied. After anything but `Rejected` it may still be applied later.

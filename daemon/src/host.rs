@@ -8,6 +8,7 @@ use std::{
     fs, io,
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
+    path::Path,
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
@@ -22,15 +23,16 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vt_protocol::{
     admin::AdminRequest,
+    bulk::Outgoing,
     codec,
     endpoint::MeshEndpoint,
     error::{ErrorCode, Report},
     frame::MESSAGE_CAP,
     hello::{BUILD, Hello},
     identity::Identity,
-    ids::{Digest, HostId, JobId, RequestId},
+    ids::{Digest, HostId, MigrationId, RequestId},
     join::{EnrollRequest, JoinAnswer, JoinRequest},
-    peer::{PeerReply, PeerRequest},
+    peer::{Certified, PeerReply, PeerRequest},
     service::Service,
     transport::Transport,
 };
@@ -65,8 +67,9 @@ use crate::{
             member::{self, QuicProber},
         },
     },
-    party::{self, Places, Supervisor},
-    plan::{OpenPlan, Plans},
+    migrate::inlet::clear_states,
+    party::{Places, Supervisor},
+    plan::Plans,
     settings::Settings,
 };
 
@@ -255,6 +258,7 @@ impl Host {
     }
 
     fn supervise(self: &Arc<Self>) {
+        clear_states(&self.places.states());
         let supervisor = Supervisor::new(self.clone(), self.places.clone(), Arc::clone(&self.evidence), self.clone());
         let running = Arc::clone(&supervisor).run(self.stop.clone());
         // A host is put together once.
@@ -707,6 +711,21 @@ impl Cluster for Host {
             reply => Ok(reply),
         }
     }
+
+    async fn migration_stream(&self, to: HostId, id: &MigrationId, deadline: Duration) -> Result<Outgoing, AskError> {
+        self.stream_to(to, id, deadline).await
+    }
+
+    async fn give_state(&self, to: HostId, id: &MigrationId, file: &Path, by: Instant) -> Result<u64, AskError> {
+        self.state_to(to, id, file, by).await
+    }
+
+    async fn certify(&self, id: &MigrationId, request: Vec<u8>, deadline: Duration) -> Result<Certified, AskError> {
+        match self.itself.upgrade() {
+            Some(itself) => itself.certificate_for(id, request, deadline).await,
+            None => Err(AskError::Unreachable("stopping".to_owned())),
+        }
+    }
 }
 
 #[async_trait]
@@ -765,15 +784,5 @@ impl Holdings for Host {
         if let Some(supervisor) = self.supervisor() {
             supervisor.give_up().await;
         }
-    }
-}
-
-#[async_trait]
-impl party::Plans for Host {
-    async fn plan(&self, job: JobId) -> Result<Arc<OpenPlan>, Report> {
-        let state = self.state();
-        let job =
-            state.jobs.get(&job).ok_or_else(|| Report::new(ErrorCode::UnknownJob, format!("there is no job {job}")))?;
-        self.plan_of(job).await
     }
 }

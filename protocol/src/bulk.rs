@@ -23,7 +23,7 @@ use crate::frame::{FrameError, SMALL_CAP};
 use crate::hello::{self, Hello};
 use crate::identity::subject::{public_key_of, server_name};
 use crate::identity::{Identity, IdentityError, PublicKey, tls};
-use crate::ids::{AttemptId, Digest, HostId};
+use crate::ids::{AttemptId, Digest, HostId, MigrationId};
 use crate::service::Service;
 
 /// A transfer on which no byte moves for this long is dropped.
@@ -51,6 +51,15 @@ pub enum BulkRequest {
     Keep {
         /// Its digest; the bytes are checked against it.
         digest: Digest,
+        /// Its length in bytes.
+        length: u64,
+    },
+    /// A connection of the source's QEMU: both ways, until one side ends it. Only between the hosts of the migration.
+    Migration(MigrationId),
+    /// The file that the source's QEMU has saved a VM into: its bytes follow after the answer.
+    State {
+        /// Which migration.
+        migration: MigrationId,
         /// Its length in bytes.
         length: u64,
     },
@@ -185,8 +194,49 @@ impl BulkDialer {
         source: &mut R,
         by: Instant,
     ) -> Result<(), BulkError> {
+        self.give(address, expected, &BulkRequest::Keep { digest, length }, length, source, by).await
+    }
+
+    /// A connection of a migration to its destination, which has agreed; it is for both ways from here on.
+    pub async fn migration(
+        &self,
+        address: SocketAddr,
+        expected: Option<&Expected>,
+        migration: &MigrationId,
+        by: Instant,
+    ) -> Result<Outgoing, BulkError> {
         let mut stream = self.open(address, expected, by).await?;
-        match ask(&mut stream, &BulkRequest::Keep { digest, length }, by).await? {
+        match ask(&mut stream, &BulkRequest::Migration(migration.clone()), by).await? {
+            BulkAnswer::Send => Ok(stream),
+            BulkAnswer::Follows(_) | BulkAnswer::Kept => Err(unexpected()),
+        }
+    }
+
+    /// Gives the destination of a migration the file of `length` bytes that the VM was saved into; done when the QEMU
+    /// there reads it.
+    pub async fn state<R: AsyncRead + Unpin>(
+        &self,
+        address: SocketAddr,
+        expected: Option<&Expected>,
+        (migration, length): (&MigrationId, u64),
+        source: &mut R,
+        by: Instant,
+    ) -> Result<(), BulkError> {
+        let request = BulkRequest::State { migration: migration.clone(), length };
+        self.give(address, expected, &request, length, source, by).await
+    }
+
+    async fn give<R: AsyncRead + Unpin>(
+        &self,
+        address: SocketAddr,
+        expected: Option<&Expected>,
+        request: &BulkRequest,
+        length: u64,
+        source: &mut R,
+        by: Instant,
+    ) -> Result<(), BulkError> {
+        let mut stream = self.open(address, expected, by).await?;
+        match ask(&mut stream, request, by).await? {
             BulkAnswer::Kept => return Ok(()),
             BulkAnswer::Send => {}
             BulkAnswer::Follows(_) => return Err(unexpected()),
@@ -198,12 +248,7 @@ impl BulkDialer {
         }
     }
 
-    async fn open(
-        &self,
-        address: SocketAddr,
-        expected: Option<&Expected>,
-        by: Instant,
-    ) -> Result<client::TlsStream<TcpStream>, CallError> {
+    async fn open(&self, address: SocketAddr, expected: Option<&Expected>, by: Instant) -> Result<Outgoing, CallError> {
         let unreachable = |why: String| CallError::Unreachable { to: address.to_string(), why };
         let dialling = async {
             let tcp = TcpStream::connect(address).await?;
@@ -232,6 +277,9 @@ impl BulkDialer {
 pub fn acceptor(identity: &Identity) -> Result<TlsAcceptor, IdentityError> {
     Ok(TlsAcceptor::from(Arc::new(tls::server(identity, &[Service::Blob], false)?)))
 }
+
+/// A connection to the bulk service of another host.
+pub type Outgoing = client::TlsStream<TcpStream>;
 
 /// A connection the bulk service has taken.
 pub type Incoming = server::TlsStream<TcpStream>;

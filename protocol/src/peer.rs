@@ -8,7 +8,7 @@ use crate::{
     facts::HostFacts,
     ids::{AttemptId, Digest, Epoch, HostId, MigrationId},
     job::AttemptEvent,
-    vm::{MigrationSpec, VmSpec},
+    vm::{MigrationSpec, Transport, VmSpec},
 };
 
 /// A request. Variants are only ever appended.
@@ -71,7 +71,19 @@ pub enum PeerRequest {
     /// What time is it with you?
     Clock,
     /// The connection of this post-copy is broken: listen anew.
-    RecoverIncoming(MigrationId),
+    RecoverIncoming {
+        /// Which.
+        migration: MigrationId,
+        /// What carries it.
+        transport: Transport,
+    },
+    /// Certify this key for one side of a migration of the caller's; only a voter does.
+    CertifyMigration {
+        /// Which migration.
+        migration: MigrationId,
+        /// A signing request in DER.
+        request: Vec<u8>,
+    },
 }
 
 /// The private key of the cluster's authority, PKCS#8 in PEM. It is only ever sent from a voter to a voter-to-be.
@@ -159,12 +171,27 @@ pub enum PeerReply {
     Recovering(String),
     /// Answer to `Clock`: seconds since 1970.
     Clock(u64),
+    /// Answer to `CertifyMigration`.
+    Certified(Certified),
+}
+
+/// One side's certificate for one migration, and what the other side's is checked with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certified {
+    /// The caller's certificate, in PEM.
+    pub certificate: String,
+    /// The name in it.
+    pub name: String,
+    /// The name in the certificate of the other side.
+    pub other: String,
+    /// The authority's certificate, in PEM.
+    pub authority: String,
 }
 
 /// The destination is ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepared {
-    /// QEMU's URI that the source connects to, e.g. `tcp:10.0.0.2:49152`.
+    /// QEMU's URI that the source connects to, e.g. `tcp:10.0.0.2:49152`; what the daemons carry is `mesh:` and a word.
     pub uri: String,
     /// What the destination runs with.
     pub preflight: Preflight,

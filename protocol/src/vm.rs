@@ -52,9 +52,133 @@ pub struct Nic {
     pub prefix: u8,
 }
 
+/// What carries a migration's stream from QEMU to QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// TCP from QEMU to QEMU, over the address that migrations come in on.
+    #[default]
+    Tcp,
+    /// The same over IPv6.
+    Tcp6,
+    /// TCP with TLS between the QEMUs; keys and certificates are made for each migration.
+    Tls,
+    /// Unix sockets of the QEMUs, carried by the daemons' bulk channel.
+    Mesh,
+    /// A descriptor given to each QEMU, carried by the daemons' bulk channel.
+    Fd,
+    /// A helper command of each QEMU, carried by the daemons' bulk channel.
+    Exec,
+    /// Saved into a file at the source; the daemons move the file; restored from it at the destination.
+    File,
+    /// RDMA from QEMU to QEMU.
+    Rdma,
+}
+
+/// All transports with their names, in the order of [`Transport`].
+pub const TRANSPORTS: [(Transport, &str); 8] = [
+    (Transport::Tcp, "tcp"),
+    (Transport::Tcp6, "tcp6"),
+    (Transport::Tls, "tls"),
+    (Transport::Mesh, "mesh"),
+    (Transport::Fd, "fd"),
+    (Transport::Exec, "exec"),
+    (Transport::File, "file"),
+    (Transport::Rdma, "rdma"),
+];
+
+/// A transport was written in a way that is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("tcp, tcp6, tls, mesh (or unix), fd, exec, file or rdma")]
+pub struct NoTransport;
+
+impl std::str::FromStr for Transport {
+    type Err = NoTransport;
+
+    fn from_str(text: &str) -> Result<Self, NoTransport> {
+        let name = match text {
+            // Between two hosts a Unix socket needs a carrier, and ours is the mesh.
+            "unix" => "mesh",
+            // What QEMU called it while it was new.
+            "x-rdma" => "rdma",
+            name => name,
+        };
+        TRANSPORTS.iter().find(|(_, known)| *known == name).map(|(transport, _)| *transport).ok_or(NoTransport)
+    }
+}
+
+impl std::fmt::Display for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(TRANSPORTS.iter().find(|(known, _)| known == self).map_or("?", |(_, name)| name))
+    }
+}
+
+impl Transport {
+    /// Whether nobody on the way between the hosts can read the stream.
+    pub fn is_encrypted(self) -> bool {
+        matches!(self, Self::Tls) || self.is_carried()
+    }
+
+    /// Whether the daemons carry the stream, over their own connections.
+    pub fn is_carried(self) -> bool {
+        matches!(self, Self::Mesh | Self::Fd | Self::Exec | Self::File)
+    }
+
+    /// How the bytes go, for people.
+    pub fn way(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP over IPv4 from QEMU to QEMU",
+            Self::Tcp6 => "TCP over IPv6 from QEMU to QEMU",
+            Self::Tls => {
+                "TCP with TLS from QEMU to QEMU, certificates by the cluster's authority for this migration alone"
+            }
+            Self::Mesh => "Unix sockets of the QEMUs, carried by the daemons' bulk channel (TCP with TLS)",
+            Self::Fd => "descriptors given to the QEMUs, carried by the daemons' bulk channel (TCP with TLS)",
+            Self::Exec => "`vtd pipe` run by the QEMUs, carried by the daemons' bulk channel (TCP with TLS)",
+            Self::File => "a file of the source's QEMU, moved by the daemons' bulk channel (TCP with TLS)",
+            Self::Rdma => "RDMA from QEMU to QEMU",
+        }
+    }
+}
+
+/// How a VM went: what carried it, and whether anybody could read it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct How {
+    /// What carried it.
+    pub transport: Transport,
+    /// Whether nobody on the way between the hosts could read it.
+    pub encrypted: bool,
+    /// The way of the bytes, in words.
+    pub way: String,
+    /// Whether the guest was paused for the whole transfer.
+    pub offline: bool,
+}
+
+impl How {
+    /// As a spec wants it.
+    pub fn of(spec: &MigrationSpec) -> Self {
+        let transport = spec.transport;
+        Self { transport, encrypted: transport.is_encrypted(), way: transport.way().to_owned(), offline: spec.offline }
+    }
+}
+
+impl std::fmt::Display for How {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let encrypted = if self.encrypted { "encrypted" } else { "not encrypted" };
+        let offline = if self.offline { ", the guest paused" } else { "" };
+        write!(f, "{}: {}, {encrypted}{offline}", self.transport, self.way)
+    }
+}
+
 /// How a VM is moved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigrationSpec {
+    /// What carries the stream.
+    #[serde(default)]
+    pub transport: Transport,
+    /// Pause the guest at the source before the transfer begins; it goes on where it is afterwards.
+    #[serde(default)]
+    pub offline: bool,
     /// QEMU migration capabilities, by QEMU's name. Set on both sides and read back.
     pub capabilities: BTreeMap<String, bool>,
     /// QEMU migration parameters with integer values, by QEMU's name (`max-bandwidth` in bytes/s, `downtime-limit` in ms).
@@ -72,6 +196,8 @@ pub struct MigrationSpec {
 impl Default for MigrationSpec {
     fn default() -> Self {
         Self {
+            transport: Transport::default(),
+            offline: false,
             capabilities: BTreeMap::new(),
             parameters: BTreeMap::new(),
             words: BTreeMap::new(),
@@ -82,10 +208,14 @@ impl Default for MigrationSpec {
 }
 
 impl MigrationSpec {
+    /// Whether a capability is asked for.
+    pub fn wants(&self, capability: &str) -> bool {
+        self.capabilities.get(capability).is_some_and(|on| *on)
+    }
+
     /// Whether the transfer may go over to post-copy: then it is decided before the switch-over, not after it.
     pub fn is_postcopy(&self) -> bool {
-        self.capabilities.get("postcopy-ram").is_some_and(|on| *on)
-            || self.interventions.iter().any(|(_, what)| *what == Intervention::Postcopy)
+        self.wants("postcopy-ram") || self.interventions.iter().any(|(_, what)| *what == Intervention::Postcopy)
     }
 }
 
@@ -197,6 +327,9 @@ pub struct MigrationResult {
     pub from: Name,
     /// Destination host.
     pub to: Name,
+    /// How it went.
+    #[serde(default)]
+    pub how: How,
     /// QEMU's own total time, ms.
     pub total_ms: u64,
     /// QEMU's own downtime, ms: what it knows of, without our decision and the resume.

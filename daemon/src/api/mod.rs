@@ -9,6 +9,7 @@ mod fetch;
 mod hosts;
 mod inventory;
 mod job_json;
+mod migration;
 mod peer;
 pub(crate) mod recovery;
 mod submit;
@@ -18,6 +19,7 @@ mod watch;
 
 use std::{sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use tokio::time::Instant;
 use vt_protocol::{
     admin::{AdminReply, AdminRequest, Hello as WhoAreYou, HostDetail},
@@ -40,6 +42,7 @@ use crate::{
     host::Host,
     mesh::{Caller, ReplySink},
     nearest::nearest,
+    party::Plans,
     plan::OpenPlan,
     scenario,
 };
@@ -269,5 +272,15 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
         Ok(done) => done,
         // The process ends on a panic, and nobody cancels this task.
         Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+#[async_trait]
+impl Plans for Host {
+    async fn plan(&self, job: JobId) -> Result<Arc<OpenPlan>, Report> {
+        let state = self.state();
+        let job =
+            state.jobs.get(&job).ok_or_else(|| Report::new(ErrorCode::UnknownJob, format!("there is no job {job}")))?;
+        self.plan_of(job).await
     }
 }

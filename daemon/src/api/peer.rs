@@ -71,10 +71,15 @@ impl Host {
                 Some(supervisor) => refused_or(supervisor.prepare_incoming(*prepare).await, PeerReply::Prepared),
                 None => starting(),
             },
-            PeerRequest::RecoverIncoming(migration) => match self.supervisor() {
-                Some(supervisor) => refused_or(supervisor.recover_incoming(&migration).await, PeerReply::Recovering),
+            PeerRequest::RecoverIncoming { migration, transport } => match self.supervisor() {
+                Some(supervisor) => {
+                    refused_or(supervisor.recover_incoming(&migration, transport).await, PeerReply::Recovering)
+                }
                 None => starting(),
             },
+            PeerRequest::CertifyMigration { migration, request } => {
+                refused_or(self.certify_migration(from, &migration, &request).await, PeerReply::Certified)
+            }
             PeerRequest::IncomingState { migration, wait_ms } => match self.supervisor() {
                 Some(supervisor) => {
                     let wait = Duration::from_millis(wait_ms.into()).min(WAIT_MAX);

@@ -25,7 +25,7 @@ use vt_protocol::frame::FrameError;
 use vt_protocol::hello::{self, HelloError, Welcome};
 use vt_protocol::identity::subject::Facts;
 use vt_protocol::identity::{Identity, IdentityError};
-use vt_protocol::ids::{AttemptId, Digest};
+use vt_protocol::ids::{AttemptId, Digest, HostId, MigrationId};
 use vt_protocol::service::Service;
 
 use super::access::{self, Pass};
@@ -33,9 +33,12 @@ use super::doors::{Doors, Stranger};
 use super::router::CROWDED;
 use super::services::Services;
 use crate::audit::Actor;
+use crate::migrate::carry::{Duplex, splice};
 
 /// Transfers at once.
 const TRANSFERS: usize = 64;
+/// Connections of migrations at once: several for each, where it has several.
+const MIGRATIONS: usize = 256;
 /// Connections that were not admitted yet, in all and from one address.
 const STRANGERS: usize = 64;
 const STRANGERS_OF_ONE: usize = 32;
@@ -69,6 +72,27 @@ pub trait BlobSource: Send + Sync + 'static {
 
     /// Room for a blob that is not here; none where it is here already.
     async fn accept(&self, digest: Digest, length: u64) -> Result<Option<Box<dyn BlobSink>>, Report>;
+
+    /// The stream of the QEMU that a migration from `from` comes in to.
+    async fn inlet(&self, from: HostId, migration: &MigrationId) -> Result<Box<dyn Duplex>, Report> {
+        let _ = (from, migration);
+        Err(no_vms())
+    }
+
+    /// Room for the file that a VM was saved into by `from`; none where QEMU reads it already.
+    async fn state_inlet(
+        &self,
+        from: HostId,
+        migration: &MigrationId,
+        length: u64,
+    ) -> Result<Option<Box<dyn BlobSink>>, Report> {
+        let _ = (from, migration, length);
+        Err(no_vms())
+    }
+}
+
+fn no_vms() -> Report {
+    Report::new(ErrorCode::MigrationRefused, "this host has no VMs")
 }
 
 /// Serves bulk transfers on one TCP port.
@@ -95,7 +119,7 @@ impl BulkServer {
 
     /// Serves until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let room = Arc::new(Semaphore::new(TRANSFERS));
+        let room = Room::default();
         let doors = Doors::new(STRANGERS, STRANGERS_OF_ONE);
         let server = Arc::new(self);
         loop {
@@ -113,7 +137,7 @@ impl BulkServer {
             };
             // Over the limit the connection is dropped: the other side tries again, and nothing piles up here.
             let place = doors.enter(address.ip());
-            let (server, room, stop) = (Arc::clone(&server), Arc::clone(&room), stop.clone());
+            let (server, room, stop) = (Arc::clone(&server), room.clone(), stop.clone());
             let Some(stranger) = place else {
                 tokio::spawn(async move { server.refused("unknown".to_owned(), address, CROWDED).await });
                 continue;
@@ -127,7 +151,7 @@ impl BulkServer {
         }
     }
 
-    async fn serve_one(&self, tcp: TcpStream, address: SocketAddr, stranger: Stranger, room: Arc<Semaphore>) {
+    async fn serve_one(&self, tcp: TcpStream, address: SocketAddr, stranger: Stranger, room: Room) {
         match self.connection(tcp, address, stranger, room).await {
             Ok(()) => {}
             Err(BulkFailure::Door { who, reason }) => self.refused(who, address, &reason).await,
@@ -145,7 +169,7 @@ impl BulkServer {
         tcp: TcpStream,
         address: SocketAddr,
         stranger: Stranger,
-        room: Arc<Semaphore>,
+        room: Room,
     ) -> Result<(), BulkFailure> {
         tcp.set_nodelay(true)?;
         let door = |who: &str, reason: String| BulkFailure::Door { who: who.to_owned(), reason };
@@ -175,10 +199,6 @@ impl BulkServer {
             }
         };
         drop(stranger);
-        let Ok(_permit) = room.try_acquire_owned() else {
-            let report = Report::new(ErrorCode::Unreachable, "the host serves too many transfers").retryable();
-            return Ok(call::put_failure(&mut stream, &report).await?);
-        };
         let request = match bulk::take(&mut stream, by).await {
             Ok(request) => request,
             Err(error) => {
@@ -188,6 +208,10 @@ impl BulkServer {
             }
         };
         tracing::debug!(%address, ?request, "a bulk request");
+        let Ok(_permit) = room.of(&request).try_acquire_owned() else {
+            let report = Report::new(ErrorCode::Unreachable, "the host serves too many transfers").retryable();
+            return Ok(call::put_failure(&mut stream, &report).await?);
+        };
         if let BulkRequest::Evidence { path, .. } = &request
             && inner(path).is_none()
         {
@@ -211,6 +235,10 @@ impl BulkServer {
                 }
             },
             BulkRequest::Keep { digest, length } => return self.keep(stream, pass, digest, length, by).await,
+            BulkRequest::Migration(migration) => return self.carry(stream, pass, &migration).await,
+            BulkRequest::State { migration, length } => {
+                return self.keep_state(stream, pass, &migration, length, by).await;
+            }
         };
         match found {
             Some((length, mut content)) => {
@@ -223,6 +251,50 @@ impl BulkServer {
                 Ok(call::put_failure(stream, &report).await?)
             }
         }
+    }
+
+    /// Carries a connection of a migration to its QEMU, until one side ends it.
+    async fn carry(
+        &self,
+        stream: &mut bulk::Incoming,
+        pass: &Pass,
+        migration: &MigrationId,
+    ) -> Result<(), BulkFailure> {
+        let found = match host_only(pass) {
+            Ok(from) => self.source.inlet(from, migration).await,
+            Err(report) => Err(report),
+        };
+        match found {
+            Ok(mut inlet) => {
+                bulk::put_answer(stream, BulkAnswer::Send).await?;
+                Ok(splice(stream, &mut *inlet).await?)
+            }
+            Err(report) => Ok(call::put_failure(stream, &report).await?),
+        }
+    }
+
+    async fn keep_state(
+        &self,
+        stream: &mut bulk::Incoming,
+        pass: &Pass,
+        migration: &MigrationId,
+        length: u64,
+        by: Instant,
+    ) -> Result<(), BulkFailure> {
+        let room = match host_only(pass) {
+            Ok(from) => self.source.state_inlet(from, migration, length).await,
+            Err(report) => Err(report),
+        };
+        let mut sink = match room {
+            Ok(Some(sink)) => sink,
+            Ok(None) => return Ok(bulk::put_answer(stream, BulkAnswer::Kept).await?),
+            Err(report) => return Ok(call::put_failure(stream, &report).await?),
+        };
+        bulk::put_answer(stream, BulkAnswer::Send).await?;
+        // TLS has checked the bytes on their way; QEMU checks what they say.
+        bulk::pump(stream, &mut sink.writer(), length, by).await?;
+        let title = "the destination cannot read the file that the VM was saved into";
+        kept(stream, sink, Report::new(ErrorCode::MigrationRefused, title)).await
     }
 
     async fn keep(
@@ -248,13 +320,47 @@ impl BulkServer {
             let report = BulkError::Digest { wanted: digest, found }.report();
             return Ok(call::put_failure(stream, &report).await?);
         }
-        match sink.keep().await {
-            Ok(()) => Ok(bulk::put_answer(stream, BulkAnswer::Kept).await?),
-            Err(error) => {
-                let report = Report::new(ErrorCode::StorageFailed, "the blob could not be stored").caused_by(&error);
-                Ok(call::put_failure(stream, &report).await?)
+        kept(stream, sink, Report::new(ErrorCode::StorageFailed, "the blob could not be stored")).await
+    }
+}
+
+/// Keeps what has come, and says so; otherwise says `failed`.
+async fn kept(stream: &mut bulk::Incoming, sink: Box<dyn BlobSink>, failed: Report) -> Result<(), BulkFailure> {
+    match sink.keep().await {
+        Ok(()) => Ok(bulk::put_answer(stream, BulkAnswer::Kept).await?),
+        Err(error) => Ok(call::put_failure(stream, &failed.caused_by(&error)).await?),
+    }
+}
+
+/// How many are served at once, of either kind.
+#[derive(Clone)]
+struct Room {
+    transfers: Arc<Semaphore>,
+    migrations: Arc<Semaphore>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { transfers: Arc::new(Semaphore::new(TRANSFERS)), migrations: Arc::new(Semaphore::new(MIGRATIONS)) }
+    }
+}
+
+impl Room {
+    fn of(&self, request: &BulkRequest) -> Arc<Semaphore> {
+        match request {
+            BulkRequest::Migration(_) | BulkRequest::State { .. } => Arc::clone(&self.migrations),
+            BulkRequest::Blob(_) | BulkRequest::Evidence { .. } | BulkRequest::Keep { .. } => {
+                Arc::clone(&self.transfers)
             }
         }
+    }
+}
+
+/// The host that asks: a migration is for hosts alone.
+fn host_only(pass: &Pass) -> Result<HostId, Report> {
+    match pass {
+        Pass::Host(host) => Ok(*host),
+        _ => Err(Report::new(ErrorCode::Denied, "a migration's stream is for the hosts of the migration")),
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vt_protocol::{
     ids::MigrationId,
-    vm::{MigrationResult, Sample},
+    vm::{How, MigrationResult, Sample},
 };
 
 use super::sender::Sender;
@@ -51,6 +51,7 @@ impl Sender {
             id: self.ready.id.clone(),
             from: self.call.from.clone(),
             to: self.call.to.clone(),
+            how: How::of(&self.call.spec),
             total_ms: number(info.as_ref().map(|info| info.total_ms)),
             qemu_downtime_ms: number(info.as_ref().map(|info| info.downtime_ms)),
             setup_ms: number(info.as_ref().map(|info| info.setup_ms)),

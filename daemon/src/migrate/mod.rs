@@ -5,6 +5,9 @@
 //! | [`source`], [`destination`] | what each side does next, pure |
 //! | [`send`], [`receive`] | everything before the transfer, at the source and at the destination |
 //! | `sender`, `receiver` | the transfer, the votes, and what follows |
+//! | [`rules`] | which ways of moving exclude each other, pure |
+//! | `outlet`, `inlet`, [`carry`] | the source's way out, the destination's way in, and what daemons carry between them |
+//! | `credentials` | TLS between two QEMUs |
 //! | `moments` | what is to be done at which moment of a transfer, pure |
 //! | `postcopy` | what follows the decision of a post-copy |
 //! | `figures` | what is kept of it |
@@ -12,14 +15,19 @@
 //!
 //! What may not happen here: two activated owners; a guest that is let run by anything but the decision in the log.
 
+pub mod carry;
+mod credentials;
 pub mod destination;
 pub mod features;
 mod figures;
+pub(crate) mod inlet;
 mod moments;
+mod outlet;
 mod postcopy;
 pub mod preflight;
 pub mod receive;
 mod receiver;
+pub mod rules;
 pub mod send;
 mod sender;
 pub mod source;

@@ -15,11 +15,13 @@ use vt_protocol::{
     party::Failure,
     peer::{PeerReply, PeerRequest},
     verdict::Consequence,
+    vm::Transport,
 };
 
 use super::{
+    inlet::Listen,
     moments::moment,
-    receive::Listen,
+    outlet::Outlet,
     receiver::Receiver,
     sender::{AbortOnDrop, Sender},
 };
@@ -139,29 +141,41 @@ impl Sender {
     }
 
     /// Mends a broken connection: the destination listens anew, and the source goes on from where both know they were.
-    async fn recover(&self, until: Instant) -> Result<(), Failure> {
+    async fn recover(&mut self, until: Instant) -> Result<(), Failure> {
         self.attempt.place("source-recovers").await;
-        let qmp = self.vm.qemu.qmp();
-        let events = &self.attempt.evidence.events;
+        let (attempt, vm) = (self.attempt.clone(), self.vm.clone());
+        let (qmp, events) = (vm.qemu.qmp(), &attempt.evidence.events);
+        let transport = self.call.spec.transport;
         while Instant::now() < until {
             let status = qmp.query_migrate().await.map(|info| info.status);
             if !matches!(status, Ok(MigrationStatus::PostcopyPaused)) {
                 return Ok(());
             }
-            let ask = PeerRequest::RecoverIncoming(self.ready.id.clone());
+            let ask = PeerRequest::RecoverIncoming { migration: self.ready.id.clone(), transport };
             let asked = tokio::select! {
-                asked = self.attempt.cluster.ask(self.to, ask, LISTENS_AGAIN) => asked,
-                () = self.attempt.closing.cancelled() => return Err(Failure::Followed(Consequence::Closed)),
+                asked = attempt.cluster.ask(self.to, ask, LISTENS_AGAIN) => asked,
+                () = attempt.closing.cancelled() => return Err(Failure::Followed(Consequence::Closed)),
             };
-            self.attempt.open_in(&self.attempt.cluster.state())?;
+            attempt.open_in(&attempt.cluster.state())?;
             let why = match asked {
-                Ok(PeerReply::Recovering(uri)) => match qmp.migrate_resume(&uri).await {
-                    Ok(()) => {
-                        events.say(format!("{}: recovers over {uri}", self.ready.id));
-                        return Ok(());
+                Ok(PeerReply::Recovering(there)) => {
+                    self.outlet.close();
+                    let way = Outlet::open(&attempt, &vm, (&self.ready.id, self.to), transport, &there).await;
+                    let resumed = match way {
+                        Ok(outlet) => {
+                            self.outlet = outlet;
+                            qmp.migrate_resume(self.outlet.address.clone()).await.map_err(|error| error.to_string())
+                        }
+                        Err(report) => Err(report.title),
+                    };
+                    match resumed {
+                        Ok(()) => {
+                            events.say(format!("{}: recovers over {there}", self.ready.id));
+                            return Ok(());
+                        }
+                        Err(why) => why,
                     }
-                    Err(error) => error.to_string(),
-                },
+                }
                 Ok(PeerReply::Refused(report)) if report.code == ErrorCode::PostcopyLost => {
                     return Err(Failure::Followed(Consequence::PeerGone(report.title)));
                 }
@@ -224,14 +238,15 @@ impl LocalAttempt {
     ///
     /// # Errors
     /// Nothing of that kind runs here, or QEMU does not see the connection as broken.
-    pub(crate) async fn recover_incoming(&self, id: &MigrationId) -> Result<String, Report> {
-        let vm = self.vm(&id.vm.name).or_else(|| self.incoming(id)?.vm());
-        let vm = vm.ok_or_else(|| Report::new(ErrorCode::MigrationRefused, format!("{id} is not here")).retryable())?;
+    pub(crate) async fn recover_incoming(&self, id: &MigrationId, transport: Transport) -> Result<String, Report> {
+        let missing = || Report::new(ErrorCode::MigrationRefused, format!("{id} is not here")).retryable();
+        let incoming = self.incoming(id).ok_or_else(missing)?;
+        let vm = self.vm(&id.vm.name).or_else(|| incoming.vm()).ok_or_else(missing)?;
         let qmp = vm.qemu.qmp();
         // Out of band only: QEMU's main loop may itself be waiting for a page that is missing.
         let mut events = qmp.events();
-        let refused = match self.open_port(qmp, Listen::Again).await {
-            Ok(uri) => return Ok(uri),
+        let refused = match self.open_inlet(&incoming, &vm, transport, Listen::Again).await {
+            Ok(there) => return Ok(there),
             Err(report) => report,
         };
         // One side sees a cut before the other does: this one is told, and listens once it has seen it too.
@@ -240,7 +255,8 @@ impl LocalAttempt {
         tokio::select! {
             seen = events.wait_for(paused, Instant::now() + PAUSES) => {
                 seen.map_err(|_| refused.retryable())?;
-                self.open_port(qmp, Listen::Again).await.map_err(Report::retryable)
+                let again = self.open_inlet(&incoming, &vm, transport, Listen::Again).await;
+                again.map_err(Report::retryable)
             }
             ended = vm.ended() => Err(lost_with(id, &ended, "the destination QEMU ended")),
         }

@@ -3,13 +3,12 @@
 
 use std::{
     collections::BTreeMap,
-    net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use rand::Rng;
 use tokio::{
+    net::UnixStream,
     sync::watch,
     time::{Instant, timeout},
 };
@@ -19,7 +18,7 @@ use vt_protocol::{
     party::{Failure, Migrated, Move},
     peer::{IncomingState, Preflight, PrepareIncoming, Prepared},
     verdict::Consequence,
-    vm::{Accelerator, MigrationSpec, Moment},
+    vm::{Accelerator, How, MigrationSpec, Moment, Transport},
 };
 use vt_sync::{
     command::{AbortMigration, MigrationPrepared},
@@ -27,7 +26,10 @@ use vt_sync::{
 };
 
 use super::{
+    credentials::Side,
     destination::{Event, Phase},
+    inlet::{Listen, ipv6_beside, no_ipv6},
+    outlet::StateFile,
     preflight::{Difference, Here, differences, report},
     receiver::Receiver,
 };
@@ -37,22 +39,11 @@ use crate::{
         failure::caused,
         local_vm::LocalVm,
     },
-    qemu::{Resolved, qmp::Qmp},
+    qemu::Resolved,
 };
 
-/// Ports that migrations come in on.
-pub const PORTS: std::ops::RangeInclusive<u16> = 49152..=49215;
 /// A pause before a proposal is made again.
 const AGAIN: Duration = Duration::from_millis(200);
-
-/// Why QEMU is to listen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Listen {
-    /// A migration is to come in.
-    First,
-    /// The connection of a post-copy broke.
-    Again,
-}
 
 /// How a move ended here; `None`: cancelled, as its spec wanted.
 pub type Arrival = Result<Option<Arrived>, Failure>;
@@ -75,6 +66,10 @@ pub struct Incoming {
     prepared: watch::Sender<Option<Result<Prepared, Report>>>,
     pub(super) arrival: watch::Sender<Option<Arrival>>,
     vm: Mutex<Option<Arc<LocalVm>>>,
+    /// Our end of a descriptor that QEMU reads from, until a connection is carried to it.
+    held: Mutex<Option<UnixStream>>,
+    /// The file that QEMU reads from, as long as it does.
+    state_file: Mutex<Option<StateFile>>,
 }
 
 impl Incoming {
@@ -85,7 +80,27 @@ impl Incoming {
             prepared: watch::Sender::new(None),
             arrival: watch::Sender::new(None),
             vm: Mutex::default(),
+            held: Mutex::default(),
+            state_file: Mutex::default(),
         })
+    }
+
+    pub(super) fn hold(&self, stream: UnixStream) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+    }
+
+    pub(super) fn take_held(&self) -> Option<UnixStream> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub(super) fn keep_state(&self, file: StateFile) {
+        *self.state_file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+    }
+
+    /// Lets go of what the stream came in by.
+    pub(super) fn close_inlet(&self) {
+        self.take_held();
+        self.state_file.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Its QEMU, until it is torn down or becomes a VM of this host.
@@ -170,6 +185,14 @@ impl LocalAttempt {
         } else if !disk.is_file() {
             found.push(Difference::Unfit(format!("the VM's disk {} is not seen on the destination", disk.display())));
         }
+        if asked.spec.transport == Transport::Tcp6 && ipv6_beside(self.places.migration).is_none() {
+            found.push(Difference::Lacks(no_ipv6(self.places.migration).title));
+        }
+        if asked.spec.transport == Transport::Rdma
+            && let Some(why) = no_rdma()
+        {
+            found.push(Difference::Lacks(format!("{why} on the destination")));
+        }
         if let Some(report) = report(&found, &from, &me) {
             return Err(report);
         }
@@ -185,12 +208,17 @@ impl LocalAttempt {
         let vm = LocalVm::new(qemu, disk, Epoch::default());
         incoming.set_vm(Some(vm.clone()));
         let qmp = vm.qemu.qmp();
-        let set = vm.set_migration(&asked.spec).await;
+        let transport = asked.spec.transport;
+        let with_tls = match transport {
+            Transport::Tls => Some(self.with_tls(&vm, id, Side::Destination, &asked.spec).await?),
+            _ => None,
+        };
+        let set = vm.set_migration(with_tls.as_ref().unwrap_or(&asked.spec)).await;
         let set = set.map_err(|error| error.report())?;
         // Started here, where nobody waits for it, and not when the guest stands still.
         self.guard(&vm).await?;
         let events = qmp.events();
-        let uri = self.open_port(qmp, Listen::First).await?;
+        let uri = self.open_inlet(incoming, &vm, transport, Listen::First).await?;
         let prepared = Prepared {
             uri: uri.clone(),
             preflight: Preflight {
@@ -211,7 +239,8 @@ impl LocalAttempt {
         self.propose("prepared", &id.to_string(), command, DECIDES)
             .await
             .map_err(|failure| refused(format!("{id} could not be prepared: {failure:?}")))?;
-        self.evidence.events.say(format!("{id}: listens at {} (QEMU process {})", prepared.uri, prepared.pid));
+        let how = How::of(&asked.spec);
+        self.evidence.events.say(format!("{id}: how: {how}; at {} (QEMU process {})", prepared.uri, prepared.pid));
         let (phase, postcopy, loaded) = (Phase::Receiving, asked.spec.is_postcopy(), None);
         let receiver = Receiver {
             attempt: self.clone(),
@@ -233,36 +262,6 @@ impl LocalAttempt {
             Ok(PeerReply::Facts(facts)) => facts.qemu.map_or(Accelerator::Tcg, |qemu| qemu.accelerator),
             _ => Accelerator::Tcg,
         }
-    }
-
-    /// Finds a port for a migration to come in on, and has QEMU open it. Returns where it listens.
-    pub(super) async fn open_port(&self, qmp: &Qmp, why: Listen) -> Result<String, Report> {
-        let (first, count) = (*PORTS.start(), PORTS.end() - PORTS.start() + 1);
-        let begin = rand::rng().random_range(0..count);
-        let mut last = String::new();
-        for offset in 0..count {
-            let port = first + (begin + offset) % count;
-            let address = SocketAddr::new(self.places.migration, port);
-            // Another daemon's QEMU may have it; asking the kernel first keeps QEMU's own errors for real ones.
-            if let Err(error) = TcpListener::bind(address) {
-                last = error.to_string();
-                continue;
-            }
-            let uri = format!("tcp:{address}");
-            let opened = match why {
-                Listen::First => qmp.migrate_incoming(&uri).await,
-                Listen::Again => qmp.migrate_recover(&uri).await,
-            };
-            match opened {
-                Ok(()) => return Ok(uri),
-                Err(error) if error.to_string().contains("in use") => last = error.to_string(),
-                Err(error) => return Err(error.report()),
-            }
-        }
-        Err(Report::new(ErrorCode::NetworkSetup, "no port for the migration could be opened")
-            .with("address", self.places.migration.to_string())
-            .with("ports", format!("{}-{}", PORTS.start(), PORTS.end()))
-            .with("system", last))
     }
 
     /// Takes up again what came in here when the daemon ended.
@@ -369,6 +368,12 @@ fn gone_unseen(spec: &MigrationSpec, vm: &Name) -> Report {
         false => format!("QEMU of {vm}, which had moved here, ended while no daemon watched it"),
     };
     Report::new(ErrorCode::VmFenced, title)
+}
+
+/// Why this host has no RDMA; `None` where a device is there.
+pub(super) fn no_rdma() -> Option<&'static str> {
+    let devices = std::fs::read_dir("/sys/class/infiniband").into_iter().flatten().count();
+    (devices == 0).then_some("there is no RDMA device (/sys/class/infiniband has none)")
 }
 
 /// The destination takes the locks of the disk when it runs, and not before the decision.

@@ -194,6 +194,9 @@ impl Receiver {
 
     async fn let_run(mut self) {
         self.attempt.place("destination-runs").await;
+        if !self.postcopy {
+            self.incoming.close_inlet();
+        }
         let seen = Instant::now();
         let id = &self.incoming.id.clone();
         let result = self.resume().await;
@@ -273,6 +276,7 @@ impl Receiver {
         let Phase::Down(why) = self.phase else { return };
         self.incoming.take_vm();
         self.vm.qemu.clone().kill().await;
+        self.incoming.close_inlet();
         self.incoming.state.send_if_modified(|state| {
             let open = !matches!(state, IncomingState::Failed(_));
             if open {

@@ -15,7 +15,7 @@ use vt_protocol::{
     party::{Failure, Migrated, Move},
     peer::{PeerReply, PeerRequest, Preflight, PrepareIncoming, Prepared},
     verdict::Consequence,
-    vm::MigrationResult,
+    vm::{How, MigrationResult, Transport},
 };
 use vt_sync::{
     command::{AbortMigration, BeginMigration, FinishMigration},
@@ -23,8 +23,12 @@ use vt_sync::{
 };
 
 use super::{
+    credentials::Side,
     figures::result_file,
     moments::Interventions,
+    outlet::Outlet,
+    receive::no_rdma,
+    rules,
     sender::{Sender, Times},
     source::Phase,
 };
@@ -105,6 +109,15 @@ impl LocalAttempt {
                 state::Phase::Begun => {}
             }
         }
+        if let Some(rule) = rules::broken(&call.spec) {
+            return Err(caused(Report::new(ErrorCode::BadParameter, rule.clone()).with("rule", rule)));
+        }
+        if call.spec.transport == Transport::Rdma
+            && let Some(why) = no_rdma()
+        {
+            let title = format!("{why} on the source");
+            return Err(caused(Report::new(ErrorCode::CannotRunHere, title).with("source", call.from.as_str())));
+        }
         let preflight = self.source_preflight(&vm).await.map_err(caused)?;
         let begin = BeginMigration { migration: id.clone(), from, epoch: vm.epoch(), to };
         self.propose("begin", &id.to_string(), begin, DECIDES).await?;
@@ -115,13 +128,20 @@ impl LocalAttempt {
                 return Err(caused(report));
             }
         };
-        if let Err(error) = vm.set_migration(&call.spec).await {
-            let report = error.report();
+        if let Err(report) = self.set_source(&vm, &id, call).await {
             self.abort_move(&id, report.clone()).await;
             return Err(caused(report));
         }
         vm.set_prepared(id.clone());
         Ok(Ready { id, uri: prepared.uri, pid: prepared.pid })
+    }
+
+    async fn set_source(&self, vm: &LocalVm, id: &MigrationId, call: &Move) -> Result<(), Report> {
+        let with_tls = match call.spec.transport {
+            Transport::Tls => Some(self.with_tls(vm, id, Side::Source, &call.spec).await?),
+            _ => None,
+        };
+        vm.set_migration(with_tls.as_ref().unwrap_or(&call.spec)).await.map(drop).map_err(|error| error.report())
     }
 
     async fn source_preflight(&self, vm: &LocalVm) -> Result<Preflight, Report> {
@@ -194,7 +214,15 @@ impl LocalAttempt {
         let Some(vm) = self.vm(&call.vm) else { return Err(Failure::Followed(Consequence::Closed)) };
         let prepared = called.elapsed();
         let events = vm.qemu.qmp().events();
-        let phase = self.begin_or_resume(&vm, &ready).await?;
+        let way = Outlet::open(self, &vm, (&ready.id, to), call.spec.transport, &ready.uri).await;
+        let outlet = match way {
+            Ok(outlet) => outlet,
+            Err(report) => {
+                self.abort_move(&ready.id, report.clone()).await;
+                return Err(caused(report));
+            }
+        };
+        let phase = self.begin_or_resume(&vm, &ready, call, &outlet).await?;
         let started = called.elapsed();
         let sender = Sender {
             attempt: self.clone(),
@@ -204,6 +232,7 @@ impl LocalAttempt {
             to,
             called,
             events,
+            outlet,
             sampler: Some(Sampler::start(vm.qemu.qmp().clone(), called.into())),
             interventions: Interventions::new(&call.spec.interventions),
             times: Times { prepared, started, ..Times::default() },
@@ -212,11 +241,17 @@ impl LocalAttempt {
     }
 
     /// Begins the transfer, or finds out where one that this daemon did not begin is.
-    async fn begin_or_resume(&self, vm: &LocalVm, ready: &Ready) -> Result<Phase, Failure> {
+    async fn begin_or_resume(
+        &self,
+        vm: &LocalVm,
+        ready: &Ready,
+        call: &Move,
+        outlet: &Outlet,
+    ) -> Result<Phase, Failure> {
         let qmp = vm.qemu.qmp();
         if vm.take_prepared(&ready.id) {
             self.place("source-sends").await;
-            return self.begin_transfer(vm, ready).await;
+            return self.begin_transfer(vm, ready, call, outlet).await;
         }
         let state = self.cluster.state();
         match state.migration(&ready.id) {
@@ -237,11 +272,30 @@ impl LocalAttempt {
             }
             _ => {}
         }
-        self.begin_transfer(vm, ready).await
+        self.begin_transfer(vm, ready, call, outlet).await
     }
 
-    async fn begin_transfer(&self, vm: &LocalVm, ready: &Ready) -> Result<Phase, Failure> {
-        if let Err(error) = vm.qemu.qmp().migrate(&ready.uri).await {
+    async fn begin_transfer(
+        &self,
+        vm: &LocalVm,
+        ready: &Ready,
+        call: &Move,
+        outlet: &Outlet,
+    ) -> Result<Phase, Failure> {
+        self.evidence.events.say(format!("{}: how: {}", ready.id, How::of(&call.spec)));
+        let qmp = vm.qemu.qmp();
+        let begun = async {
+            if call.spec.offline {
+                qmp.stop().await?;
+            }
+            qmp.migrate(outlet.address.clone()).await
+        };
+        if let Err(error) = begun.await {
+            if call.spec.offline
+                && let Err(report) = self.let_run(vm).await
+            {
+                self.evidence.events.warn(format!("{}: the guest stays paused: {}", ready.id, report.title));
+            }
             let report = Report::new(ErrorCode::MigrationFailed, "QEMU refused to begin the migration")
                 .with("QEMU", error.to_string());
             self.abort_move(&ready.id, report.clone()).await;

@@ -28,6 +28,7 @@ use vt_sync::{
 use super::{
     figures::result_file,
     moments::{Interventions, moment},
+    outlet::Outlet,
     send::{Ready, aborted, unreachable},
     source::{Action, Event, Phase, step},
 };
@@ -68,6 +69,7 @@ pub(super) struct Sender {
     pub(super) to: HostId,
     pub(super) called: Clock,
     pub(super) events: Events,
+    pub(super) outlet: Outlet,
     pub(super) sampler: Option<Sampler>,
     pub(super) interventions: Interventions,
     pub(super) times: Times,
@@ -131,6 +133,12 @@ impl Sender {
                     }
                 }
             };
+            let event = match event {
+                Event::Qemu(MigrationStatus::Completed) if transferring && self.outlet.is_file() => {
+                    self.deliver(deadline).await?
+                }
+                event => event,
+            };
             let completed = matches!(&event, Event::Qemu(MigrationStatus::Completed) | Event::PostcopyReady);
             if completed && self.times.completed.is_zero() {
                 self.times.completed = self.called.elapsed();
@@ -162,6 +170,21 @@ impl Sender {
                 Some(Action::LetGo) => return self.let_go().await,
             }
         }
+    }
+
+    /// The source's QEMU has completed when its file is written; the transfer has when the destination reads it.
+    async fn deliver(&self, by: Instant) -> Result<Event, Failure> {
+        let delivered = tokio::select! {
+            delivered = self.outlet.deliver(&self.attempt, (&self.ready.id, self.to), by) => delivered,
+            () = self.attempt.closing.cancelled() => return Err(Failure::Followed(Consequence::Closed)),
+        };
+        Ok(match delivered {
+            Ok(bytes) => {
+                self.attempt.evidence.events.say(format!("{}: its file of {bytes} bytes is delivered", self.ready.id));
+                Event::Qemu(MigrationStatus::Completed)
+            }
+            Err(report) => Event::Undelivered(Box::new(report)),
+        })
     }
 
     /// What an event of the monitor means, once what was to be done at its moment is done.
@@ -402,6 +425,7 @@ impl Sender {
     }
 }
 
+#[derive(Debug)]
 pub(super) struct AbortOnDrop(pub(super) tokio::task::JoinHandle<()>);
 
 impl Drop for AbortOnDrop {

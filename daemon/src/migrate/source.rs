@@ -45,6 +45,8 @@ pub enum Event {
     QemuEnded(Box<Report>),
     /// A post-copy waits before the switch-over: nothing goes on without us.
     PostcopyReady,
+    /// QEMU has completed a file, and the file did not reach the destination.
+    Undelivered(Box<Report>),
     /// It is to be given up: it has taken as long as it may, or the scenario wants it.
     GiveUp(Box<Report>),
     /// Our vote is in the log, without a decision yet.
@@ -108,6 +110,10 @@ pub fn step(phase: Phase, event: Event) -> (Phase, Option<Action>) {
             (Phase::Aborting(why.clone()), Some(Action::Abort(why)))
         }
 
+        // Not voted for yet, and nothing is at the destination: the VM goes on from where it was saved.
+        (Phase::Sending | Phase::Cancelling(_), Event::Undelivered(why)) => {
+            (Phase::Aborting(why.clone()), Some(Action::Abort(why)))
+        }
         (Phase::Sending, Event::QemuEnded(why)) => (Phase::Aborting(why.clone()), Some(Action::Abort(why))),
         (Phase::Cancelling(_), Event::QemuEnded(why)) => (Phase::Aborting(why.clone()), Some(Action::Abort(why))),
 
@@ -189,6 +195,20 @@ mod tests {
             run(Phase::Sending, start.into_iter().chain([Event::Aborted(report(ErrorCode::HostLost))]));
         assert!(matches!(phase, Phase::Staying(_)));
         assert_eq!(actions, [Action::Cancel, Action::Vote, Action::RunHere]);
+    }
+
+    #[test]
+    fn a_file_that_was_not_delivered_aborts_and_the_vm_stays() {
+        let events = [
+            Event::Undelivered(report(ErrorCode::MigrationFailed)),
+            Event::Aborted(report(ErrorCode::MigrationFailed)),
+        ];
+        let (phase, actions) = run(Phase::Sending, events);
+        assert!(matches!(phase, Phase::Staying(_)));
+        assert!(matches!(&actions[..], [Action::Abort(_), Action::RunHere]), "{actions:?}");
+        // Once voted for, it is not the source's to say.
+        let (phase, actions) = run(Phase::Voting, [Event::Undelivered(report(ErrorCode::MigrationFailed))]);
+        assert_eq!((phase, actions), (Phase::Voting, vec![]));
     }
 
     #[test]

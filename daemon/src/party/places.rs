@@ -99,6 +99,11 @@ impl Places {
         self.disks.join(format!("{vm}.qcow2"))
     }
 
+    /// The folder of files that VMs are moved by.
+    pub fn states(&self) -> PathBuf {
+        self.data.join("states")
+    }
+
     /// The folder of records of parties.
     pub fn records(&self) -> PathBuf {
         self.data.join("parties")

@@ -15,14 +15,20 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vt_protocol::{
     error::{ErrorCode, Report},
-    ids::{AttemptId, JobId, MigrationId},
+    ids::{AttemptId, HostId, JobId, MigrationId},
     peer::{IncomingState, PrepareIncoming, Prepared},
+    vm::Transport,
 };
 use vt_sync::State;
 
 use super::{attempt::LocalAttempt, places::Places, record::PartyRecord, server::PartySocket, tend};
 use crate::{
-    cluster::Cluster, evidence::EvidenceStore, guard::clock::BootTime, migrate::features::FeatureCache, plan::OpenPlan,
+    cluster::Cluster,
+    evidence::EvidenceStore,
+    guard::clock::BootTime,
+    mesh::bulk::BlobSink,
+    migrate::{carry::Duplex, features::FeatureCache},
+    plan::OpenPlan,
 };
 
 /// Where plans come from.
@@ -256,11 +262,34 @@ impl Supervisor {
     ///
     /// # Errors
     /// As [`LocalAttempt::recover_incoming`].
-    pub async fn recover_incoming(&self, migration: &MigrationId) -> Result<String, Report> {
-        let Some(attempt) = self.attempt(migration.vm.attempt) else {
-            return Err(Report::new(ErrorCode::MigrationRefused, format!("{migration} has no party here")));
-        };
-        attempt.recover_incoming(migration).await
+    pub async fn recover_incoming(&self, migration: &MigrationId, transport: Transport) -> Result<String, Report> {
+        self.attempt_of(migration)?.recover_incoming(migration, transport).await
+    }
+
+    /// Answers [`vt_protocol::bulk::BulkRequest::Migration`].
+    ///
+    /// # Errors
+    /// As [`LocalAttempt::inlet`].
+    pub(crate) async fn inlet(&self, from: HostId, migration: &MigrationId) -> Result<Box<dyn Duplex>, Report> {
+        self.attempt_of(migration)?.inlet(from, migration).await
+    }
+
+    /// Answers [`vt_protocol::bulk::BulkRequest::State`].
+    ///
+    /// # Errors
+    /// As [`LocalAttempt::state_inlet`].
+    pub(crate) async fn state_inlet(
+        &self,
+        from: HostId,
+        migration: &MigrationId,
+        length: u64,
+    ) -> Result<Option<Box<dyn BlobSink>>, Report> {
+        self.attempt_of(migration)?.state_inlet(from, migration, length).await
+    }
+
+    fn attempt_of(&self, migration: &MigrationId) -> Result<Arc<LocalAttempt>, Report> {
+        let missing = || Report::new(ErrorCode::MigrationRefused, format!("{migration} has no party here"));
+        self.attempt(migration.vm.attempt).ok_or_else(missing)
     }
 
     /// Answers [`vt_protocol::peer::PeerRequest::IncomingState`].

@@ -5,6 +5,7 @@
 //! | [`qmp`] | the monitor |
 //! | [`command_line`] | what QEMU is told at its start |
 //! | [`launch`], [`process`] | a process that outlives the daemon |
+//! | [`pipe`] | the helper command of a migration over `exec` |
 //! | [`record`], [`vm`], [`remains`] | a VM, what is on disk about it, what exists of it |
 //! | [`installed`], [`probe`] | what this host's QEMU can do |
 //! | [`tap`] | its network |
@@ -16,6 +17,7 @@
 pub mod command_line;
 pub mod installed;
 pub mod launch;
+pub mod pipe;
 pub mod probe;
 pub mod process;
 pub mod qmp;
@@ -33,13 +35,14 @@ pub use self::{
     vm::{Channel, Ending, Found, Vm, VmError, VmPlaces, VmSetup},
 };
 
-/// Words of vtd that are for itself and must not start a runtime: `vtd launch …`, `vtd guard …`. Called first in `main`; `None` when
+/// Words of vtd that are for itself and must not start a runtime: `vtd launch …`, `vtd guard …`, `vtd pipe …`. Called first in `main`; `None` when
 /// the words are for the daemon.
 pub fn early(words: impl IntoIterator<Item = std::ffi::OsString>) -> Option<i32> {
     let mut words = words.into_iter().skip(1);
     match words.next()?.to_str()? {
         launch::WORD => Some(launch::run(words)),
         guard::WORD => Some(guard::program::run(words)),
+        pipe::WORD => Some(pipe::run(words)),
         _ => None,
     }
 }

@@ -34,6 +34,13 @@ pub(super) const PARAMS: &[Documented] = &[
     ("accelerator", "", "kvm or tcg; default: kvm where it works on every host of the case"),
     ("login_timeout", "360", "seconds until the guest is up and lets in"),
     ("migrate_count", "1", "rounds; one round leads from host1 over every other host back to host1"),
+    (
+        "mig_protocol",
+        "tcp",
+        "what carries the VM: tcp, tcp6, tls (certificates by the cluster's authority), mesh (the daemons' own encrypted \
+         channel, also called unix), fd, exec (both carried by that channel), file (saved, moved, restored), rdma",
+    ),
+    ("mig_offline", "no", "yes: the guest is paused before the transfer and goes on after it"),
     ("mig_speed", "", "most bandwidth of the transfer, bytes/s (1G, 100M); default: QEMU's own"),
     ("downtime_limit", "", "downtime QEMU may aim at, ms; default: QEMU's own"),
     ("mig_timeout", "300", "seconds a transfer may take before it is cancelled"),
@@ -58,13 +65,11 @@ pub(super) const PARAMS: &[Documented] = &[
 ];
 
 /// Old spellings.
-pub(super) const ALIASES: &[&str] = &["capabilitys", "capabilitys_state", "mig_downtime", "machine_type"];
+pub(super) const ALIASES: &[&str] =
+    &["capabilitys", "capabilitys_state", "host_mig_offline", "mig_downtime", "machine_type"];
 
 /// What of `type = migration_multi_host` is done.
 pub(super) const LIMITS: &[Limit] = &[
-    Limit { key: "mig_protocol", takes: |value| value == "tcp", does: "moves VMs over tcp" },
-    Limit { key: "mig_offline", takes: is_no, does: "moves VMs that run" },
-    Limit { key: "host_mig_offline", takes: is_no, does: "moves VMs from host to host, not by way of a file" },
     Limit { key: "paused_after_start_vm", takes: is_no, does: "moves VMs that are up" },
     Limit { key: "migration_sync_vms", takes: is_no, does: "moves VMs whose devices stay as they are" },
     Limit { key: "pre_sub_test", takes: str::is_empty, does: "has no tests inside" },

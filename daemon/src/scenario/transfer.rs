@@ -4,12 +4,18 @@ use std::collections::BTreeMap;
 
 use vt_protocol::{
     params::{ParamError, Params},
-    vm::{INTERVENTIONS_MAX, Intervention, MigrationSpec, Moment},
+    vm::{INTERVENTIONS_MAX, Intervention, MigrationSpec, Moment, NoTransport, Transport},
 };
+
+use crate::migrate::rules;
+
+/// The key that says what carries the stream.
+const TRANSPORT: &str = "mig_protocol";
 
 /// Reads the part of the parameters that says how a VM is moved.
 pub(super) fn read(params: &Params) -> Result<MigrationSpec, ParamError> {
-    let mut spec = MigrationSpec::default();
+    let mut spec =
+        MigrationSpec { transport: transport(params)?, offline: offline(params)?, ..MigrationSpec::default() };
     if let Some(seconds) = params.number("mig_timeout", 1..=86_400)? {
         spec.timeout_ms = seconds * 1000;
     }
@@ -32,7 +38,36 @@ pub(super) fn read(params: &Params) -> Result<MigrationSpec, ParamError> {
     }
     spec.capabilities = capabilities(params)?;
     spec.interventions = interventions(params)?;
-    Ok(spec)
+    match rules::broken(&spec) {
+        Some(rule) => {
+            let key = ["capabilities", "capabilitys", "at"].into_iter().find(|key| params.get(key).is_some());
+            Err(params.error(key.unwrap_or(TRANSPORT), format!("possible so: {rule}")))
+        }
+        None => Ok(spec),
+    }
+}
+
+fn transport(params: &Params) -> Result<Transport, ParamError> {
+    // The same as a file, as it always was written.
+    if offline_by_file(params) {
+        return Ok(Transport::File);
+    }
+    match params.text(TRANSPORT).map(str::trim).filter(|text| !text.is_empty()) {
+        Some(text) => text.parse().map_err(|error: NoTransport| params.error(TRANSPORT, error.to_string())),
+        None => Ok(Transport::default()),
+    }
+}
+
+fn offline_by_file(params: &Params) -> bool {
+    params.text("host_mig_offline").is_some_and(|text| text.trim() == "yes")
+}
+
+fn offline(params: &Params) -> Result<bool, ParamError> {
+    match params.text("mig_offline").map(str::trim) {
+        Some("yes") => Ok(true),
+        None | Some("no" | "off" | "") => Ok(offline_by_file(params)),
+        Some(_) => Err(params.error("mig_offline", "yes or no")),
+    }
 }
 
 /// The same without what is done meanwhile: for the move that follows one that was cancelled.

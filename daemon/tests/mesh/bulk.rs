@@ -13,13 +13,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use vt_daemon::mesh::Services;
 use vt_daemon::mesh::bulk::{BlobSink, BlobSource, BulkServer, Content};
+use vt_daemon::migrate::carry::Duplex;
 use vt_protocol::admin::AccessRole;
 use vt_protocol::bulk::{BulkDialer, BulkError, BulkRequest, Expected};
 use vt_protocol::call::CallError;
 use vt_protocol::error::{ErrorCode, Report};
 use vt_protocol::hello::{Hello, Refusal};
 use vt_protocol::identity::{Identity, Validity};
-use vt_protocol::ids::{AttemptId, CaseId, Digest, JobId};
+use vt_protocol::ids::{AttemptId, CaseId, Digest, HostId, JobId, MigrationId, VmId};
 
 use crate::support::{CLUSTER, Host, Lab, by};
 
@@ -30,6 +31,8 @@ struct Shelf {
     files: HashMap<String, Vec<u8>>,
     /// Serves other bytes than the digest's.
     lies: bool,
+    /// Whose migrations come in: their bytes come back reversed at their end.
+    moves_from: Option<HostId>,
 }
 
 struct Sink {
@@ -82,6 +85,20 @@ impl BlobSource for Shelf {
         }
         Ok(Some(Box::new(Sink { bytes: Vec::new(), digest, blobs: Arc::clone(&self.blobs) })))
     }
+
+    async fn inlet(&self, from: HostId, _: &MigrationId) -> Result<Box<dyn Duplex>, Report> {
+        if self.moves_from != Some(from) {
+            return Err(Report::new(ErrorCode::Denied, "not from that host"));
+        }
+        let (ours, mut qemus) = tokio::io::duplex(1024);
+        tokio::spawn(async move {
+            let mut bytes = Vec::new();
+            qemus.read_to_end(&mut bytes).await.unwrap();
+            bytes.reverse();
+            qemus.write_all(&bytes).await.unwrap();
+        });
+        Ok(Box::new(ours))
+    }
 }
 
 const ATTEMPT: AttemptId = AttemptId { case: CaseId { job: JobId(5), index: 1 }, number: 1 };
@@ -105,6 +122,35 @@ fn client_dialer(identity: &Identity) -> BulkDialer {
 
 fn blob() -> Vec<u8> {
     (0..3_000_000u32).map(|n| ((n * 7) >> 3) as u8).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migrations_stream_is_carried_both_ways_for_its_source_and_for_nobody_else() {
+    let (lab, host) = Lab::with_host().await;
+    let (source, third) = (lab.add("host2").await, lab.add("host3").await);
+    let at = serve(&host, Shelf { moves_from: Some(source.id), ..Shelf::default() }).await;
+    let vm = VmId { attempt: ATTEMPT, name: "vm1".parse().unwrap() };
+    let migration = MigrationId { vm, number: 1 };
+
+    let mut stream = dialer(&source).migration(at, None, &migration, by()).await.unwrap();
+    let sent = blob();
+    let (mut reader, mut writer) = tokio::io::split(&mut stream);
+    let write = async {
+        writer.write_all(&sent).await.unwrap();
+        writer.shutdown().await.unwrap();
+    };
+    let mut back = Vec::new();
+    let (read, ()) = tokio::join!(reader.read_to_end(&mut back), write);
+    read.unwrap();
+    back.reverse();
+    assert!(back == sent, "{} of {} bytes, or others", back.len(), sent.len());
+
+    let dates = Validity::from_now(Duration::from_secs(3600));
+    let admin = client_dialer(&lab.client(AccessRole::Admin, dates));
+    for refused in [dialer(&third), admin] {
+        let error = refused.migration(at, None, &migration, by()).await.unwrap_err();
+        assert_eq!(error.report().code, ErrorCode::Denied, "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -131,16 +131,41 @@ impl ClusterCa {
         dates: Validity,
         uses: &[ExtendedKeyUsagePurpose],
     ) -> Result<CertificateDer<'static>, IdentityError> {
-        let requested = read_request(request)?;
-        let mut params = params_of(name.as_str(), dates);
-        let uri = subject.uri();
-        params.subject_alt_names = vec![SanType::URI(ia5(&uri)?)];
+        let mut names = vec![SanType::URI(ia5(&subject.uri())?)];
         if matches!(subject, Subject::Host { .. }) {
-            params.subject_alt_names.push(SanType::DnsName(ia5(&server_name(self.cluster))?));
+            names.push(SanType::DnsName(ia5(&server_name(self.cluster))?));
         }
+        self.sign(request, name.as_str(), names, dates, (&[KeyUsagePurpose::DigitalSignature], uses))
+    }
+
+    /// A certificate for the key in `request` and one side of one migration, under [`migration_name`]. QEMU reads its
+    /// dates; they are wide enough for clocks that differ.
+    ///
+    /// [`migration_name`]: super::subject::migration_name
+    pub fn issue_migration(&self, request: &[u8], name: &str) -> Result<CertificateDer<'static>, IdentityError> {
+        const DAY: u64 = 86_400;
+        let now = Validity::from_now(Duration::from_secs(7 * DAY));
+        let dates = Validity { from: now.from.saturating_sub(DAY), until: now.until };
+        let uses = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        // QEMU wants the second one too, though TLS 1.3 has no use for it.
+        let keys = [KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        self.sign(request, name, vec![SanType::DnsName(ia5(name)?)], dates, (&keys, &uses))
+    }
+
+    fn sign(
+        &self,
+        request: &[u8],
+        common_name: &str,
+        names: Vec<SanType>,
+        dates: Validity,
+        (keys, uses): (&[KeyUsagePurpose], &[ExtendedKeyUsagePurpose]),
+    ) -> Result<CertificateDer<'static>, IdentityError> {
+        let requested = read_request(request)?;
+        let mut params = params_of(common_name, dates);
+        params.subject_alt_names = names;
         params.is_ca = IsCa::ExplicitNoCa;
         params.use_authority_key_identifier_extension = true;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.key_usages = keys.to_vec();
         params.extended_key_usages = uses.to_vec();
         let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key.0)?;
         Ok(params.signed_by(&requested.public_key, &issuer)?.der().clone())
@@ -207,6 +232,25 @@ mod tests {
         let facts = Facts::read(&certificate).unwrap();
         assert!(facts.out_of_date(999) && !facts.out_of_date(1000) && !facts.out_of_date(2000));
         assert!(facts.out_of_date(2001));
+    }
+
+    #[test]
+    fn a_migrations_certificate_has_its_sides_name_and_is_nobody_in_the_mesh() {
+        use super::super::subject::migration_name;
+        let ca = ClusterCa::generate(ClusterId(7)).unwrap();
+        let key = PrivateKey::generate().unwrap();
+        let case = crate::ids::CaseId { job: crate::ids::JobId(1), index: 0 };
+        let vm = crate::ids::VmId { attempt: crate::ids::AttemptId { case, number: 1 }, name: "vm1".parse().unwrap() };
+        let migration = crate::ids::MigrationId { vm, number: 2 };
+        let name = migration_name(ClusterId(7), &migration, HostId(3));
+        assert_ne!(name, migration_name(ClusterId(7), &migration, HostId(4)));
+        assert!(name.len() <= 64, "the longest common name");
+        let issued = ca.issue_migration(&key.signing_request().unwrap(), &name).unwrap();
+        let parsed = x509_parser::parse_x509_certificate(&issued).unwrap().1;
+        assert_eq!(parsed.subject().to_string(), format!("CN={name}"));
+        assert!(!parsed.is_ca() && parsed.validity().is_valid());
+        assert_eq!(public_key_of(&issued).unwrap(), key.public());
+        assert!(Facts::read(&issued).is_err(), "it must open no door of the mesh");
     }
 
     #[test]

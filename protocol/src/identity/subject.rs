@@ -10,7 +10,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::IdentityError;
 use super::keys::PublicKey;
 use crate::admin::AccessRole;
-use crate::ids::{ClusterId, HostId, Name};
+use crate::ids::{ClusterId, Digest, HostId, MigrationId, Name};
 
 const ROLES: [(AccessRole, &str); 3] =
     [(AccessRole::Viewer, "viewer"), (AccessRole::Runner, "runner"), (AccessRole::Admin, "admin")];
@@ -86,6 +86,13 @@ impl Subject {
 /// The name a host's certificate has as a TLS server: the cluster's, so that a host of another cluster does not fit.
 pub fn server_name(cluster: ClusterId) -> String {
     format!("c{:016x}.vtmesh", cluster.0)
+}
+
+/// The name that one side of a migration has in its certificate. A certificate with it names no host and no client of the
+/// mesh: it opens nothing but this migration's own connections.
+pub fn migration_name(cluster: ClusterId, migration: &MigrationId, side: HostId) -> String {
+    let digest = Digest::of(migration.to_string().as_bytes()).to_string();
+    format!("h{:016x}.m{}.c{:016x}.vtmesh", side.0, &digest[..16], cluster.0)
 }
 
 /// What is read from a certificate.

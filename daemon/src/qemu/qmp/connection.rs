@@ -11,6 +11,8 @@
 use std::{
     collections::HashMap,
     io,
+    mem::MaybeUninit,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -19,9 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Map, Value, json};
 use tokio::{
-    io::{AsyncWriteExt, BufReader},
+    io::{AsyncWriteExt, BufReader, Interest},
     net::{
         UnixStream,
         unix::{OwnedReadHalf, OwnedWriteHalf},
@@ -52,6 +55,23 @@ struct Waiting {
     _place: OwnedSemaphorePermit,
 }
 
+/// A line to QEMU, and what goes with it.
+struct Outgoing {
+    line: String,
+    descriptor: Option<OwnedFd>,
+}
+
+/// How a command is sent.
+#[derive(Debug)]
+pub(super) enum Lane {
+    /// After those before it.
+    InBand,
+    /// Past everything in-band.
+    OutOfBand,
+    /// In-band, with a descriptor that becomes QEMU's.
+    With(OwnedFd),
+}
+
 /// What the greeting said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Greeting {
@@ -66,7 +86,7 @@ pub struct Greeting {
 pub(super) struct Connection {
     waiting: Mutex<HashMap<u64, Waiting>>,
     next_id: AtomicU64,
-    lines: mpsc::Sender<String>,
+    lines: mpsc::Sender<Outgoing>,
     in_band: Arc<Semaphore>,
     out_of_band: Arc<Semaphore>,
     /// Taken away at the end, so that listeners see it.
@@ -108,7 +128,7 @@ impl Connection {
         let writer = tokio::spawn(write_lines(write, queue, transcript.clone(), Arc::downgrade(&connection)));
         let reader = tokio::spawn(read_lines(read, transcript, Arc::downgrade(&connection)));
         *locked(&connection.tasks) = vec![writer.abort_handle(), reader.abort_handle()];
-        connection.command("qmp_capabilities", json!({ "enable": enable }), GREETING_TIMEOUT, false).await?;
+        connection.command("qmp_capabilities", json!({ "enable": enable }), GREETING_TIMEOUT, Lane::InBand).await?;
         Ok(connection)
     }
 
@@ -117,8 +137,10 @@ impl Connection {
         name: &str,
         arguments: Value,
         limit: Duration,
-        out_of_band: bool,
+        lane: Lane,
     ) -> Result<Value, QmpError> {
+        let out_of_band = matches!(lane, Lane::OutOfBand);
+        let descriptor = if let Lane::With(descriptor) = lane { Some(descriptor) } else { None };
         let closed = || QmpError::Closed { command: name.to_owned(), cause: self.cause() };
         if out_of_band && !self.greeting.out_of_band {
             return Err(QmpError::NoOutOfBand { command: name.to_owned() });
@@ -137,7 +159,7 @@ impl Connection {
                 }
                 waiting.insert(id, Waiting { command: name.to_owned(), asker, _place: place });
             }
-            slot.send(line);
+            slot.send(Outgoing { line, descriptor });
             answer.await.map_err(|_| closed())
         };
         match timeout(limit, asked).await {
@@ -271,19 +293,40 @@ async fn read_greeting(read: &mut BufReader<OwnedReadHalf>, transcript: &Transcr
 
 async fn write_lines(
     mut write: OwnedWriteHalf,
-    mut queue: mpsc::Receiver<String>,
+    mut queue: mpsc::Receiver<Outgoing>,
     transcript: Transcript,
     connection: std::sync::Weak<Connection>,
 ) {
-    while let Some(line) = queue.recv().await {
+    while let Some(Outgoing { line, descriptor }) = queue.recv().await {
         transcript.note(Direction::Out, &line);
-        if let Err(error) = write.write_all(line.as_bytes()).await {
+        let written = async {
+            let sent = match descriptor {
+                Some(descriptor) => send_with(write.as_ref(), line.as_bytes(), &descriptor).await?,
+                None => 0,
+            };
+            write.write_all(&line.as_bytes()[sent..]).await
+        };
+        if let Err(error) = written.await {
             if let Some(connection) = connection.upgrade() {
                 connection.end(format!("write: {error}"));
             }
             return;
         }
     }
+}
+
+/// Sends the beginning of a line with a descriptor; QEMU takes it with the command it comes with.
+async fn send_with(stream: &UnixStream, bytes: &[u8], descriptor: &OwnedFd) -> io::Result<usize> {
+    let send = || {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [descriptor.as_fd()];
+        if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+            return Err(io::Error::other("no room for a descriptor"));
+        }
+        Ok(sendmsg(stream, &[io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+    };
+    stream.async_io(Interest::WRITABLE, send).await
 }
 
 async fn read_lines(

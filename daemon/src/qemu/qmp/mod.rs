@@ -6,6 +6,7 @@
 //!
 //! [`Qmp`] is a handle: clone it freely. The connection ends when the last handle is dropped or QEMU ends.
 
+mod address;
 mod connection;
 mod error;
 mod event;
@@ -14,13 +15,14 @@ mod migration;
 mod transcript;
 mod words;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, os::fd::OwnedFd, path::Path, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use self::connection::Connection;
+use self::connection::{Connection, Lane};
 pub use self::{
+    address::Address,
     connection::Greeting,
     error::QmpError,
     event::{Event, EventError, Events},
@@ -93,13 +95,13 @@ impl Qmp {
     /// Executes a command; `arguments` is an object or `Null`. It may be given up at any time: the answer is then
     /// ignored. `timeout` covers waiting for a place (seven commands may be in flight) and the answer.
     pub async fn execute(&self, name: &str, arguments: Value, timeout: Duration) -> Result<Value, QmpError> {
-        self.connection.command(name, arguments, timeout, false).await
+        self.connection.command(name, arguments, timeout, Lane::InBand).await
     }
 
     /// As [`Qmp::execute`], but past everything in-band. Only a few commands allow it (migrate-pause,
     /// migrate-recover, yank).
     pub async fn execute_oob(&self, name: &str, arguments: Value, timeout: Duration) -> Result<Value, QmpError> {
-        self.connection.command(name, arguments, timeout, true).await
+        self.connection.command(name, arguments, timeout, Lane::OutOfBand).await
     }
 
     async fn plain(&self, name: &str) -> Result<Value, QmpError> {
@@ -224,14 +226,32 @@ impl Qmp {
         Ok(all)
     }
 
-    /// `migrate`: begins the transfer to `uri`, e.g. `tcp:10.0.0.2:49152`. Its progress comes as `MIGRATION` events.
-    pub async fn migrate(&self, uri: &str) -> Result<(), QmpError> {
-        self.execute("migrate", json!({ "uri": uri }), COMMAND_TIMEOUT).await.map(drop)
+    /// `getfd`: gives QEMU a descriptor under a name, for `fd:NAME`.
+    pub async fn give_descriptor(&self, name: &str, descriptor: OwnedFd) -> Result<(), QmpError> {
+        let arguments = json!({ "fdname": name });
+        self.connection.command("getfd", arguments, COMMAND_TIMEOUT, Lane::With(descriptor)).await.map(drop)
     }
 
-    /// `migrate-incoming`: a QEMU started with `-incoming defer` listens at `uri` when this returns.
-    pub async fn migrate_incoming(&self, uri: &str) -> Result<(), QmpError> {
-        self.execute("migrate-incoming", json!({ "uri": uri }), COMMAND_TIMEOUT).await.map(drop)
+    /// `object-add`: `object` has a `qom-type` and an `id`.
+    pub async fn object_add(&self, object: Value) -> Result<(), QmpError> {
+        self.execute("object-add", object, COMMAND_TIMEOUT).await.map(drop)
+    }
+
+    /// `object-del`.
+    pub async fn object_del(&self, id: &str) -> Result<(), QmpError> {
+        self.execute("object-del", json!({ "id": id }), COMMAND_TIMEOUT).await.map(drop)
+    }
+
+    /// `migrate`: begins the transfer. Its progress comes as `MIGRATION` events.
+    pub async fn migrate(&self, to: impl Into<Address>) -> Result<(), QmpError> {
+        let arguments = to.into().arguments(self.greeting().version);
+        self.execute("migrate", arguments, COMMAND_TIMEOUT).await.map(drop)
+    }
+
+    /// `migrate-incoming`: a QEMU started with `-incoming defer` listens, or reads, when this returns.
+    pub async fn migrate_incoming(&self, from: impl Into<Address>) -> Result<(), QmpError> {
+        let arguments = from.into().arguments(self.greeting().version);
+        self.execute("migrate-incoming", arguments, COMMAND_TIMEOUT).await.map(drop)
     }
 
     /// `migrate-continue` from `state`, which is `pre-switchover`.
@@ -260,8 +280,10 @@ impl Qmp {
     }
 
     /// `migrate` with `resume`: the source goes on with a paused post-copy.
-    pub async fn migrate_resume(&self, uri: &str) -> Result<(), QmpError> {
-        self.execute("migrate", json!({ "uri": uri, "resume": true }), COMMAND_TIMEOUT).await.map(drop)
+    pub async fn migrate_resume(&self, to: impl Into<Address>) -> Result<(), QmpError> {
+        let mut arguments = to.into().arguments(self.greeting().version);
+        arguments["resume"] = true.into();
+        self.execute("migrate", arguments, COMMAND_TIMEOUT).await.map(drop)
     }
 
     /// `yank`, out of band: breaks the migration's sockets when they hang.

@@ -1,0 +1,261 @@
+//! The destination's way in: where its QEMU listens, and how what a daemon carries gets there.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use rand::Rng;
+use tokio::{
+    fs::File,
+    io::AsyncWrite,
+    net::UnixStream,
+    time::{Instant, sleep},
+};
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::{HostId, MigrationId},
+    vm::Transport,
+};
+
+use super::{carry::Duplex, outlet::StateFile, receive::Incoming};
+use crate::{
+    mesh::bulk::BlobSink,
+    party::{attempt::LocalAttempt, local_vm::LocalVm},
+    qemu::{
+        pipe,
+        qmp::{Address, MigrationStatus, Qmp},
+    },
+};
+
+/// Ports that migrations come in on.
+const PORTS: std::ops::RangeInclusive<u16> = 49152..=49215;
+/// The socket that a destination QEMU, or its helper, listens at.
+const SOCKET: &str = "in";
+/// How long QEMU, or its helper, may take to open that.
+const OPENS: Duration = Duration::from_secs(10);
+
+/// Why QEMU is to listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Listen {
+    /// A migration is to come in.
+    First,
+    /// The connection of a post-copy broke.
+    Again,
+}
+
+impl LocalAttempt {
+    /// Has QEMU listen. Returns where, as the source is told.
+    pub(super) async fn open_inlet(
+        &self,
+        incoming: &Incoming,
+        vm: &LocalVm,
+        transport: Transport,
+        why: Listen,
+    ) -> Result<String, Report> {
+        let qmp = vm.qemu.qmp();
+        let socket = vm.qemu.run_dir().join(SOCKET);
+        let local = |error: io::Error| {
+            Report::new(ErrorCode::Internal, "the way in of the migration could not be opened").caused_by(&error)
+        };
+        let at = match transport {
+            Transport::Tcp | Transport::Tls => return self.open_port(qmp, "tcp", self.places.migration, why).await,
+            Transport::Tcp6 => return self.open_port(qmp, "tcp", self.ipv6()?.into(), why).await,
+            Transport::Rdma => return self.open_port(qmp, "rdma", self.places.migration, why).await,
+            // QEMU reads it when it is here.
+            Transport::File => return Ok("mesh:file".to_owned()),
+            Transport::Mesh => Address::Uri(format!("unix:{}", socket.display())),
+            Transport::Exec => {
+                let words =
+                    [&self.places.vtd.display().to_string(), pipe::WORD, pipe::LISTEN, &socket.display().to_string()];
+                Address::Command(words.iter().map(|word| (*word).to_owned()).collect())
+            }
+            Transport::Fd => {
+                let (theirs, ours) = std::os::unix::net::UnixStream::pair().map_err(local)?;
+                ours.set_nonblocking(true).map_err(local)?;
+                let name = format!("in{}", incoming.id.number);
+                qmp.give_descriptor(&name, theirs.into()).await.map_err(|error| error.report())?;
+                incoming.hold(UnixStream::from_std(ours).map_err(local)?);
+                Address::Uri(format!("fd:{name}"))
+            }
+        };
+        match std::fs::remove_file(&socket) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(local(error)),
+            _ => {}
+        }
+        let opened = match (why, &at) {
+            (Listen::First, at) => qmp.migrate_incoming(at.clone()).await,
+            (Listen::Again, Address::Uri(uri)) => qmp.migrate_recover(uri).await,
+            (Listen::Again, Address::Command(_)) => {
+                return Err(Report::new(ErrorCode::MigrationRefused, "a command cannot be listened at again"));
+            }
+        };
+        opened.map_err(|error| error.report())?;
+        Ok(format!("mesh:{transport}"))
+    }
+
+    /// Finds a port for a migration to come in on, and has QEMU open it. Returns where it listens.
+    async fn open_port(&self, qmp: &Qmp, scheme: &str, at: IpAddr, why: Listen) -> Result<String, Report> {
+        let (first, count) = (*PORTS.start(), PORTS.end() - PORTS.start() + 1);
+        let begin = rand::rng().random_range(0..count);
+        let mut last = String::new();
+        for offset in 0..count {
+            let port = first + (begin + offset) % count;
+            let address = SocketAddr::new(at, port);
+            // Another daemon's QEMU may have it; asking the kernel first keeps QEMU's own errors for real ones.
+            if let Err(error) = TcpListener::bind(address) {
+                last = error.to_string();
+                continue;
+            }
+            let uri = format!("{scheme}:{address}");
+            let opened = match why {
+                Listen::First => qmp.migrate_incoming(&uri).await,
+                Listen::Again => qmp.migrate_recover(&uri).await,
+            };
+            match opened {
+                Ok(()) => return Ok(uri),
+                Err(error) if error.to_string().contains("in use") => last = error.to_string(),
+                Err(error) => return Err(error.report()),
+            }
+        }
+        Err(Report::new(ErrorCode::NetworkSetup, "no port for the migration could be opened")
+            .with("address", at.to_string())
+            .with("ports", format!("{}-{}", PORTS.start(), PORTS.end()))
+            .with("system", last))
+    }
+
+    fn ipv6(&self) -> Result<Ipv6Addr, Report> {
+        ipv6_beside(self.places.migration).ok_or_else(|| no_ipv6(self.places.migration))
+    }
+
+    /// The stream of a destination QEMU, for a connection that the source's daemon carries.
+    ///
+    /// # Errors
+    /// Nothing of that kind comes in here from that host.
+    pub(crate) async fn inlet(&self, from: HostId, id: &MigrationId) -> Result<Box<dyn Duplex>, Report> {
+        let (incoming, vm) = self.coming_in(from, id)?;
+        if let Some(stream) = incoming.and_then(|incoming| incoming.take_held()) {
+            return Ok(Box::new(stream));
+        }
+        let stream = connect(&vm.qemu.run_dir().join(SOCKET)).await.map_err(|error| {
+            Report::new(ErrorCode::MigrationRefused, format!("QEMU does not take the stream of {id}")).caused_by(&error)
+        })?;
+        Ok(Box::new(stream))
+    }
+
+    /// Room for the file that a VM was saved into; none where QEMU reads it already.
+    ///
+    /// # Errors
+    /// Nothing of that kind comes in here from that host, or it cannot be written.
+    pub(crate) async fn state_inlet(
+        self: &Arc<Self>,
+        from: HostId,
+        id: &MigrationId,
+        length: u64,
+    ) -> Result<Option<Box<dyn BlobSink>>, Report> {
+        let (incoming, vm) = self.coming_in(from, id)?;
+        let refused = |text: String| Report::new(ErrorCode::MigrationRefused, text);
+        let incoming = incoming.ok_or_else(|| refused(format!("{id} has lost its place here")))?;
+        match vm.qemu.qmp().query_migrate().await.map_err(|error| error.report())?.status {
+            MigrationStatus::None => {}
+            _ => return Ok(None),
+        }
+        let full = |error: &io::Error| {
+            Report::new(ErrorCode::DiskFull, format!("the file of {id}, {length} bytes, cannot be kept"))
+                .caused_by(error)
+        };
+        let state = StateFile::of(self, id).map_err(|error| full(&error))?;
+        let file = File::create(&state.path).await.map_err(|error| full(&error))?;
+        Ok(Some(Box::new(StateSink { file, state, incoming, vm })))
+    }
+
+    /// What comes in under that number from that host.
+    fn coming_in(&self, from: HostId, id: &MigrationId) -> Result<(Option<Arc<Incoming>>, Arc<LocalVm>), Report> {
+        let state = self.cluster.state();
+        let ours = state.migration(id).is_some_and(|migration| migration.from == from && migration.to == self.me());
+        if !ours {
+            let title = format!("{id} does not come in here from that host");
+            return Err(Report::new(ErrorCode::Denied, title));
+        }
+        let incoming = self.incoming(id);
+        // In a post-copy the VM is this host's already while pages come in.
+        let vm = incoming.as_ref().and_then(|incoming| incoming.vm()).or_else(|| self.vm(&id.vm.name));
+        vm.map(|vm| (incoming, vm))
+            .ok_or_else(|| Report::new(ErrorCode::MigrationRefused, format!("{id} has no QEMU here")).retryable())
+    }
+}
+
+/// What a host without an IPv6 address says.
+pub(super) fn no_ipv6(beside: IpAddr) -> Report {
+    Report::new(ErrorCode::CannotRunHere, "the destination has no IPv6 address where migrations come in")
+        .with("address", beside.to_string())
+}
+
+/// An IPv6 address of the interface that has `address`; itself where it is one.
+pub(super) fn ipv6_beside(address: IpAddr) -> Option<Ipv6Addr> {
+    if let IpAddr::V6(six) = address {
+        return Some(six);
+    }
+    let all: Vec<(String, IpAddr)> = nix::ifaddrs::getifaddrs()
+        .ok()?
+        .filter_map(|interface| {
+            let shown = interface.address?;
+            let four = shown.as_sockaddr_in().map(|four| IpAddr::V4(four.ip()));
+            let six = shown.as_sockaddr_in6().map(|six| IpAddr::V6(six.ip()));
+            Some((interface.interface_name, four.or(six)?))
+        })
+        .collect();
+    let (name, _) = all.iter().find(|(_, shown)| *shown == address)?;
+    all.iter().filter(|(other, _)| other == name).find_map(|(_, shown)| match shown {
+        IpAddr::V6(six) if !six.is_unicast_link_local() => Some(*six),
+        _ => None,
+    })
+}
+
+/// QEMU's helper opens its socket a moment after it was started; a full queue is a moment's matter as well.
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    let until = Instant::now() + OPENS;
+    loop {
+        match UnixStream::connect(socket).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) if Instant::now() >= until => return Err(error),
+            Err(_) => sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+/// Takes the file that a VM was saved into, and has QEMU read it when it is whole.
+struct StateSink {
+    file: File,
+    state: StateFile,
+    incoming: Arc<Incoming>,
+    vm: Arc<LocalVm>,
+}
+
+#[async_trait]
+impl BlobSink for StateSink {
+    fn writer(&mut self) -> &mut (dyn AsyncWrite + Send + Unpin) {
+        &mut self.file
+    }
+
+    async fn keep(self: Box<Self>) -> io::Result<()> {
+        let Self { file, state, incoming, vm } = *self;
+        drop(file.into_std().await);
+        let uri = format!("file:{}", state.path.display());
+        vm.qemu.qmp().migrate_incoming(&uri).await.map_err(io::Error::other)?;
+        incoming.keep_state(state);
+        Ok(())
+    }
+}
+
+/// Files of migrations that a daemon before this one left.
+pub(crate) fn clear_states(folder: &Path) {
+    let left = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for path in left.map(|entry| entry.path()).collect::<Vec<PathBuf>>() {
+        let _ = std::fs::remove_file(path);
+    }
+}
