@@ -605,10 +605,9 @@ async fn open_replica(
         ..ReplicaConfig::default()
     };
     let transport = Arc::new(RaftOverPeers(peers));
-    let opened = Replica::open(Storage::Directory { path, create }, record.host, &config, transport).await;
-    let replica = opened.map_err(|error| {
-        Report::from(&error).help("a host that lost its log does not come back as it was: remove it and join afresh")
-    })?;
+    let storage = Storage::Directory { path: path.clone(), create };
+    let opened = Replica::open(storage, record.host, &config, transport).await;
+    let replica = opened.map_err(|error| Report::from(&error).with("directory", path.display().to_string()))?;
     if create {
         fs::remove_file(&fresh).map_err(failed)?;
     }

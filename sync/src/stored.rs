@@ -1,7 +1,7 @@
 //! Forms on disk. Each has a version byte in front; a later layout names this one and reads it.
 //!
-//! Every record on disk is sealed: a checksum over its key and body stands before it, so that a record that was damaged,
-//! or turned up in another's place, is noticed and never read.
+//! Every record of the store is sealed: a checksum over its key and body stands before it, so that a record that was
+//! damaged, or turned up in another's place, is noticed and never read. Records of the journal lie in sealed sectors.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use vt_protocol::codec::{self, CodecError, Versioned};
@@ -31,16 +31,29 @@ macro_rules! stored {
 }
 
 stored! {
-    /// A log entry.
-    StoredEntry(Entry) = 1;
+    /// A record of the journal.
+    StoredRecord(Record) = 1;
     /// The vote of this host.
     StoredVote(Vote) = 1;
-    /// A place in the log: purged, committed.
+    /// A place in the log: purged.
     StoredLogId(Option<LogId>) = 1;
+    /// How many segments the journal has.
+    StoredSegments(u64) = 1;
     /// The host the store belongs to.
     StoredHost(u64) = 1;
     /// The replicated state, in a snapshot.
     StoredState(State) = 1;
+}
+
+/// What the journal says of the log, one after the other. Append only: the encoding counts variants.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Record {
+    /// An entry, behind the last one.
+    Entry(Entry),
+    /// Entries from this index on are gone.
+    Truncated(u64),
+    /// The log is committed up to here.
+    Committed(LogId),
 }
 
 /// What a snapshot on disk is: its place in the log, its length and its digest.
@@ -57,7 +70,7 @@ impl Versioned for StoredSnapshot {
 
 const SEAL_BYTES: usize = 8;
 
-fn checksum(key: &[u8], body: &[u8]) -> [u8; SEAL_BYTES] {
+pub(crate) fn checksum(key: &[u8], body: &[u8]) -> [u8; SEAL_BYTES] {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&(key.len() as u64).to_le_bytes());
     hasher.update(key);
@@ -119,8 +132,8 @@ mod tests {
         assert_eq!(&codec::decode::<T>(&bytes, RECORD_BYTES).unwrap(), value);
     }
 
-    fn entry(payload: EntryPayload<Request, u64, BasicNode>) -> StoredEntry {
-        StoredEntry(Entry { log_id: log_id(3, 7), payload })
+    fn entry(payload: EntryPayload<Request, u64, BasicNode>) -> StoredRecord {
+        StoredRecord(Record::Entry(Entry { log_id: log_id(3, 7), payload }))
     }
 
     #[test]
@@ -138,14 +151,17 @@ mod tests {
         let meta = SnapshotMeta { last_log_id: Some(log_id(3, 7)), last_membership };
         golden(&StoredSnapshot { meta, bytes: 5, digest: [1; 32] }, GOLDEN[5]);
         golden(&StoredState(State::default()), GOLDEN[6]);
+        golden(&StoredSegments(300), "01ac02");
+        golden(&StoredRecord(Record::Truncated(300)), "0101ac02");
+        golden(&StoredRecord(Record::Committed(log_id(3, 7))), "01020307");
     }
 
     const GOLDEN: [&str; 7] = [
         "01010307",
         "0103010901",
-        "01030700",
-        "010307010509016b010176",
-        "0103070201010102010161020162",
+        "0100030700",
+        "01000307010509016b010176",
+        "010003070201010102010161020162",
         "010103070101020101010201016102016200050101010101010101010101010101010101010101010101010101010101010101",
         "01000000000000000000000000",
     ];

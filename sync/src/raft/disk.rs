@@ -1,11 +1,12 @@
-//! The file under log, vote and snapshot: one redb database.
+//! The store of a replica: vote and snapshot in a redb database, the log in a [`super::journal`] beside it.
 //!
-//! Everything is committed in two phases with an fsync each before it counts, and the whole file is verified when it is
-//! opened: a tail torn by a crash was never acknowledged and is cut, a damaged middle stops the daemon. Nothing here ever
-//! lowers durability, and nothing repairs by forgetting.
+//! redb commits in two phases with an fsync each before anything counts, and the whole file is verified when it is opened:
+//! what a crash tore was never acknowledged and is cut, damage stops the daemon. Its cheaper commit in one phase cannot
+//! tell the two apart in the last commit. Commits of entries are many and go to the journal, which can, with one fsync.
+//! Nothing here ever lowers durability, and nothing repairs by forgetting.
 
 use std::{
-    io,
+    fs, io,
     ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -14,28 +15,33 @@ use std::{
 
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError, Table, TableDefinition,
-    WriteTransaction,
+    backends::FileBackend,
 };
 use tokio::sync::watch;
 use vt_protocol::{
+    codec::{CodecError, Versioned},
     error::{ErrorCode, Report},
     ids::HostId,
 };
 
 use super::{
-    queue::Queue,
+    journal::{Journal, Medium, Row},
+    queue::{Batch, Queue},
     types::{Entry, LogId, SnapshotData, SnapshotMeta, Vote},
 };
-use crate::stored::{RecordError, StoredEntry, StoredHost, StoredLogId, StoredSnapshot, StoredVote, seal, unseal};
+use crate::stored::{Record, StoredHost, StoredLogId, StoredSegments, StoredSnapshot, StoredVote, seal, unseal};
 
-const LOG: TableDefinition<u64, &[u8]> = TableDefinition::new("log");
+/// Names of the files in the directory.
+const STORE_FILE: &str = "raft.redb";
+const JOURNAL_FILE: &str = "raft.log";
+
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const SNAPSHOT: TableDefinition<u64, &[u8]> = TableDefinition::new("snapshot");
 
 const HOST: &str = "host";
 const VOTE: &str = "vote";
 const PURGED: &str = "purged";
-const COMMITTED: &str = "committed";
+const SEGMENTS: &str = "segments";
 const SNAPSHOT_META: &str = "snapshot";
 
 /// Bytes of one row of a snapshot.
@@ -76,11 +82,24 @@ impl From<&StoreError> for Report {
             StoreError::Io(io) if io.kind() == io::ErrorKind::StorageFull => ErrorCode::DiskFull,
             StoreError::Busy | StoreError::Io(_) => ErrorCode::StorageFailed,
         };
-        Report::new(code, error.to_string()).caused_by(error)
+        let help = match error {
+            StoreError::Damaged(_) | StoreError::Missing(_) => {
+                "the others have what it had: vtctl host remove HOST there, then move the data directory away here and join afresh"
+            }
+            StoreError::OtherHost { .. } => "give each host its own data directory back",
+            StoreError::Busy => "end the other vtd, or give this one a data directory of its own",
+            StoreError::Io(io) if io.kind() == io::ErrorKind::StorageFull => {
+                "free space where the data directory is and start vtd again: nothing that was acknowledged is lost"
+            }
+            StoreError::Io(_) => {
+                "see to the disk (findmnt tells whether it is mounted read-only) and start vtd again: nothing that was acknowledged is lost"
+            }
+        };
+        Report::new(code, error.to_string()).caused_by(error).help(help)
     }
 }
 
-fn damaged(text: impl Into<String>) -> StoreError {
+pub(super) fn damaged(text: impl Into<String>) -> StoreError {
     StoreError::Damaged(text.into())
 }
 
@@ -113,18 +132,12 @@ impl From<StoreError> for io::Error {
     }
 }
 
-/// Where the file is.
+/// Where the files are.
 pub(crate) enum Place<'a> {
-    /// On disk; `create` makes a new one where there is none.
-    File { path: &'a Path, create: bool },
-    /// Behind a backend, whose calls return at once: simulations and tests.
-    Backend(Box<dyn FnOnce() -> Result<Database, DatabaseError> + Send>),
-}
-
-impl<'a> Place<'a> {
-    pub(crate) fn backend(backend: impl StorageBackend) -> Place<'a> {
-        Place::Backend(Box::new(|| builder().create_with_backend(backend)))
-    }
+    /// In a directory; `create` makes new ones where there are none.
+    Directory { path: &'a Path, create: bool },
+    /// Behind backends, whose calls return at once: simulations and tests.
+    Backend { store: Medium, journal: Medium },
 }
 
 fn builder() -> redb::Builder {
@@ -136,19 +149,25 @@ fn builder() -> redb::Builder {
 /// The open store.
 pub(crate) struct Disk {
     db: Database,
+    journal: Journal,
     /// Writes go to a thread that may block; not in simulations, where time stands still meanwhile.
     threads: bool,
-    /// Entries that are not on disk yet.
+    /// The newest entries, on disk or not yet.
     queue: Queue,
-    /// The committed place in the log, written along with the next entries: it may be behind, it is learned again.
-    committed: Mutex<Option<LogId>>,
-    /// Dropped last: its receivers learn that the file is closed.
+    committed: Mutex<Committed>,
+    /// Dropped last: its receivers learn that the files are closed.
     closed: watch::Sender<()>,
+}
+
+/// The committed place in the log. It is written along with the next entries: it may be behind, it is learned again.
+#[derive(Debug, Clone, Copy)]
+struct Committed {
+    known: Option<LogId>,
+    written: Option<LogId>,
 }
 
 /// One write transaction.
 pub(crate) struct Write<'t> {
-    log: Table<'t, u64, &'static [u8]>,
     meta: Table<'t, &'static str, &'static [u8]>,
     snapshot: Table<'t, u64, &'static [u8]>,
 }
@@ -156,71 +175,43 @@ pub(crate) struct Write<'t> {
 impl Disk {
     /// Opens and verifies the store of `host`.
     pub(crate) fn open(place: Place<'_>, host: HostId) -> Result<Self, StoreError> {
-        let threads = matches!(place, Place::File { .. });
-        let made = match place {
-            Place::File { path, create } => {
-                let exists = path.try_exists().map_err(StoreError::Io)?;
-                if !exists && !create {
-                    return Err(StoreError::Missing(path.display().to_string()));
-                }
-                // A damaged file may also make redb panic.
-                catch_unwind(AssertUnwindSafe(|| builder().create(path)))
-            }
-            Place::Backend(make) => catch_unwind(AssertUnwindSafe(make)),
-        };
-        let db = made.map_err(|_| damaged("its file cannot be read"))??;
-        let (queue, committed, closed) = (Queue::default(), Mutex::default(), watch::Sender::new(()));
-        let mut disk = Self { db, threads, queue, committed, closed };
-        let verified = catch_unwind(AssertUnwindSafe(|| disk.verify(host)));
-        disk.committed = Mutex::new(verified.map_err(|_| damaged("its file cannot be read"))??);
-        Ok(disk)
+        // A damaged file may also make redb panic.
+        let opened = catch_unwind(AssertUnwindSafe(|| Self::open_here(place, host)));
+        opened.map_err(|_| damaged("its file cannot be read"))?
     }
 
-    /// Checks whose store it is and reads every record once. Gives the committed place in the log.
-    fn verify(&self, host: HostId) -> Result<Option<LogId>, StoreError> {
-        let write = self.begin()?;
-        {
-            let mut tables = Write::open(&write)?;
-            match tables.get::<StoredHost>(HOST)? {
-                Some(StoredHost(found)) if found != host.0 => {
-                    return Err(StoreError::OtherHost { found: HostId(found), wanted: host });
+    fn open_here(place: Place<'_>, host: HostId) -> Result<Self, StoreError> {
+        let threads = matches!(place, Place::Directory { .. });
+        let (db, segments, file) = match place {
+            Place::Directory { path, create } => {
+                let store = path.join(STORE_FILE);
+                if !create && !store.try_exists().map_err(StoreError::Io)? {
+                    return Err(StoreError::Missing(store.display().to_string()));
                 }
-                Some(_) => {}
-                None if tables.log.first()?.is_none() && tables.meta.first()?.is_none() => {
-                    tables.put(HOST, &StoredHost(host.0))?;
-                }
-                None => return Err(damaged("it does not say whose it is")),
+                let db = builder().create(&store)?;
+                let segments = claim(&db, host, create)?;
+                (db, segments, journal_file(path, segments)?)
             }
-        }
-        write.commit()?;
-
-        let purged = self.purged()?.map(|id| id.index);
-        let read = self.db.begin_read()?;
-        let log = read.open_table(LOG)?;
-        let mut before = purged;
-        for row in log.range::<u64>(..)? {
-            let (key, record) = row?;
-            let entry = open_entry(key.value(), record.value())?;
-            if before.is_some_and(|before| entry.log_id.index != before + 1) {
-                return Err(damaged(format!("entry {} does not follow {}", entry.log_id.index, before.unwrap_or(0))));
+            Place::Backend { store, journal } => {
+                let db = builder().create_with_backend(Boxed(store))?;
+                let segments = claim(&db, host, true)?;
+                (db, segments, journal)
             }
-            before = Some(entry.log_id.index);
-        }
-        self.snapshot()?;
-        self.vote()?;
-        Ok(self.meta::<StoredLogId>(COMMITTED)?.and_then(|id| id.0))
+        };
+        let purged = meta::<StoredLogId>(&db, PURGED)?.and_then(|id| id.0);
+        let (journal, written) = Journal::open(file, host, segments, purged.map(|id| id.index))?;
+        // What is behind a snapshot was committed.
+        let committed = Mutex::new(Committed { known: written.max(purged), written });
+        let (queue, closed) = (Queue::default(), watch::Sender::new(()));
+        let disk = Self { db, journal, threads, queue, committed, closed };
+        disk.snapshot()?;
+        disk.vote()?;
+        Ok(disk)
     }
 
     /// Its channel closes when the file is closed.
     pub(crate) fn closing(&self) -> watch::Receiver<()> {
         self.closed.subscribe()
-    }
-
-    fn begin(&self) -> Result<WriteTransaction, StoreError> {
-        let mut write = self.db.begin_write()?;
-        // Without it a damaged last commit would pass for a torn one and be forgotten.
-        write.set_two_phase_commit(true);
-        Ok(write)
     }
 
     /// Appends entries: readable when this returns, and `done` is told when they are on disk.
@@ -229,16 +220,14 @@ impl Disk {
         entries: Vec<Entry>,
         done: impl FnOnce(io::Result<()>) + Send + 'static,
     ) -> io::Result<()> {
-        let entries = entries.into_iter().map(sealed).collect::<Result<Vec<_>, _>>()?;
-        if !self.threads {
-            let records = entries.into_iter().map(|(entry, record)| (entry.log_id.index, record)).collect();
-            self.commit(move |write| write.put_entries(records)).await?;
-            done(Ok(()));
-            return Ok(());
-        }
+        let entries = entries.into_iter().map(Row::of_entry).collect::<Result<Vec<_>, _>>()?;
         if self.queue.push(entries, Box::new(done)) {
-            let disk = Arc::clone(self);
-            tokio::task::spawn_blocking(move || disk.write_queue());
+            if self.threads {
+                let disk = Arc::clone(self);
+                tokio::task::spawn_blocking(move || disk.write_queue());
+            } else {
+                self.write_queue();
+            }
         }
         if self.queue.is_full() {
             self.queue.drained().await;
@@ -247,13 +236,33 @@ impl Disk {
     }
 
     fn write_queue(&self) {
-        while let Some(batch) = self.queue.take() {
-            let (records, indices, done) = batch.parts();
+        while let Some(Batch { mut rows, done }) = self.queue.take() {
+            let (entries, bytes) = (rows.len(), rows.iter().map(Row::len).sum());
+            let put = || {
+                let committed = self.to_be_told(rows.last().and_then(|row| row.index));
+                rows.extend(committed.map(|id| Row::of(Record::Committed(id))).transpose()?);
+                self.journal.append(&rows, &|segments| self.set_segments(segments))?;
+                if committed.is_some() {
+                    self.committed().written = committed;
+                }
+                Ok(())
+            };
             // A damaged file may make redb panic; whoever waits has to be told all the same.
-            let put = AssertUnwindSafe(|| self.commit_here(|write| write.put_entries(records)));
-            let result = catch_unwind(put).unwrap_or_else(|_| Err(damaged("its file cannot be written")));
-            self.queue.written(indices, done, &result.map_err(io::Error::from));
+            let result = catch_unwind(AssertUnwindSafe(put)).unwrap_or_else(|_| Err(damaged("it cannot be written")));
+            self.queue.written(entries, bytes, done, &result.map_err(io::Error::from));
         }
+    }
+
+    /// The committed place that the journal is to be told of together with entries up to `last`. Others may have committed
+    /// what is still on its way to this disk: that is not said before it is there.
+    fn to_be_told(&self, last: Option<u64>) -> Option<LogId> {
+        let Committed { known, written } = *self.committed();
+        known.filter(|known| Some(known.index) <= last && Some(*known) > written)
+    }
+
+    /// Notes how many segments the journal has, before they are used.
+    fn set_segments(&self, segments: usize) -> Result<(), StoreError> {
+        self.commit_here(|write| write.put(SEGMENTS, &StoredSegments(segments as u64)))
     }
 
     /// Runs `change` in one transaction, after everything that was appended before; on disk when this returns.
@@ -262,86 +271,77 @@ impl Disk {
         change: impl FnOnce(&mut Write<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> io::Result<T> {
         self.queue.drained().await;
-        self.commit(change).await
+        self.run(move |disk| disk.commit_here(change)).await
     }
 
-    async fn commit<T: Send + 'static>(
+    /// Runs what may block.
+    async fn run<T: Send + 'static>(
         self: &Arc<Self>,
-        change: impl FnOnce(&mut Write<'_>) -> Result<T, StoreError> + Send + 'static,
+        what: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
     ) -> io::Result<T> {
         if !self.threads {
-            return Ok(self.commit_here(change)?);
+            return Ok(what(self)?);
         }
         let disk = Arc::clone(self);
-        let run = move || disk.commit_here(change);
-        Ok(tokio::task::spawn_blocking(run).await.map_err(io::Error::other)??)
+        Ok(tokio::task::spawn_blocking(move || what(&disk)).await.map_err(io::Error::other)??)
     }
 
     fn commit_here<T>(&self, change: impl FnOnce(&mut Write<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
-        let write = self.begin()?;
-        let value = {
-            let mut tables = Write::open(&write)?;
-            let value = change(&mut tables)?;
-            // Others may have committed what is still on its way to this disk: that is not said before it is there.
-            let committed = *self.committed();
-            let last = tables.last()?;
-            if let Some(committed) = committed.filter(|committed| last.is_some_and(|last| committed.index <= last)) {
-                tables.put(COMMITTED, &StoredLogId(Some(committed)))?;
-            }
-            value
-        };
-        write.commit()?;
-        Ok(value)
+        commit(&self.db, change)
     }
 
-    fn committed(&self) -> MutexGuard<'_, Option<LogId>> {
+    /// Removes entries from `first` on.
+    pub(crate) async fn truncate(self: &Arc<Self>, first: u64) -> io::Result<()> {
+        self.queue.drained().await;
+        self.run(move |disk| disk.journal.truncate(first, &|segments| disk.set_segments(segments))).await?;
+        self.queue.retain(..first);
+        Ok(())
+    }
+
+    /// Removes entries up to and with `upto`.
+    pub(crate) async fn purge(self: &Arc<Self>, upto: LogId) -> io::Result<()> {
+        self.write(move |write| write.set_purged(upto)).await?;
+        self.journal.purge(upto.index);
+        self.queue.retain(upto.index + 1..);
+        Ok(())
+    }
+
+    fn committed(&self) -> MutexGuard<'_, Committed> {
         self.committed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set_committed(&self, committed: Option<LogId>) {
-        *self.committed() = committed;
+        self.committed().known = committed;
     }
 
     pub(crate) fn get_committed(&self) -> Option<LogId> {
-        *self.committed()
-    }
-
-    fn meta<T: vt_protocol::codec::Versioned>(&self, key: &str) -> Result<Option<T>, StoreError> {
-        let read = self.db.begin_read()?;
-        let table = read.open_table(META)?;
-        let Some(record) = table.get(key)? else { return Ok(None) };
-        unseal(key.as_bytes(), record.value()).map(Some).map_err(|error| damaged(format!("record {key}: {error}")))
+        self.committed().known
     }
 
     pub(crate) fn vote(&self) -> Result<Option<Vote>, StoreError> {
-        Ok(self.meta::<StoredVote>(VOTE)?.map(|vote| vote.0))
+        Ok(meta::<StoredVote>(&self.db, VOTE)?.map(|vote| vote.0))
     }
 
     pub(crate) fn purged(&self) -> Result<Option<LogId>, StoreError> {
-        Ok(self.meta::<StoredLogId>(PURGED)?.and_then(|id| id.0))
+        Ok(meta::<StoredLogId>(&self.db, PURGED)?.and_then(|id| id.0))
     }
 
+    /// The last entry on disk.
     pub(crate) fn last(&self) -> Result<Option<LogId>, StoreError> {
-        let read = self.db.begin_read()?;
-        let log = read.open_table(LOG)?;
-        let Some((key, record)) = log.last()? else { return Ok(None) };
-        Ok(Some(open_entry(key.value(), record.value())?.log_id))
+        let Some(last) = self.journal.last() else { return Ok(None) };
+        Ok(self.journal.entry(last)?.map(|(entry, _)| entry.log_id))
     }
 
     /// Entries of the range, in order, on disk or on their way there; stops after `bytes` bytes, but never before the first.
     pub(crate) fn entries(&self, range: RangeInclusive<u64>, bytes: usize) -> Result<Vec<Entry>, StoreError> {
         // First: what leaves the queue meanwhile is on disk as well.
         let queued = self.queue.range(range.clone());
-        let Some((first, _)) = queued.first() else { return Ok(self.entries_on_disk(range, bytes)?.0) };
-        let first = first.log_id.index;
+        let first = queued.first().map(|(entry, _)| entry.log_id.index);
+        let end = first.or_else(|| Some(self.journal.last()?.min(*range.end()) + 1)).unwrap_or(0);
+        let on_disk = (*range.start()..end).filter_map(|index| self.journal.entry(index).transpose());
         let (mut entries, mut left) = (Vec::new(), bytes);
-        if *range.start() < first {
-            (entries, left) = self.entries_on_disk(*range.start()..=first - 1, bytes)?;
-            if entries.last().is_none_or(|last| last.log_id.index + 1 != first) {
-                return Ok(entries);
-            }
-        }
-        for (entry, length) in queued {
+        for found in on_disk.chain(queued.into_iter().map(Ok)) {
+            let (entry, length) = found?;
             if !entries.is_empty() && length > left {
                 break;
             }
@@ -351,30 +351,9 @@ impl Disk {
         Ok(entries)
     }
 
-    /// The same of those on disk, and how many bytes are left.
-    fn entries_on_disk(&self, range: RangeInclusive<u64>, bytes: usize) -> Result<(Vec<Entry>, usize), StoreError> {
-        let read = self.db.begin_read()?;
-        let log = read.open_table(LOG)?;
-        let mut entries: Vec<Entry> = Vec::new();
-        let mut left = bytes;
-        for row in log.range(range)? {
-            let (key, record) = row?;
-            if !entries.is_empty() && record.value().len() > left {
-                break;
-            }
-            left = left.saturating_sub(record.value().len());
-            let entry = open_entry(key.value(), record.value())?;
-            if entries.last().is_some_and(|before| before.log_id.index + 1 != entry.log_id.index) {
-                return Err(damaged(format!("an entry before {} is missing", entry.log_id.index)));
-            }
-            entries.push(entry);
-        }
-        Ok((entries, left))
-    }
-
     /// The snapshot, verified.
     pub(crate) fn snapshot(&self) -> Result<Option<(SnapshotMeta, SnapshotData)>, StoreError> {
-        let Some(stored) = self.meta::<StoredSnapshot>(SNAPSHOT_META)? else { return Ok(None) };
+        let Some(stored) = meta::<StoredSnapshot>(&self.db, SNAPSHOT_META)? else { return Ok(None) };
         let read = self.db.begin_read()?;
         let table = read.open_table(SNAPSHOT)?;
         let mut bytes = Vec::new();
@@ -388,45 +367,69 @@ impl Disk {
     }
 }
 
-fn open_entry(index: u64, record: &[u8]) -> Result<Entry, StoreError> {
-    let entry: StoredEntry = unseal(&index.to_le_bytes(), record)
-        .map_err(|error: RecordError| damaged(format!("entry {index}: {error}")))?;
-    if entry.0.log_id.index != index {
-        return Err(damaged(format!("entry {} stands in the place of {index}", entry.0.log_id.index)));
+/// Checks that the store is that of `host`; begins it if it is empty and may be. Gives how many segments its journal has.
+fn claim(db: &Database, host: HostId, create: bool) -> Result<usize, StoreError> {
+    commit(db, |write| {
+        match write.get::<StoredHost>(HOST)? {
+            Some(StoredHost(found)) if found != host.0 => {
+                return Err(StoreError::OtherHost { found: HostId(found), wanted: host });
+            }
+            Some(_) => {}
+            None if create && write.meta.first()?.is_none() => {
+                write.put(HOST, &StoredHost(host.0))?;
+                write.put(SEGMENTS, &StoredSegments(0))?;
+            }
+            None => return Err(damaged("it does not say whose it is")),
+        }
+        let segments = write.get::<StoredSegments>(SEGMENTS)?.ok_or_else(|| damaged("it knows of no journal"))?.0;
+        usize::try_from(segments).map_err(|_| damaged("its journal is too long"))
+    })
+}
+
+/// The journal's file; a new one where nothing was ever written to it.
+fn journal_file(directory: &Path, segments: usize) -> Result<Medium, StoreError> {
+    let path = directory.join(JOURNAL_FILE);
+    let mut open = fs::OpenOptions::new();
+    let file = match open.read(true).write(true).create(segments == 0).truncate(false).open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(StoreError::Missing(path.display().to_string()));
+        }
+        opened => opened.map_err(StoreError::Io)?,
+    };
+    if segments == 0 {
+        // The names of new files are on disk before anything is acknowledged that is in them.
+        fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(StoreError::Io)?;
     }
-    Ok(entry.0)
+    Ok(Box::new(FileBackend::new(file)?))
 }
 
-/// An entry with its record.
-fn sealed(entry: Entry) -> Result<(Entry, Vec<u8>), StoreError> {
-    let stored = StoredEntry(entry);
-    let record = seal(&stored.0.log_id.index.to_le_bytes(), &stored).map_err(too_long)?;
-    Ok((stored.0, record))
+fn commit<T>(db: &Database, change: impl FnOnce(&mut Write<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let mut write = db.begin_write()?;
+    // Without it a damaged last commit would pass for a torn one and be forgotten.
+    write.set_two_phase_commit(true);
+    let value = change(&mut Write { meta: write.open_table(META)?, snapshot: write.open_table(SNAPSHOT)? })?;
+    write.commit()?;
+    Ok(value)
 }
 
-fn too_long(error: vt_protocol::codec::CodecError) -> StoreError {
+fn meta<T: Versioned>(db: &Database, key: &str) -> Result<Option<T>, StoreError> {
+    let read = db.begin_read()?;
+    let table = read.open_table(META)?;
+    let Some(record) = table.get(key)? else { return Ok(None) };
+    unseal(key.as_bytes(), record.value()).map(Some).map_err(|error| damaged(format!("record {key}: {error}")))
+}
+
+pub(super) fn too_long(error: CodecError) -> StoreError {
     StoreError::Io(io::Error::new(io::ErrorKind::InvalidInput, error))
 }
 
-impl<'t> Write<'t> {
-    fn open(write: &'t WriteTransaction) -> Result<Self, StoreError> {
-        Ok(Self { log: write.open_table(LOG)?, meta: write.open_table(META)?, snapshot: write.open_table(SNAPSHOT)? })
-    }
-
-    fn get<T: vt_protocol::codec::Versioned>(&self, key: &str) -> Result<Option<T>, StoreError> {
+impl Write<'_> {
+    fn get<T: Versioned>(&self, key: &str) -> Result<Option<T>, StoreError> {
         let Some(record) = self.meta.get(key)? else { return Ok(None) };
         unseal(key.as_bytes(), record.value()).map(Some).map_err(|error| damaged(format!("record {key}: {error}")))
     }
 
-    /// Index of the last entry, also where it is behind a snapshot.
-    fn last(&self) -> Result<Option<u64>, StoreError> {
-        if let Some((index, _)) = self.log.last()? {
-            return Ok(Some(index.value()));
-        }
-        Ok(self.get::<StoredLogId>(PURGED)?.and_then(|purged| purged.0).map(|id| id.index))
-    }
-
-    fn put<T: vt_protocol::codec::Versioned>(&mut self, key: &str, value: &T) -> Result<(), StoreError> {
+    fn put<T: Versioned>(&mut self, key: &str, value: &T) -> Result<(), StoreError> {
         let record = seal(key.as_bytes(), value).map_err(too_long)?;
         self.meta.insert(key, record.as_slice())?;
         Ok(())
@@ -436,25 +439,9 @@ impl<'t> Write<'t> {
         self.put(VOTE, &StoredVote(vote))
     }
 
-    /// Puts sealed entries into the log, by index.
-    fn put_entries(&mut self, records: Vec<(u64, Vec<u8>)>) -> Result<(), StoreError> {
-        for (index, record) in records {
-            self.log.insert(index, record.as_slice())?;
-        }
-        Ok(())
-    }
-
-    /// Removes entries from `first` on.
-    pub(crate) fn truncate(&mut self, first: u64) -> Result<(), StoreError> {
-        self.log.retain_in(first.., |_, _| false)?;
-        Ok(())
-    }
-
-    /// Removes entries up to and with `upto`.
-    pub(crate) fn purge(&mut self, upto: LogId) -> Result<(), StoreError> {
-        self.put(PURGED, &StoredLogId(Some(upto)))?;
-        self.log.retain_in(..=upto.index, |_, _| false)?;
-        Ok(())
+    /// Entries up to and with `upto` stand in a snapshot and count no more.
+    pub(crate) fn set_purged(&mut self, upto: LogId) -> Result<(), StoreError> {
+        self.put(PURGED, &StoredLogId(Some(upto)))
     }
 
     /// Replaces the snapshot, unless the one on disk is newer.
@@ -470,5 +457,30 @@ impl<'t> Write<'t> {
         }
         let digest = *blake3::hash(bytes).as_bytes();
         self.put(SNAPSHOT_META, &StoredSnapshot { meta, bytes: bytes.len() as u64, digest })
+    }
+}
+
+/// Boxed backends, for redb wants a type.
+#[derive(Debug)]
+struct Boxed(Medium);
+
+impl StorageBackend for Boxed {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+    fn close(&self) -> io::Result<()> {
+        self.0.close()
     }
 }

@@ -100,10 +100,10 @@ impl RaftLogStorage<TypeConfig> for Log {
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
         let first = last_log_id.map_or(0, |last| last.index + 1);
-        self.disk.write(move |write| write.truncate(first)).await
+        self.disk.truncate(first).await
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
-        self.disk.write(move |write| write.purge(log_id)).await
+        self.disk.purge(log_id).await
     }
 }

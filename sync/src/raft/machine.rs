@@ -10,11 +10,11 @@ use openraft::{
     EntryPayload, OptionalSend, RaftSnapshotBuilder,
     storage::{EntryResponder, RaftStateMachine},
 };
-use tokio::sync::watch;
 use vt_protocol::codec;
 
 use super::{
     disk::{Disk, StoreError},
+    told::{Listeners, Teller},
     types::{LogId, Membership, Response, Snapshot, SnapshotData, SnapshotMeta, TypeConfig},
 };
 use crate::{
@@ -28,24 +28,24 @@ pub(crate) struct Machine {
     state: State,
     applied: Option<LogId>,
     membership: Membership,
-    published: watch::Sender<Arc<State>>,
+    published: Teller<Arc<State>>,
 }
 
 impl Machine {
     /// The state of the last snapshot on disk.
     pub(crate) fn open(disk: Arc<Disk>) -> Result<Self, StoreError> {
         let (meta, state) = stored_state(&disk)?;
-        let (published, _) = watch::channel(Arc::new(state.clone()));
+        let published = Teller::new(Arc::new(state.clone()));
         Ok(Self { disk, state, applied: meta.last_log_id, membership: meta.last_membership, published })
     }
 
     /// The state, told at every change.
-    pub(crate) fn watch(&self) -> watch::Receiver<Arc<State>> {
-        self.published.subscribe()
+    pub(super) fn listeners(&self) -> Listeners<Arc<State>> {
+        self.published.listeners()
     }
 
     fn publish(&self) {
-        self.published.send_replace(Arc::new(self.state.clone()));
+        self.published.tell(Arc::new(self.state.clone()));
     }
 }
 

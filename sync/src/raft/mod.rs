@@ -1,6 +1,7 @@
 //! The adapter to openraft: the only place that knows it.
 
 pub(crate) mod disk;
+mod journal;
 pub(crate) mod log;
 pub(crate) mod machine;
 mod network;
@@ -12,7 +13,9 @@ mod runtime;
 mod status;
 #[cfg(test)]
 mod suite;
+mod told;
 pub(crate) mod types;
+mod watch;
 mod wire;
 
 pub use self::{

@@ -21,7 +21,6 @@ use vt_protocol::{
 use super::{
     disk::{Disk, Place, StoreError},
     machine::stored_state,
-    replica::FILE,
     types::{LogId, Membership, SnapshotMeta, Vote},
 };
 use crate::{
@@ -102,8 +101,8 @@ pub async fn restore(
 }
 
 async fn open(directory: &Path, host: HostId, create: bool) -> Result<Arc<Disk>, StoreError> {
-    let path = directory.join(FILE);
-    let opened = tokio::task::spawn_blocking(move || Disk::open(Place::File { path: &path, create }, host)).await;
+    let path = directory.to_owned();
+    let opened = tokio::task::spawn_blocking(move || Disk::open(Place::Directory { path: &path, create }, host)).await;
     opened.map_err(|error| StoreError::Io(std::io::Error::other(error)))?.map(Arc::new)
 }
 
@@ -141,11 +140,11 @@ async fn write(disk: &Arc<Disk>, host: HostId, address: &str, state: State) -> R
     let generation = state.cluster.as_ref().map_or(0, |cluster| cluster.generation);
     let bytes = codec::encode(&StoredState(state), STATE_BYTES)
         .map_err(|error| StoreError::Io(std::io::Error::new(std::io::ErrorKind::InvalidInput, error)))?;
-    disk.set_committed(Some(id));
+    // A saved state may be older than the log of a host that takes it; whatever else there is, the snapshot is behind it.
+    disk.truncate(id.index).await.map_err(StoreError::Io)?;
     let written = disk.write(move |write| {
         write.set_vote(Vote { leader_id, committed: false })?;
-        write.purge(id)?;
-        write.truncate(0)?;
+        write.set_purged(id)?;
         write.set_snapshot(meta, &bytes)
     });
     written.await.map_err(StoreError::Io)?;

@@ -1,31 +1,32 @@
-//! Entries on their way to the disk: readable at once, acknowledged when they are on it.
+//! The newest entries of the log: readable at once, acknowledged when they are on disk.
 //!
-//! While one transaction is written, the entries that come meanwhile gather and are the next one together. So a leader's
-//! disk works at the same time as its followers', and many requests share one fsync. What may not happen here: an
-//! acknowledgement before the commit, or an order other than that of the log.
+//! While one batch is written, the entries that come meanwhile gather and are the next one together. So a leader's disk
+//! works at the same time as its followers', and many requests share one fsync. Some of those on disk stay here, for they
+//! are soon read to be sent and applied. What may not happen here: an acknowledgement before the disk has it, or an order
+//! other than that of the log.
 
 use std::{
     collections::BTreeMap,
     io, mem,
-    ops::RangeInclusive,
+    ops::{RangeBounds, RangeInclusive},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::watch;
 
-use super::types::Entry;
+use super::{journal::Row, types::Entry};
 
 /// Told what became of the entries it was given with.
 pub(super) type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
 
-/// Sealed entries by index, in order.
-pub(super) type Records = Vec<(u64, Vec<u8>)>;
-
 /// Who appends more than this waits until the disk has caught up.
 const ENTRIES_MAX: usize = 4096;
 const BYTES_MAX: usize = 16 << 20;
+/// Of those that are on disk, so much stays.
+const KEPT_ENTRIES: usize = 256;
+const KEPT_BYTES: usize = 1 << 20;
 
-/// Entries that are not known to be on disk.
+/// The newest entries.
 #[derive(Default)]
 pub(super) struct Queue {
     inner: Mutex<Inner>,
@@ -35,8 +36,11 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 struct Inner {
-    /// By index, with the length of the record.
+    /// By index, with the length of the record: those on disk, then those on their way.
     entries: BTreeMap<u64, (Entry, usize)>,
+    /// How many of them are on disk, and their bytes.
+    kept: (usize, usize),
+    /// Bytes of those on their way.
     bytes: usize,
     next: Batch,
 }
@@ -44,8 +48,8 @@ struct Inner {
 /// What is written together.
 #[derive(Default)]
 pub(super) struct Batch {
-    records: Records,
-    done: Vec<Done>,
+    pub(super) rows: Vec<Row>,
+    pub(super) done: Vec<Done>,
 }
 
 impl Queue {
@@ -55,13 +59,12 @@ impl Queue {
     }
 
     /// Takes entries with their records. True: nobody writes, so the caller has to see to it.
-    pub(super) fn push(&self, entries: Vec<(Entry, Vec<u8>)>, done: Done) -> bool {
+    pub(super) fn push(&self, entries: Vec<(Entry, Row)>, done: Done) -> bool {
         let mut inner = self.inner();
-        for (entry, record) in entries {
-            let index = entry.log_id.index;
-            inner.bytes += record.len();
-            inner.entries.insert(index, (entry, record.len()));
-            inner.next.records.push((index, record));
+        for (entry, row) in entries {
+            inner.bytes += row.len();
+            inner.entries.insert(entry.log_id.index, (entry, row.len()));
+            inner.next.rows.push(row);
         }
         inner.next.done.push(done);
         !self.busy.send_replace(true)
@@ -85,10 +88,17 @@ impl Queue {
         self.inner().entries.range(range).map(|(_, entry)| entry.clone()).collect()
     }
 
-    /// Whether it holds more than it should.
+    /// Whether more is on its way than should be.
     pub(super) fn is_full(&self) -> bool {
         let inner = self.inner();
-        inner.entries.len() > ENTRIES_MAX || inner.bytes > BYTES_MAX
+        inner.entries.len() - inner.kept.0 > ENTRIES_MAX || inner.bytes > BYTES_MAX
+    }
+
+    /// Forgets all but these. Nothing is on its way.
+    pub(super) fn retain(&self, these: impl RangeBounds<u64>) {
+        let mut inner = self.inner();
+        inner.entries.retain(|index, _| these.contains(index));
+        inner.kept = (inner.entries.len(), inner.entries.values().map(|(_, length)| length).sum());
     }
 
     /// Waits until nothing is on its way.
@@ -97,12 +107,15 @@ impl Queue {
         let _ = self.busy.subscribe().wait_for(|busy| !busy).await;
     }
 
-    /// Tells those who wait for a batch, which covered these indices, what became of it.
-    pub(super) fn written(&self, indices: Option<RangeInclusive<u64>>, done: Vec<Done>, result: &io::Result<()>) {
+    /// Tells those who wait for a batch what became of it: so many entries, of so many bytes.
+    pub(super) fn written(&self, entries: usize, bytes: usize, done: Vec<Done>, result: &io::Result<()>) {
         if result.is_ok() {
             let mut inner = self.inner();
-            for index in indices.into_iter().flatten() {
-                inner.bytes -= inner.entries.remove(&index).map_or(0, |(_, length)| length);
+            inner.bytes -= bytes;
+            inner.kept = (inner.kept.0 + entries, inner.kept.1 + bytes);
+            while inner.kept.0 > KEPT_ENTRIES || inner.kept.1 > KEPT_BYTES {
+                let Some((_, (_, length))) = inner.entries.pop_first() else { break };
+                inner.kept = (inner.kept.0 - 1, inner.kept.1 - length);
             }
         }
         for done in done {
@@ -112,13 +125,5 @@ impl Queue {
                 Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
             });
         }
-    }
-}
-
-impl Batch {
-    /// Its records, the indices they cover, and who waits for them.
-    pub(super) fn parts(self) -> (Records, Option<RangeInclusive<u64>>, Vec<Done>) {
-        let indices = self.records.first().zip(self.records.last()).map(|(first, last)| first.0..=last.0);
-        (self.records, indices, self.done)
     }
 }

@@ -33,7 +33,8 @@ use super::{
     machine::Machine,
     network::{Network, RaftTransport},
     pace::{self, Heard},
-    status::{Leadership, Status},
+    status::{Leadership, ReplicaRole, Status},
+    told::{Listeners, Teller},
     types::{Snapshot, TypeConfig},
     wire::{self, Arriving, Ask, Reply},
 };
@@ -101,19 +102,21 @@ impl ReplicaConfig {
 
 /// Where a replica keeps its log and snapshots.
 pub enum Storage {
-    /// A file in this directory.
+    /// Files in this directory.
     Directory {
         /// The directory; it exists.
         path: PathBuf,
         /// Make a new store where there is none: for a host that was just admitted, and never again.
         create: bool,
     },
-    /// A backend whose calls return at once, for simulations.
-    Backend(Box<dyn redb::StorageBackend>),
+    /// Backends whose calls return at once, for simulations.
+    Backend {
+        /// For vote and snapshot.
+        store: Box<dyn redb::StorageBackend>,
+        /// For the log.
+        journal: Box<dyn redb::StorageBackend>,
+    },
 }
-
-/// Name of the file in the directory.
-pub(super) const FILE: &str = "raft.redb";
 
 /// Why a replica cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -179,8 +182,8 @@ pub struct Replica {
 struct Inner {
     host: HostId,
     raft: Raft<TypeConfig, Machine>,
-    state: watch::Receiver<Arc<State>>,
-    leadership: watch::Receiver<Leadership>,
+    state: Listeners<Arc<State>>,
+    leadership: Listeners<Leadership>,
     forwarder: JoinHandle<()>,
     pace: JoinHandle<()>,
     arriving: Arriving,
@@ -216,15 +219,14 @@ impl Replica {
         let raft_config = Arc::new(config.raft()?);
         let disk = match storage {
             Storage::Directory { path, create } => {
-                let path = path.join(FILE);
-                let open = move || Disk::open(Place::File { path: &path, create }, host);
+                let open = move || Disk::open(Place::Directory { path: &path, create }, host);
                 tokio::task::spawn_blocking(open).await.map_err(|error| OpenError::Raft(error.to_string()))??
             }
-            Storage::Backend(backend) => Disk::open(Place::backend(Boxed(backend)), host)?,
+            Storage::Backend { store, journal } => Disk::open(Place::Backend { store, journal }, host)?,
         };
         let disk = Arc::new(disk);
         let machine = Machine::open(Arc::clone(&disk))?;
-        let state = machine.watch();
+        let state = machine.listeners();
         let network = Network { transport };
         let closing = disk.closing();
         let raft = Raft::new(host.raft(), raft_config, network, Log::new(disk), machine)
@@ -232,7 +234,7 @@ impl Replica {
             .map_err(|error| OpenError::Raft(error.to_string()))?;
         let (leadership, forwarder) = forward_leadership(&raft);
         let heard = Heard::default();
-        let pace = tokio::spawn(pace::keep(raft.clone(), leadership.clone(), heard.clone(), config.heartbeat));
+        let pace = tokio::spawn(pace::keep(raft.clone(), leadership.listen(), heard.clone(), config.heartbeat));
         let inner = Inner {
             host,
             raft,
@@ -353,17 +355,17 @@ impl Replica {
 
     /// The state as far as it is applied here; [`State::index`] says how far that is.
     pub fn state(&self) -> Arc<State> {
-        self.inner.state.borrow().clone()
+        self.inner.state.value()
     }
 
     /// The state, told at every change.
     pub fn watch(&self) -> watch::Receiver<Arc<State>> {
-        self.inner.state.clone()
+        self.inner.state.listen()
     }
 
     /// Who leads and who votes, told at every change.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
-        self.inner.leadership.clone()
+        self.inner.leadership.listen()
     }
 
     /// How this replica stands now.
@@ -403,7 +405,7 @@ impl Replica {
     /// # Errors
     /// Not within the deadline, or the replica has stopped.
     pub async fn wait_applied(&self, index: u64, deadline: Duration) -> Result<Arc<State>, ProposeError> {
-        let mut watch = self.inner.state.clone();
+        let mut watch = self.watch();
         let reached = watch.wait_for(|state| state.index >= index);
         match tokio::time::timeout(deadline, reached).await {
             Ok(Ok(state)) => Ok(state.clone()),
@@ -496,45 +498,20 @@ fn unreachable_response(request: &Request) -> Result<Applied, Rejected> {
     Err(Rejected::new(ErrorCode::Internal, format!("{request} gave no outcome")))
 }
 
-/// Boxed backends, for redb wants a type.
-#[derive(Debug)]
-struct Boxed(Box<dyn redb::StorageBackend>);
-
-impl redb::StorageBackend for Boxed {
-    fn len(&self) -> Result<u64, std::io::Error> {
-        self.0.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), std::io::Error> {
-        self.0.read(offset, out)
-    }
-    fn set_len(&self, len: u64) -> Result<(), std::io::Error> {
-        self.0.set_len(len)
-    }
-    fn sync_data(&self) -> Result<(), std::io::Error> {
-        self.0.sync_data()
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), std::io::Error> {
-        self.0.write(offset, data)
-    }
-    fn close(&self) -> Result<(), std::io::Error> {
-        self.0.close()
-    }
-}
-
 /// Tells changes of leadership without waking at every heartbeat.
-fn forward_leadership(raft: &Raft<TypeConfig, Machine>) -> (watch::Receiver<Leadership>, JoinHandle<()>) {
+fn forward_leadership(raft: &Raft<TypeConfig, Machine>) -> (Listeners<Leadership>, JoinHandle<()>) {
     let mut metrics = raft.server_metrics();
-    let (told, leadership) = watch::channel(Leadership::of_server(&metrics.borrow_watched()));
+    let teller = Teller::new(Leadership::of_server(&metrics.borrow_watched()));
+    let listeners = teller.listeners();
+    let told = listeners.clone();
     let forwarder = tokio::spawn(async move {
         while metrics.changed().await.is_ok() {
             let now = Leadership::of_server(&metrics.borrow_watched());
-            told.send_if_modified(|before| {
-                let differs = *before != now;
-                *before = now;
-                differs
-            });
+            if now != told.value() {
+                teller.tell(now);
+            }
         }
-        told.send_modify(|last| last.role = super::status::ReplicaRole::Stopped);
+        teller.tell(Leadership { role: ReplicaRole::Stopped, ..told.value() });
     });
-    (leadership, forwarder)
+    (listeners, forwarder)
 }

@@ -1,4 +1,4 @@
-//! openraft's runtime: tokio, with random numbers that a simulation can make those of a seed.
+//! openraft's runtime: tokio, with random numbers that a simulation can make those of a seed, and nothing else drawn.
 
 use std::{future::Future, io, time::Duration};
 
@@ -7,6 +7,8 @@ use openraft_rt::AsyncRuntime;
 use openraft_rt_tokio::TokioRuntime;
 use rand_of_openraft::{SeedableRng, rngs::SmallRng};
 use vt_protocol::chance;
+
+use super::watch::Ordered;
 
 /// Tokio.
 #[derive(Debug)]
@@ -21,7 +23,7 @@ impl AsyncRuntime for Runtime {
     type Timeout<R, T: Future<Output = R> + OptionalSend> = <TokioRuntime as AsyncRuntime>::Timeout<R, T>;
     type ThreadLocalRng = SmallRng;
     type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
-    type Watch = <TokioRuntime as AsyncRuntime>::Watch;
+    type Watch = Ordered;
     type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
     type Mutex<T: OptionalSend + 'static> = <TokioRuntime as AsyncRuntime>::Mutex<T>;
 
@@ -75,5 +77,18 @@ impl AsyncRuntime for Runtime {
         T: Send + 'static,
     {
         TokioRuntime::spawn_blocking(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft_rt::testing::Suite;
+
+    use super::*;
+
+    #[test]
+    fn openrafts_suite_of_runtimes_is_green() {
+        let mut runtime = <Runtime as AsyncRuntime>::new(2);
+        Suite::<Runtime>::test_all_on(&mut runtime);
     }
 }

@@ -1,4 +1,4 @@
-//! openraft's own suite over our store, and what a damaged or torn file does.
+//! openraft's own suite over our store.
 
 use std::sync::Arc;
 
@@ -21,8 +21,8 @@ struct OnDisk;
 impl StoreBuilder<TypeConfig, Log, Machine, TempDir> for OnDisk {
     async fn build(&self) -> Result<(TempDir, Log, Machine), StorageError<TypeConfig>> {
         let dir = TempDir::new().expect("a temporary directory");
-        let path = dir.path().join("raft.redb");
-        let disk = Arc::new(Disk::open(Place::File { path: &path, create: true }, HostId(1)).expect("a new store"));
+        let place = Place::Directory { path: dir.path(), create: true };
+        let disk = Arc::new(Disk::open(place, HostId(1)).expect("a new store"));
         let machine = Machine::open(Arc::clone(&disk)).expect("an empty state");
         Ok((dir, Log::new(disk), machine))
     }

@@ -75,10 +75,11 @@ pub(super) async fn host(
     ready: Arc<AtomicBool>,
 ) -> turmoil::Result {
     let me = machine.host;
-    let storage = Storage::Backend(Box::new(disk.open()));
+    let [store, journal] = disk.open();
+    let storage = Storage::Backend { store: Box::new(store), journal: Box::new(journal) };
     let replica = match Replica::open(storage, me, &config(), Arc::new(Link { me })).await {
         Ok(replica) => replica,
-        Err(error) if disk.is_full() => {
+        Err(error) if disk.refuses() => {
             oracle.note(format!("{} cannot start on a full disk: {error}", beginning::name(me)));
             return std::future::pending().await;
         }

@@ -3,9 +3,12 @@
 //! The daemon's program on the simulated network has it in its hands while it runs; when the daemon is killed it stays,
 //! and when the power fails it goes.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use vt_daemon::{
@@ -51,8 +54,8 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(host: HostId, clock: DriftingClock, now: Now, moves: u32) -> Self {
-        let transfer = std::time::Duration::from_secs(10);
+    /// A machine whose party moves its VM so often, with so much time for each transfer.
+    pub(super) fn new(host: HostId, clock: DriftingClock, now: Now, moves: u32, transfer: Duration) -> Self {
         let twin = Twin::new(host, Settings::default().session, moves, transfer);
         let inner = Arc::new(Mutex::new(Inner { twin, frozen: false, starts: 0 }));
         Self { host, clock, now, inner }

@@ -66,7 +66,7 @@ impl Trouble {
 
     fn start(&mut self, sim: &mut Sim<'_>, at: usize) {
         let host = self.down.remove(at);
-        self.disk(host).set_full(false);
+        self.disk(host).refuse(None);
         sim.bounce(name(host));
         self.oracle.note(format!("{} is started again", name(host)));
     }
@@ -130,7 +130,7 @@ impl Trouble {
                 }
             }
             78..82 => {
-                self.disk(host).set_full(true);
+                self.disk(host).refuse(Some(std::io::ErrorKind::StorageFull));
                 self.note(format!("the disk of {} is full", name(host)));
             }
             82..86 => {
@@ -159,7 +159,7 @@ impl Trouble {
         for host in HOSTS {
             self.thaw(sim, host);
             // A daemon whose disk was full has ended; somebody frees the disk and starts it.
-            if self.disk(host).is_full() && !self.down.contains(&host) {
+            if self.disk(host).refuses() && !self.down.contains(&host) {
                 self.kill(sim, host);
             }
         }

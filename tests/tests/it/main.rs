@@ -5,6 +5,7 @@
 mod attacks;
 mod clients;
 mod cluster;
+mod disk;
 mod guests;
 mod model;
 mod sim;

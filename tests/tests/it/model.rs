@@ -1,4 +1,4 @@
-//! Four thousand walks of the model, and each rule that can be broken on purpose is caught by one.
+//! Ten thousand walks of the model, and each rule that can be broken on purpose is caught by one.
 //!
 //! `VTMESH_MODEL_WALKS=100000 cargo nextest run -p vt-tests model::` walks more; `make model` walks for an hour.
 
@@ -6,7 +6,7 @@ use vt_sync::mutation::{Mutation, while_broken};
 use vt_tests::model::{Tally, add, walk};
 
 /// Walks of one test; they are two, for two cores.
-const WALKS: u64 = 2000;
+const WALKS: u64 = 5000;
 
 fn walks(half: u64) -> Tally {
     let count = std::env::var("VTMESH_MODEL_WALKS").ok().and_then(|text| text.parse().ok()).unwrap_or(WALKS);

@@ -1,0 +1,131 @@
+//! The journal over a file in memory.
+
+use std::sync::{Arc, Mutex};
+
+use openraft::{EntryPayload, impls::leader_id_std::LeaderId, vote::RaftLeaderId};
+use redb::backends::InMemoryBackend;
+use vt_protocol::ids::RequestId;
+
+use super::*;
+use crate::command::{Request, SetSetting};
+
+/// A file that several journals open one after the other.
+#[derive(Debug, Clone)]
+struct Shared(Arc<InMemoryBackend>);
+
+impl StorageBackend for Shared {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+}
+
+/// A journal with what its store would remember of it.
+struct Fixture {
+    file: Shared,
+    segments: Mutex<usize>,
+    journal: Journal,
+}
+
+fn entry(index: u64, bytes: usize) -> Entry {
+    let set = SetSetting { key: format!("k{index}"), value: Some("v".repeat(bytes)) };
+    let log_id = LogId::new(LeaderId { term: 1, voted_for: 1 }.to_committed(), index);
+    Entry { log_id, payload: EntryPayload::Normal(Request::with_id(RequestId(index.into()), set)) }
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let file = Shared(Arc::new(InMemoryBackend::new()));
+        let (journal, committed) = Journal::open(Box::new(file.clone()), HostId(1), 0, None).unwrap();
+        assert_eq!(committed, None);
+        Self { file, segments: Mutex::new(0), journal }
+    }
+
+    fn reopen(&mut self, purged: Option<u64>) -> Result<(), StoreError> {
+        let segments = *self.segments.lock().unwrap();
+        self.journal = Journal::open(Box::new(self.file.clone()), HostId(1), segments, purged)?.0;
+        Ok(())
+    }
+
+    fn append(&self, entries: Range<u64>, bytes: usize) {
+        let rows: Vec<Row> = entries.map(|index| Row::of_entry(entry(index, bytes)).unwrap().1).collect();
+        self.journal.append(&rows, &|segments| self.grown(segments)).unwrap();
+    }
+
+    fn grown(&self, segments: usize) -> Result<(), StoreError> {
+        *self.segments.lock().unwrap() = segments;
+        Ok(())
+    }
+
+    fn has(&self, entries: Range<u64>, bytes: usize) {
+        assert_eq!(self.journal.last(), entries.clone().last());
+        assert!(entries.start == 0 || self.journal.entry(entries.start - 1).unwrap().is_none());
+        for index in entries {
+            assert_eq!(self.journal.entry(index).unwrap().unwrap().0, entry(index, bytes));
+        }
+    }
+}
+
+#[test]
+fn segments_are_filled_freed_and_used_again() {
+    const LARGE: usize = 300_000;
+    let mut fixture = Fixture::new();
+    fixture.append(0..40, LARGE);
+    fixture.has(0..40, LARGE);
+    fixture.reopen(None).unwrap();
+    fixture.has(0..40, LARGE);
+    let segments = *fixture.segments.lock().unwrap();
+    for round in 1..5 {
+        let begin = round * 40;
+        fixture.journal.purge(begin - 3);
+        fixture.append(begin..begin + 40, LARGE);
+        fixture.has(begin - 2..begin + 40, LARGE);
+        fixture.reopen(Some(begin - 3)).unwrap();
+        fixture.has(begin - 2..begin + 40, LARGE);
+    }
+    assert!(*fixture.segments.lock().unwrap() <= segments + 1, "places are used again");
+    let long = Row::of_entry(entry(200, SEGMENT_BYTES)).unwrap().1;
+    assert!(fixture.journal.append(&[long], &|_| Ok(())).is_err(), "longer than a segment");
+}
+
+#[test]
+fn what_was_removed_stays_removed_and_a_log_goes_on_behind_a_snapshot() {
+    let mut fixture = Fixture::new();
+    fixture.append(0..10, 10);
+    fixture.journal.truncate(6, &|segments| fixture.grown(segments)).unwrap();
+    fixture.has(0..6, 10);
+    fixture.reopen(None).unwrap();
+    fixture.has(0..6, 10);
+    fixture.append(6..8, 20);
+    fixture.journal.purge(5);
+    fixture.has(6..8, 20);
+    fixture.reopen(Some(5)).unwrap();
+    fixture.has(6..8, 20);
+    // A snapshot from elsewhere covers more than there was.
+    fixture.journal.purge(100);
+    assert_eq!(fixture.journal.last(), None);
+    fixture.append(101..103, 10);
+    fixture.reopen(Some(100)).unwrap();
+    fixture.has(101..103, 10);
+    assert!(fixture.reopen(Some(50)).is_err(), "entries 51 to 100 are nowhere");
+}
+
+#[test]
+fn after_a_write_that_failed_nothing_is_written() {
+    let fixture = Fixture::new();
+    let row = || [Row::of_entry(entry(0, 10)).unwrap().1];
+    let full = |_| Err(StoreError::Io(io::ErrorKind::StorageFull.into()));
+    assert!(fixture.journal.append(&row(), &full).is_err());
+    assert!(fixture.journal.append(&row(), &|_| Ok(())).is_err(), "it is not known what the disk has");
+}
