@@ -1,4 +1,4 @@
-//! What this host gives and takes in bulk: its blobs and the evidence of attempts.
+//! What this host gives and takes in bulk: its blobs, the evidence of attempts, and blocks of its images.
 
 use std::{
     io,
@@ -10,16 +10,20 @@ use async_trait::async_trait;
 use tokio::{
     io::{AsyncReadExt, AsyncSeekExt, AsyncWrite},
     net::TcpListener,
+    sync::watch,
 };
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{AttemptId, Digest, HostId, MigrationId},
     job::PLAN_MAX,
 };
+use vt_sync::State;
 
 use crate::{
     blob::BlobStore,
+    cluster::Cluster,
     host::Host,
+    images::{Pools, serve},
     mesh::bulk::{BlobSink, BlobSource, BulkServer, Content},
     migrate::carry::Duplex,
     party::Supervisor,
@@ -34,6 +38,8 @@ pub fn server(listener: TcpListener, host: &Arc<Host>) -> Result<BulkServer, Rep
         blobs: host.blobs().clone(),
         attempts: host.data().path().join("attempts"),
         host: Arc::downgrade(host),
+        pools: host.images().pools().clone(),
+        state: host.watch(),
     };
     BulkServer::new(listener, host.identity(), host.clone(), Arc::new(source)).map_err(|error| {
         Report::new(ErrorCode::StoreDamaged, "the identity of this host does not serve TLS").caused_by(&error)
@@ -44,6 +50,8 @@ struct Source {
     blobs: BlobStore,
     attempts: PathBuf,
     host: Weak<Host>,
+    pools: Pools,
+    state: watch::Receiver<Arc<State>>,
 }
 
 impl Source {
@@ -83,6 +91,16 @@ impl BlobSource for Source {
         let length = file.metadata().await?.len().saturating_sub(offset);
         file.seek(io::SeekFrom::Start(offset)).await?;
         Ok(Some((length, Box::new(file.take(length)))))
+    }
+
+    async fn manifest(&self, root: Digest) -> io::Result<Option<Content>> {
+        let state = self.state.borrow().clone();
+        serve::manifest(&self.pools, &state, root).await
+    }
+
+    async fn blocks(&self, root: Digest, file: u16, runs: Vec<(u32, u32)>) -> io::Result<Option<Content>> {
+        let state = self.state.borrow().clone();
+        serve::blocks(&self.pools, &state, root, file, runs).await
     }
 
     async fn accept(&self, digest: Digest, length: u64) -> Result<Option<Box<dyn BlobSink>>, Report> {

@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vt_protocol::{
     admin::AdminRequest,
-    bulk::Outgoing,
+    bulk::{BulkDialer, Outgoing},
     codec,
     endpoint::MeshEndpoint,
     error::{ErrorCode, Report},
@@ -59,6 +59,7 @@ use crate::{
     evidence::EvidenceStore,
     facts::Facts,
     guard::clock::BootTime,
+    images::{Images, Pools},
     members::Members,
     mesh::{
         AdminService, Caller, Membership, MembershipView, Peers, ReplySink, Router, Services,
@@ -137,6 +138,7 @@ pub struct Host {
     replica: Replica,
     leadership: watch::Receiver<Leadership>,
     blobs: BlobStore,
+    images: Images,
     evidence: Arc<EvidenceStore>,
     plans: Plans,
     renewals: Renewals,
@@ -176,6 +178,11 @@ impl Host {
         let mine = Hello::of(Some(record.cluster), Some(record.host), incarnation);
         let peers = Peers::new(endpoint.clone(), members.clone(), mine);
         let blobs = BlobStore::open(data.blobs())?;
+        let hello = Hello::of(Some(record.cluster), Some(record.host), incarnation);
+        let dialer = BulkDialer::new(&identity, hello.in_generation(record.generation)).map_err(|error| {
+            Report::new(ErrorCode::StoreDamaged, "the identity of this host does not serve TLS").caused_by(&error)
+        })?;
+        let images = Images::new(Pools::new(&settings), dialer);
         let replica = open_replica(&settings, &data, &record, Arc::clone(&peers)).await?;
         members.follow(replica.watch());
         let places = Places::new(&settings, record.advertise.ip());
@@ -196,6 +203,7 @@ impl Host {
             peers,
             replica,
             blobs,
+            images,
             plans: Plans::default(),
             renewals,
             held,
@@ -328,7 +336,12 @@ impl Host {
         self.replica.shutdown().await;
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    /// Resolves when the daemon stops.
+    pub(crate) async fn stopping(&self) {
+        self.stop.cancelled().await;
+    }
+
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
         self.tasks.spawn(task)
     }
 
@@ -417,6 +430,11 @@ impl Host {
     /// Its blobs.
     pub fn blobs(&self) -> &BlobStore {
         &self.blobs
+    }
+
+    /// Its images.
+    pub fn images(&self) -> &Images {
+        &self.images
     }
 
     /// Its evidence.

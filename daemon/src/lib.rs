@@ -14,6 +14,7 @@ pub mod guard;
 pub mod guest;
 pub mod hold;
 pub mod host;
+pub mod images;
 pub mod members;
 pub mod mesh;
 pub mod migrate;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     audit::{AuditQuery, AuditTrail},
+    catalogue::{HostOutcome, ImageProgress, ImageRequest, ImageView, PoolView, StorageRequest, WriterView},
     error::Report,
     facts::HostFacts,
     ids::{AttemptId, ClusterId, Digest, Epoch, HostId, JobId, Name, RequestId, TokenId},
@@ -101,6 +102,10 @@ pub enum AdminRequest {
     Restore(Restore),
     /// Go on alone after a lost quorum. Unix socket only.
     Recover(Recover),
+    /// Something about images.
+    Image(ImageRequest),
+    /// Something about pools.
+    Storage(StorageRequest),
 }
 
 /// Makes a cluster of one voter.
@@ -229,6 +234,16 @@ pub enum AdminReply {
     Steps(Vec<String>),
     /// Answer to `JobPlan`.
     Plan(Box<Plan>),
+    /// Answer to `Image(List)`, in natural order of names.
+    Images(Vec<ImageView>),
+    /// An item of `Image(Import)` and `Image(Sync)`.
+    ImageProgress(ImageProgress),
+    /// Answer to what is done on several hosts, in natural order of names.
+    Outcomes(Vec<HostOutcome>),
+    /// Answer to `Image(Writers)`.
+    Writers(Vec<WriterView>),
+    /// Answer to `Storage(List)`.
+    Pools(Vec<PoolView>),
 }
 
 /// A client as it is listed.

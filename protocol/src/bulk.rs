@@ -63,6 +63,17 @@ pub enum BulkRequest {
         /// Its length in bytes.
         length: u64,
     },
+    /// The manifest of the image with that content root. Hosts only.
+    Manifest(Digest),
+    /// Blocks of a file of that image, one after the other. Hosts only.
+    Blocks {
+        /// The content root.
+        root: Digest,
+        /// Place of the file in the manifest.
+        file: u16,
+        /// Block numbers: first and how many.
+        runs: Vec<(u32, u32)>,
+    },
 }
 
 /// The server's answer.
@@ -160,6 +171,26 @@ impl BulkDialer {
         Ok(Self { connector: TlsConnector::from(Arc::new(config)), name, mine })
     }
 
+    /// Asks for something; returns how many bytes follow, and what they are read from. Nothing bounds the time of a read.
+    ///
+    /// # Errors
+    /// No connection, or the host refuses, or has more than `cap` bytes to send.
+    pub async fn begin(
+        &self,
+        address: SocketAddr,
+        expected: Option<&Expected>,
+        want: &BulkRequest,
+        cap: u64,
+        by: Instant,
+    ) -> Result<(u64, client::TlsStream<TcpStream>), BulkError> {
+        let mut stream = self.open(address, expected, by).await?;
+        match ask(&mut stream, want, by).await? {
+            BulkAnswer::Follows(length) if length > cap => Err(BulkError::TooLong { length, cap }),
+            BulkAnswer::Follows(length) => Ok((length, stream)),
+            BulkAnswer::Send | BulkAnswer::Kept => Err(unexpected()),
+        }
+    }
+
     /// Fetches a blob or a file into `sink`; returns its length. At most `cap` bytes are taken.
     pub async fn fetch<W: AsyncWrite + Unpin>(
         &self,
@@ -170,17 +201,12 @@ impl BulkDialer {
         sink: &mut W,
         by: Instant,
     ) -> Result<u64, BulkError> {
-        let mut stream = self.open(address, expected, by).await?;
-        let length = match ask(&mut stream, want, by).await? {
-            BulkAnswer::Follows(length) => length,
-            BulkAnswer::Send | BulkAnswer::Kept => return Err(unexpected()),
-        };
-        if length > cap {
-            return Err(BulkError::TooLong { length, cap });
-        }
+        let (length, mut stream) = self.begin(address, expected, want, cap, by).await?;
         let found = pump(&mut stream, sink, length, by).await?;
         match want {
-            BulkRequest::Blob(wanted) if *wanted != found => Err(BulkError::Digest { wanted: *wanted, found }),
+            BulkRequest::Blob(wanted) | BulkRequest::Manifest(wanted) if *wanted != found => {
+                Err(BulkError::Digest { wanted: *wanted, found })
+            }
             _ => Ok(length),
         }
     }

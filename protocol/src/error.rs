@@ -136,6 +136,11 @@ codes! {
     DiskFull = 403, Precondition, "The disk is full. Nothing was left behind; free some space and try again.";
     ImageDamaged = 404, Precondition, "A file of the image does not have the digest its record states. Build or import it again.";
     StorageFailed = 405, Precondition, "A file or directory of the host could not be used. The message names it and quotes the system.";
+    ImageRefused = 406, Precondition, "The file cannot be taken as an image, or what was asked for cannot be done with it: the message names what is wrong with it. Other formats are converted first: `qemu-img convert -O qcow2 FILE NEW.qcow2`.";
+    UnknownImage = 407, NotFound, "The catalogue has no image of this name. `vtctl image list` shows the names; `vtctl image import FILE` adds one.";
+    ImageInUse = 408, Conflict, "The image is pinned, or a VM or another image uses it. `vtctl image show NAME` names them.";
+    UnknownPool = 409, NotFound, "There is no pool of this name. `vtctl storage list` shows the names.";
+    NoSource = 410, Precondition, "No host that answers has a whole copy of the image. `vtctl image show NAME` tells where copies are and how they are.";
     QemuMissing = 501, Precondition, "The QEMU binary is not there or cannot be run. Install qemu-system-x86, or set its path in the settings.";
     QemuDied = 502, Precondition, "QEMU ended by itself. Its last words are quoted; the whole stderr is in the evidence of the case.";
     GuestNotBooted = 503, Failed, "The guest did not come up within its time. The end of its serial log is quoted.";

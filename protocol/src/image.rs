@@ -4,6 +4,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::catalogue::ImageFormat;
+
+/// Name of the built-in image, which scenarios boot where nothing else is named.
+pub const BUILTIN: &str = "tiny";
 /// Name of the record's file in the folder of an image.
 pub const RECORD_FILE: &str = "image.json";
 /// What [`ImageRecord::schema`] says.
@@ -33,7 +37,11 @@ pub struct ImagePackage {
     pub sha256: String,
 }
 
-/// An image that boots with a kernel and initrd of its own.
+fn qcow2() -> ImageFormat {
+    ImageFormat::Qcow2
+}
+
+/// An image: a disk, and a kernel and initrd of its own where it does not boot by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageRecord {
     /// [`RECORD_SCHEMA`].
@@ -42,12 +50,17 @@ pub struct ImageRecord {
     pub name: String,
     /// BLAKE3 over name, kernel, initrd, disk and command line: the same packages give the same digest.
     pub digest: String,
-    /// For QEMU's `-kernel`.
-    pub kernel: ImageFile,
+    /// For QEMU's `-kernel`; without one the firmware boots from the disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<ImageFile>,
     /// For QEMU's `-initrd`.
-    pub initrd: ImageFile,
-    /// A qcow2 disk: the backing file of the overlay each VM gets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<ImageFile>,
+    /// The disk: the backing file of the overlay each VM gets.
     pub disk: ImageFile,
+    /// The format of the disk.
+    #[serde(default = "qcow2")]
+    pub format: ImageFormat,
     /// For QEMU's `-append`. Options of a VM (`vtmesh.ip=10.1.2.3/24`, `vtmesh.mac=…`, `vtmesh.gw=…`) are appended.
     pub cmdline: String,
     /// The key that may log in, as `vtmesh.key=` takes it. Made anew with each folder, so not part of the digest.
@@ -88,9 +101,9 @@ impl ImageRecord {
         Ok(record)
     }
 
-    /// Kernel, initrd and disk.
-    pub fn files(&self) -> [&ImageFile; 3] {
-        [&self.kernel, &self.initrd, &self.disk]
+    /// Kernel, initrd and disk, those that there are.
+    pub fn files(&self) -> impl Iterator<Item = &ImageFile> {
+        self.kernel.iter().chain(&self.initrd).chain([&self.disk])
     }
 
     /// The digest that follows from the contents; an undamaged record has it as `digest`.
@@ -146,9 +159,10 @@ mod tests {
             schema: RECORD_SCHEMA.into(),
             name: "tiny".into(),
             digest: String::new(),
-            kernel: file("kernel"),
-            initrd: file("initrd"),
+            kernel: Some(file("kernel")),
+            initrd: Some(file("initrd")),
             disk: file("disk.qcow2"),
+            format: ImageFormat::Qcow2,
             cmdline: "console=ttyS0".into(),
             ssh_public_key: Some("AAAA".into()),
             recipe_blake3: String::new(),
@@ -163,7 +177,11 @@ mod tests {
         let good = record();
         let json = serde_json::to_vec(&good).unwrap();
         assert_eq!(ImageRecord::parse(&json).unwrap(), good);
-        assert!(good.kernel.check(b"kernel") && !good.kernel.check(b"Kernel") && !good.kernel.check(b"kernel2"));
+        let kernel = good.kernel.as_ref().unwrap();
+        assert!(kernel.check(b"kernel") && !kernel.check(b"Kernel") && !kernel.check(b"kernel2"));
+        let disk_only = ImageRecord { kernel: None, initrd: None, ..record() };
+        let json = serde_json::to_vec(&disk_only).unwrap();
+        assert_eq!(ImageRecord::parse(&json).unwrap(), disk_only);
         for name in ["../kernel", "/etc/passwd", "", ".", "a\0b"] {
             let mut bad = record();
             bad.disk.name = name.into();
@@ -180,7 +198,7 @@ mod tests {
         let with_other_key = ImageRecord { ssh_public_key: None, ..record() };
         assert_eq!(with_other_key.content_digest(), record().digest);
         let mut changed = record();
-        changed.initrd.blake3 = "0".repeat(64);
+        changed.disk.blake3 = "0".repeat(64);
         assert_ne!(changed.content_digest(), record().digest);
     }
 

@@ -6,7 +6,7 @@ use crate::{
     audit::{AuditEntry, AuditQuery},
     error::Report,
     facts::HostFacts,
-    ids::{AttemptId, Digest, Epoch, HostId, MigrationId},
+    ids::{AttemptId, Digest, Epoch, HostId, MigrationId, Name},
     job::AttemptEvent,
     vm::{MigrationSpec, Transport, VmSpec},
 };
@@ -83,6 +83,29 @@ pub enum PeerRequest {
         migration: MigrationId,
         /// A signing request in DER.
         request: Vec<u8>,
+    },
+    /// Have this image, from whoever has it. Begins what is not under way, and answers when it has ended or after
+    /// `wait_ms`.
+    PullImage {
+        /// Which.
+        image: Name,
+        /// Most bytes a second; 0: no bound.
+        rate: u64,
+        /// How long to wait for its end, ms, at most 5000.
+        wait_ms: u32,
+    },
+    /// Read your copy of this image and compare it with its digests.
+    VerifyImage(Name),
+    /// Remove your copy of this image.
+    DropImage(Name),
+    /// Remove what broken transfers left, and copies that are not on record.
+    SweepImages,
+    /// Try this pool.
+    TryPool {
+        /// Its name.
+        pool: Name,
+        /// A file that another host wrote there: its name and what must stand in it.
+        written: Option<(String, String)>,
     },
 }
 
@@ -173,6 +196,10 @@ pub enum PeerReply {
     Clock(u64),
     /// Answer to `CertifyMigration`.
     Certified(Certified),
+    /// Answer to `PullImage`.
+    Pulling(Pulling),
+    /// Answer to `VerifyImage`, `DropImage`, `SweepImages` and `TryPool`: what was done or found, for people.
+    Told(Vec<String>),
 }
 
 /// One side's certificate for one migration, and what the other side's is checked with.
@@ -186,6 +213,19 @@ pub struct Certified {
     pub other: String,
     /// The authority's certificate, in PEM.
     pub authority: String,
+}
+
+/// How far a copy of an image is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pulling {
+    /// Bytes of the image that are here.
+    pub done: u64,
+    /// Bytes of the image; 0 while it is not known.
+    pub total: u64,
+    /// Bytes that came over the network.
+    pub moved: u64,
+    /// How it ended; `None` while it is under way.
+    pub ended: Option<Result<(), Report>>,
 }
 
 /// The destination is ready.

@@ -3,7 +3,10 @@
 //! There is no default: a request that is added gets its line here, or does not compile. Daemons check [`Verb::needs`]
 //! before a request reaches its handler; what [`Verb::changes`] says is written into the audit trail.
 
-use crate::admin::{AccessRole, AdminRequest};
+use crate::{
+    admin::{AccessRole, AdminRequest},
+    catalogue::{ImageRequest, StorageRequest, SyncImage},
+};
 
 /// What is to be known of a request before it is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +29,34 @@ const fn run(name: &'static str) -> Verb {
 
 const fn change(name: &'static str) -> Verb {
     Verb { name, needs: AccessRole::Admin, changes: true }
+}
+
+fn image_verb(request: &ImageRequest) -> Verb {
+    match request {
+        ImageRequest::List => look("image list"),
+        ImageRequest::Writers => look("image writers"),
+        ImageRequest::Sync(_) => run("image sync"),
+        ImageRequest::Verify(_) => run("image verify"),
+        ImageRequest::Pin { pinned: true, .. } => run("image pin"),
+        ImageRequest::Pin { pinned: false, .. } => run("image unpin"),
+        // It reads, or writes, any file of the host.
+        ImageRequest::Import(_) => change("image import"),
+        ImageRequest::Export { .. } => change("image export"),
+        ImageRequest::Delete(_) => change("image delete"),
+        ImageRequest::Gc => change("image gc"),
+    }
+}
+
+fn image_object(request: &ImageRequest) -> String {
+    match request {
+        ImageRequest::List | ImageRequest::Gc | ImageRequest::Writers => String::new(),
+        ImageRequest::Import(import) => format!("image {} from {}", import.name, import.path.display()),
+        ImageRequest::Export { image, to } => format!("image {image} to {}", to.display()),
+        ImageRequest::Sync(SyncImage { image, .. })
+        | ImageRequest::Verify(image)
+        | ImageRequest::Delete(image)
+        | ImageRequest::Pin { image, .. } => format!("image {image}"),
+    }
 }
 
 impl AdminRequest {
@@ -64,6 +95,13 @@ impl AdminRequest {
             Self::Recover(_) => change("cluster recover"),
             Self::JobRelease(_) => run("job release"),
             Self::JobPlan(_) => look("job plan"),
+            Self::Image(image) => image_verb(image),
+            Self::Storage(storage) => match storage {
+                StorageRequest::List => look("storage list"),
+                StorageRequest::Check(_) => run("storage check"),
+                StorageRequest::Add(_) => change("storage add"),
+                StorageRequest::Remove(_) => change("storage remove"),
+            },
         }
     }
 
@@ -96,6 +134,9 @@ impl AdminRequest {
             Self::TransferLeader(name) => format!("host {name}"),
             Self::Leave(leave) if leave.forget => "without asking the cluster".to_owned(),
             Self::Restore(restore) => restore.file.display().to_string(),
+            Self::Image(image) => image_object(image),
+            Self::Storage(StorageRequest::Add(pool)) => format!("pool {} at {}", pool.name, pool.path.display()),
+            Self::Storage(StorageRequest::Check(pool) | StorageRequest::Remove(pool)) => format!("pool {pool}"),
             Self::Hello
             | Self::Join(_)
             | Self::Status
@@ -108,6 +149,7 @@ impl AdminRequest {
             | Self::Leave(_)
             | Self::SnapshotSave
             | Self::Recover(_)
+            | Self::Storage(StorageRequest::List)
             | Self::Audit(_) => String::new(),
         }
     }

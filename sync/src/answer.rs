@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use vt_protocol::{
     error::{ErrorCode, Report},
-    ids::{AttemptId, Digest, Epoch, HostId, JobId, TokenId, VmId},
+    ids::{AttemptId, Digest, Epoch, HostId, JobId, Name, TokenId, VmId},
 };
 
 use crate::state::{BarrierKey, BarrierState};
@@ -71,6 +71,10 @@ pub enum Effect {
     Vm(VmId),
     /// A client, by the digest of its key.
     Client(Digest),
+    /// An image or its copies.
+    Image(Name),
+    /// A pool.
+    Pool(Name),
 }
 
 /// A command that changed nothing, and why.

@@ -61,3 +61,11 @@ pub const REQUEST_BYTES: usize = 1 << 20;
 pub const METRICS: usize = 16;
 /// VMs of all attempts: each has a slot of its own, from which its address and MAC are made.
 pub const VMS: usize = 1024;
+/// Images of the catalogue.
+pub const IMAGES: usize = 512;
+/// Jobs that are remembered of one image.
+pub const JOBS_PER_IMAGE: usize = 16;
+/// Images of one backing chain.
+pub const BACKING: usize = 16;
+/// Pools.
+pub const POOLS: usize = 32;

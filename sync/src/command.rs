@@ -7,12 +7,13 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use vt_protocol::{
+    catalogue::{PlacementState, PoolKind},
     error::Report,
     ids::{AttemptId, CaseId, ClusterId, Digest, Epoch, HostId, JobId, MigrationId, Name, RequestId, TokenId, VmId},
     verdict::{Outcome, Verdict},
 };
 
-use crate::state::{BarrierKey, ClientGrant, Role};
+use crate::state::{BarrierKey, ClientGrant, ImageContent, Role};
 
 /// A mutation with the id that makes it happen once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -420,5 +421,61 @@ commands! {
     ReleaseJob {
         /// Which.
         job: JobId,
+    }
+    /// A host has a whole image, as it says: a new one, a new version, or one more copy.
+    RegisterImage {
+        /// Its name.
+        image: Name,
+        /// The pool it lies in.
+        pool: Name,
+        /// What it is.
+        content: ImageContent,
+        /// The host that has it.
+        host: HostId,
+        /// Whether every host sees that copy.
+        shared: bool,
+    }
+    /// A host says how its copy of a version is.
+    PlaceImage {
+        /// Which image.
+        image: Name,
+        /// Which version.
+        root: Digest,
+        /// The host.
+        host: HostId,
+        /// How the copy is.
+        state: PlacementState,
+        /// Whether every host sees it.
+        shared: bool,
+    }
+    /// A copy is gone. The last one takes the image out of the catalogue.
+    DropPlacement {
+        /// Which image.
+        image: Name,
+        /// The host.
+        host: HostId,
+    }
+    /// Keeps an image from being deleted, or no longer.
+    PinImage {
+        /// Which.
+        image: Name,
+        /// Whether it is kept.
+        pinned: bool,
+    }
+    /// Makes a pool known.
+    AddPool {
+        /// Its name.
+        pool: Name,
+        /// What it is.
+        kind: PoolKind,
+        /// Its directory.
+        path: String,
+        /// Whether every host sees the same files there.
+        shared: bool,
+    }
+    /// Forgets a pool in which no image lies.
+    RemovePool {
+        /// Which.
+        pool: Name,
     }
 }

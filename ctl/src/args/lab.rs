@@ -1,4 +1,4 @@
-//! `lab …` and `image …`: what acts on this machine.
+//! `lab …`: what acts on this machine.
 
 use std::path::PathBuf;
 
@@ -55,7 +55,9 @@ pub enum LabVerb {
 
 /// `lab up`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  vtctl lab up --hosts 3\n  vtctl lab up --lab second --hosts 2")]
+#[command(
+    after_help = "Examples:\n  vtctl lab up --hosts 3\n  vtctl lab up --lab second --hosts 2\n  vtctl lab up --separate-pools"
+)]
 pub struct LabUpArgs {
     /// How many hosts: host1, host2, …
     #[arg(long, default_value_t = 3)]
@@ -64,31 +66,12 @@ pub struct LabUpArgs {
     #[arg(long, value_name = "FILE")]
     pub vtd: Option<PathBuf>,
     /// Directory of images that all hosts share
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "separate_pools")]
     pub images: Option<PathBuf>,
+    /// Share no storage: each host has images and disks of its own
+    #[arg(long)]
+    pub separate_pools: bool,
     /// Log filter of the daemons
     #[arg(long, value_name = "FILTER", default_value = "info,openraft=error")]
     pub log: String,
-}
-
-/// What is done with images.
-#[derive(Debug, Subcommand)]
-pub enum ImageVerb {
-    /// Make the built-in guest from the distribution's packages
-    Build(ImageBuildArgs),
-}
-
-/// `image build`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  vtctl image build\n  vtctl image build --if-missing")]
-pub struct ImageBuildArgs {
-    /// Directory of images [default: /var/lib/vtmesh/images]
-    #[arg(long, value_name = "DIR")]
-    pub images: Option<PathBuf>,
-    /// The probe for the guest [default: vt-probe beside vtctl]
-    #[arg(long, value_name = "FILE")]
-    pub probe: Option<PathBuf>,
-    /// Do nothing where the image is there already
-    #[arg(long)]
-    pub if_missing: bool,
 }

@@ -5,6 +5,7 @@ mod cluster;
 mod config;
 mod globals;
 mod host;
+mod image;
 mod job;
 mod lab;
 mod provider;
@@ -20,8 +21,11 @@ pub use self::{
     config::{ConfigVerb, UseContextArgs},
     globals::{ColorChoice, Globals, Output, ProgressChoice, duration},
     host::{DrainArgs, HostVerb, PromoteArgs},
+    image::{
+        FormatArg, ImageBuildArgs, ImageImportArgs, ImageSyncArgs, ImageVerb, PoolKindArg, StorageAddArgs, StorageVerb,
+    },
     job::{ExplainArgs, FetchArgs, JobVerb, RerunArgs, ScenarioVerb, VmVerb, WhichJob},
-    lab::{ImageBuildArgs, ImageVerb, LabUpArgs, LabVerb},
+    lab::{LabUpArgs, LabVerb},
     provider::{GuestArgs, GuestVerb, ProviderVerb, ProvidersArgs, SetArgs},
     recovery::{RecoverArgs, RestoreArgs, SnapshotVerb},
     run::{GroupHosts, ReportFile, RunArgs},
@@ -92,9 +96,12 @@ pub enum Command {
     /// Virtual machines and who owns them
     #[command(subcommand, after_help = "Example:\n  vtctl vm list")]
     Vm(VmVerb),
-    /// Images that VMs boot from
-    #[command(subcommand, after_help = "Example:\n  vtctl image build")]
+    /// Images that VMs boot from, and where their copies are
+    #[command(subcommand, after_help = "Example:\n  vtctl image import rhel9.qcow2")]
     Image(ImageVerb),
+    /// Pools that images lie in
+    #[command(subcommand, after_help = "Example:\n  vtctl storage list")]
+    Storage(StorageVerb),
     /// Which cluster is meant, and the key to it
     #[command(subcommand, after_help = "Example:\n  vtctl config contexts")]
     Config(ConfigVerb),

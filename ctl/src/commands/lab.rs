@@ -78,7 +78,8 @@ async fn up(globals: &Globals, ui: &Ui, args: LabUpArgs) -> Result<Code, Report>
         return Err(usage("no directory is known for images").help("vtctl lab up --images DIR"));
     };
     let begun = std::time::Instant::now();
-    let options = lab::UpOptions { name, hosts: args.hosts, vtd: args.vtd, images, log: args.log };
+    let LabUpArgs { hosts, vtd, separate_pools, log, .. } = args;
+    let options = lab::UpOptions { name, hosts, vtd, images, separate_pools, log };
     let record =
         lab::up(options, &mut |line| ui.note(format_args!("  {} {line}", ui.err.symbol(Symbol::Done)))).await?;
     let hosts: Vec<&str> = record.hosts.iter().map(|host| host.name.as_str()).collect();
@@ -89,8 +90,9 @@ async fn up(globals: &Globals, ui: &Ui, args: LabUpArgs) -> Result<Code, Report>
             "hosts": record.hosts.iter().map(|host| json!({
                 "name": host.name, "address": host.address, "namespace": host.namespace, "socket": host.socket(),
             })).collect::<Vec<_>>(),
-            "images": record.images,
-            "disks": record.disks,
+            "separate_pools": record.separate_pools,
+            "images": (!record.separate_pools).then_some(&record.images),
+            "disks": (!record.separate_pools).then_some(&record.disks),
         })),
         Output::Name => hosts.iter().for_each(|host| ui.line(host)),
         Output::Table | Output::Wide => {
@@ -100,6 +102,9 @@ async fn up(globals: &Globals, ui: &Ui, args: LabUpArgs) -> Result<Code, Report>
                 record.name,
                 hosts.join(" ")
             ));
+            if record.separate_pools {
+                ui.line(format_args!("  vtctl image import {}/{}", record.images.display(), image::BUILTIN));
+            }
             ui.line(format_args!("  vtctl run multihost_migration -m {}", hosts[..hosts.len().min(2)].join(",")));
         }
     }
@@ -185,11 +190,7 @@ async fn status(globals: &Globals, ui: &Ui) -> Result<Code, Report> {
             }
             ui.raw(&table.render(ui.width));
             if !ui.quiet {
-                ui.line(format_args!(
-                    "images {}   disks {}, shared by all hosts",
-                    record.images.display(),
-                    record.disks.display()
-                ));
+                ui.line(lab::pool(&record));
             }
         }
     }

@@ -9,6 +9,7 @@ mod explain;
 mod guest;
 mod host;
 mod image;
+mod image_build;
 mod job;
 mod lab;
 mod provider;
@@ -16,6 +17,7 @@ mod recovery;
 mod rerun;
 mod run;
 mod scenario;
+mod storage;
 mod token;
 mod variants;
 mod vm;
@@ -24,7 +26,7 @@ use serde_json::{Value, json};
 use vt_protocol::error::{ErrorCode, Exit, Report};
 
 use crate::{
-    args::{Cli, Command, Globals, Output},
+    args::{Cli, Command, Globals, ImageVerb, Output},
     client::{Mesh, Reached},
     endpoint,
     ui::{Ui, style::Symbol, text::safe},
@@ -88,7 +90,7 @@ async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
     let Cli { globals, command } = cli;
     match command {
         Command::Lab(verb) => return lab::lab(&globals, &ui, verb).await,
-        Command::Image(verb) => return image::image(&ui, verb).await,
+        Command::Image(ImageVerb::Build(args)) => return image_build::image_build(&ui, args),
         Command::Config(verb) => return config::config(&globals, &ui, verb).await,
         Command::Provider(verb) => return provider::provider(&ui, verb, globals.timeout).await,
         _ => {}
@@ -108,14 +110,12 @@ async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
         Command::Run(args) => run::run(&mut app, *args).await,
         Command::Job(verb) => job::job(&mut app, verb).await,
         Command::Vm(verb) => vm::vm(&mut app, verb).await,
+        Command::Image(verb) => image::image(&mut app, verb).await,
+        Command::Storage(verb) => storage::storage(&mut app, verb).await,
         Command::Version => explain::version(&mut app).await,
         Command::Variants(verb) => variants::lint_keys(&mut app, &verb).await,
         Command::Explain(_) | Command::Cfg(_) | Command::Guest(_) => Ok(Exit::Ok.into()),
-        Command::Config(_)
-        | Command::Completion { .. }
-        | Command::Lab(_)
-        | Command::Image(_)
-        | Command::Provider(_) => Ok(Exit::Ok.into()),
+        Command::Config(_) | Command::Completion { .. } | Command::Lab(_) | Command::Provider(_) => Ok(Exit::Ok.into()),
     }
 }
 

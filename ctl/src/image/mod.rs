@@ -24,7 +24,9 @@ use std::{
 };
 
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
+pub use vt_protocol::image::BUILTIN;
 use vt_protocol::{
+    catalogue::ImageFormat,
     image::{ImageFile, ImageRecord, RECORD_FILE, RECORD_SCHEMA, SSH_KEY_FILE},
     probe::DISK_MAGIC,
 };
@@ -32,8 +34,6 @@ use vt_protocol::{
 pub use self::{elf::ElfError, error::ImageError};
 use self::{packages::Package, program::run, rootfs::Unpacked};
 
-/// Name of the built-in image.
-pub const BUILTIN: &str = "tiny";
 /// Size of its disk as the guest sees it, bytes.
 const DISK_BYTES: u64 = 512 << 20;
 /// Where the guest's consoles are, and what shortens the boot of an emulated guest. A panic restarts the guest, which
@@ -127,8 +127,7 @@ pub fn current(options: &BuildOptions) -> Option<BuiltImage> {
     let folder = options.images.join(&options.name);
     let record = ImageRecord::parse(&fs::read(folder.join(RECORD_FILE)).ok()?).ok()?;
     let probe = elf::stripped(&fs::read(&options.probe).ok()?).ok()?;
-    let whole =
-        record.files().iter().all(|file| fs::read(folder.join(&file.name)).is_ok_and(|bytes| file.check(&bytes)));
+    let whole = record.files().all(|file| fs::read(folder.join(&file.name)).is_ok_and(|bytes| file.check(&bytes)));
     let same = record.recipe_blake3 == recipe(&probe) && record.digest == record.content_digest();
     (whole && same && folder.join(SSH_KEY_FILE).is_file()).then_some(BuiltImage { folder, record, replaced: None })
 }
@@ -254,9 +253,10 @@ fn build_in(
         schema: RECORD_SCHEMA.into(),
         name: options.name.clone(),
         digest: String::new(),
-        kernel: put_file(&ready, "kernel", &kernel_bytes)?,
-        initrd: put_file(&ready, "initrd", &initrd)?,
+        kernel: Some(put_file(&ready, "kernel", &kernel_bytes)?),
+        initrd: Some(put_file(&ready, "initrd", &initrd)?),
         disk: put_file(&ready, "disk.qcow2", &qcow2::disk(DISK_BYTES, &disk_head(&options.name)))?,
+        format: ImageFormat::Qcow2,
         cmdline: CMDLINE.into(),
         ssh_public_key: Some(ssh_public_key),
         recipe_blake3: recipe(&stripped),

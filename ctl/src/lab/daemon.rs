@@ -38,7 +38,11 @@ pub(super) fn find_vtd(wanted: Option<&Path>) -> Result<PathBuf, Report> {
 
 /// Writes the settings of a host's daemon, and makes its directories.
 pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, log: &str) -> Result<(), Report> {
-    for directory in [&host.data, &host.run, &lab.disks] {
+    let (images, disks) = match lab.separate_pools {
+        true => (host.own_images(), host.own_disks()),
+        false => (lab.images.clone(), lab.disks.clone()),
+    };
+    for directory in [&host.data, &host.run, &disks] {
         fs::create_dir_all(directory).map_err(|e| trouble("make", directory, &e))?;
     }
     let quoted = |path: &Path| toml_string(&path.to_string_lossy());
@@ -46,7 +50,7 @@ pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, log: &str) -> R
         "[host]\nname = \"{name}\"\nlisten = \"{listen}\"\nadvertise = \"{listen}\"\nkind = \"namespace\"\n\n\
          [paths]\ndata = {data}\nrun = {run}\nimages = {images}\ndisks = {disks}\n\
          cgroup = \"vtmesh/lab-{lab}/{name}\"\n\n\
-         [pool]\nshared = true\n\n\
+         [pool]\nshared = {shared}\n\n\
          [network]\nbridge = \"br0\"\nguests = \"10.77.0.100-10.77.0.249/24\"\n\n\
          [log]\nfilter = {log}\n",
         lab = lab.name,
@@ -54,8 +58,9 @@ pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, log: &str) -> R
         listen = host.listen(),
         data = quoted(&host.data.join("data")),
         run = quoted(&host.run),
-        images = quoted(&lab.images),
-        disks = quoted(&lab.disks),
+        images = quoted(&images),
+        disks = quoted(&disks),
+        shared = !lab.separate_pools,
         log = toml_string(log),
     );
     let path = host.data.join("vtd.toml");

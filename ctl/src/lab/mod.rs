@@ -39,6 +39,8 @@ pub struct UpOptions {
     pub vtd: Option<PathBuf>,
     /// The directory of images that all hosts share.
     pub images: PathBuf,
+    /// Each host has images and disks of its own instead.
+    pub separate_pools: bool,
     /// Log filter of the daemons.
     pub log: String,
 }
@@ -79,7 +81,7 @@ pub async fn up(options: UpOptions, say: &mut (dyn FnMut(String) + Send)) -> Res
         return Err(half_made(&options.name));
     }
     let vtd = daemon::find_vtd(options.vtd.as_deref())?;
-    let mut lab = LabRecord::plan(&options.name, options.hosts, &options.images, vtd);
+    let mut lab = LabRecord::plan(&options.name, options.hosts, &options.images, options.separate_pools, vtd);
     record::write(&paths, &lab)?;
     let made = make(&mut lab, &paths, &options.log, say).await;
     if let Err(report) = made {
@@ -112,15 +114,19 @@ async fn make(
     }
     say(format!("daemons    {} answer", lab.hosts.len()));
     say(cluster::form(lab).await?);
-    say(format!(
-        "pool       images {} · disks {} · shared by all hosts of this lab",
-        lab.images.display(),
-        lab.disks.display()
-    ));
+    say(format!("pool       {}", pool(lab)));
     lab.ready = true;
     record::write(paths, lab)?;
     record::set_current(&lab.name)?;
     Ok(())
+}
+
+/// Where images and disks of a lab are, for people.
+pub fn pool(lab: &LabRecord) -> String {
+    if lab.separate_pools {
+        return "each host has images and disks of its own, nothing is shared".to_owned();
+    }
+    format!("images {} · disks {} · shared by all hosts of this lab", lab.images.display(), lab.disks.display())
 }
 
 /// Removes a lab, whole or half made. Returns what was removed, a line a thing.

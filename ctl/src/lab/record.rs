@@ -60,6 +60,9 @@ pub struct LabRecord {
     pub images: PathBuf,
     /// The directory of overlay disks all hosts share.
     pub disks: PathBuf,
+    /// Each host has images and disks in its own data directory instead.
+    #[serde(default)]
+    pub separate_pools: bool,
     /// The daemon's program.
     pub vtd: PathBuf,
 }
@@ -88,6 +91,16 @@ impl HostRecord {
         self.run.join("vtd.sock")
     }
 
+    /// Its images, where it shares none.
+    pub fn own_images(&self) -> PathBuf {
+        self.data.join("images")
+    }
+
+    /// Its overlay disks, where it shares none.
+    pub fn own_disks(&self) -> PathBuf {
+        self.data.join("disks")
+    }
+
     /// Where its daemon listens.
     pub fn listen(&self) -> SocketAddrV4 {
         SocketAddrV4::new(self.address, PORT)
@@ -102,7 +115,7 @@ impl HostRecord {
 
 impl LabRecord {
     /// What a lab of this name will consist of; makes nothing.
-    pub(super) fn plan(name: &Name, hosts: u32, images: &Path, vtd: PathBuf) -> Self {
+    pub(super) fn plan(name: &Name, hosts: u32, images: &Path, separate_pools: bool, vtd: PathBuf) -> Self {
         let paths = Paths::of(name);
         let host = |number: u32| HostRecord {
             name: format!("host{number}").parse().expect("host and a number is a name"),
@@ -120,6 +133,7 @@ impl LabRecord {
             hosts: (1..=hosts).map(host).collect(),
             images: images.to_owned(),
             disks: paths.data.join("disks"),
+            separate_pools,
             vtd,
         }
     }

@@ -7,11 +7,13 @@ mod access;
 mod admission;
 mod fetch;
 mod hosts;
+mod images;
 mod inventory;
 mod job_json;
 mod migration;
 mod peer;
 pub(crate) mod recovery;
+mod storage;
 mod submit;
 mod tokens;
 pub mod views;
@@ -40,6 +42,7 @@ use crate::{
     audit::user_name,
     cluster::Cluster,
     host::Host,
+    images::blocking,
     mesh::{Caller, ReplySink},
     nearest::nearest,
     party::Plans,
@@ -93,6 +96,8 @@ impl Host {
             AdminRequest::Restore(_) => {
                 Err(Report::new(ErrorCode::AlreadyClaimed, "this daemon already belongs to a cluster"))
             }
+            AdminRequest::Image(image) => self.images_asked(image, &caller, &replies).await,
+            AdminRequest::Storage(storage) => self.storage_asked(storage, by).await,
             AdminRequest::Leave(_) | AdminRequest::Recover(_) => {
                 Err(Report::new(ErrorCode::Denied, "this goes over the host's own socket only"))
             }
@@ -264,15 +269,6 @@ fn unknown_host(state: &State, name: &Name) -> Report {
         None => report,
     };
     report.with("hosts", known.join(", ")).help("vtctl host list")
-}
-
-/// Runs what waits for the disk where it holds up nobody.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        // The process ends on a panic, and nobody cancels this task.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }
 
 #[async_trait]

@@ -70,6 +70,12 @@ pub trait BlobSource: Send + Sync + 'static {
     /// else.
     async fn evidence(&self, attempt: AttemptId, path: &Path, offset: u64) -> io::Result<Option<Content>>;
 
+    /// The manifest of the image with that content root; none where it is not here.
+    async fn manifest(&self, root: Digest) -> io::Result<Option<Content>>;
+
+    /// Blocks of a file of that image, as runs of first and count; none where they are not here.
+    async fn blocks(&self, root: Digest, file: u16, runs: Vec<(u32, u32)>) -> io::Result<Option<Content>>;
+
     /// Room for a blob that is not here; none where it is here already.
     async fn accept(&self, digest: Digest, length: u64) -> Result<Option<Box<dyn BlobSink>>, Report>;
 
@@ -225,6 +231,12 @@ impl BulkServer {
 
     async fn serve(&self, stream: &mut bulk::Incoming, pass: &Pass, request: BulkRequest) -> Result<(), BulkFailure> {
         let by = Instant::now() + TRANSFER_TIME;
+        // Images hold the keys of their guests: they go from host to host only.
+        let of_image = matches!(request, BulkRequest::Manifest(_) | BulkRequest::Blocks { .. });
+        if of_image && matches!(pass, Pass::Client { .. }) {
+            let report = Report::new(ErrorCode::Denied, "blocks of images are for hosts of the cluster");
+            return Ok(call::put_failure(stream, &report).await?);
+        }
         let found = match request {
             BulkRequest::Blob(digest) => self.source.blob(digest).await?,
             BulkRequest::Evidence { attempt, path, offset } => match inner(&path) {
@@ -239,6 +251,8 @@ impl BulkServer {
             BulkRequest::State { migration, length } => {
                 return self.keep_state(stream, pass, &migration, length, by).await;
             }
+            BulkRequest::Manifest(root) => self.source.manifest(root).await?,
+            BulkRequest::Blocks { root, file, runs } => self.source.blocks(root, file, runs).await?,
         };
         match found {
             Some((length, mut content)) => {
@@ -349,9 +363,11 @@ impl Room {
     fn of(&self, request: &BulkRequest) -> Arc<Semaphore> {
         match request {
             BulkRequest::Migration(_) | BulkRequest::State { .. } => Arc::clone(&self.migrations),
-            BulkRequest::Blob(_) | BulkRequest::Evidence { .. } | BulkRequest::Keep { .. } => {
-                Arc::clone(&self.transfers)
-            }
+            BulkRequest::Blob(_)
+            | BulkRequest::Evidence { .. }
+            | BulkRequest::Keep { .. }
+            | BulkRequest::Manifest(_)
+            | BulkRequest::Blocks { .. } => Arc::clone(&self.transfers),
         }
     }
 }

@@ -3,18 +3,32 @@
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
-use tokio::process::Command;
+use tokio::{process::Command, time::Instant};
 use vt_protocol::{
+    catalogue::ImageFormat,
     error::{ErrorCode, Report},
     ids::Name,
-    image::{ImageRecord, RECORD_FILE},
+    image::{BUILTIN, ImageRecord},
+    job::Happening,
+    params::Params,
+    party::Failure,
+    peer::{PeerReply, PeerRequest},
+    verdict::Consequence,
     vm::Nic,
 };
+use vt_sync::{State, state};
 
-use super::attempt::LocalAttempt;
-use crate::qemu::Boot;
+use super::{attempt::LocalAttempt, failure::caused};
+use crate::{
+    images::{
+        Pools,
+        store::{RecordTrouble, Store},
+    },
+    qemu::Boot,
+};
 
 /// An image of this host, checked as far as it can be without reading it whole.
 #[derive(Debug, Clone)]
@@ -29,35 +43,56 @@ impl Image {
         !self.record.recipe_blake3.is_empty()
     }
 
-    /// What is to be booted from it.
-    pub(crate) fn boot(&self, nics: &[Nic]) -> Boot {
+    /// What is to be booted from it; `None`: what the firmware finds on its disk.
+    pub(crate) fn boot(&self, nics: &[Nic]) -> Option<Boot> {
+        let kernel = self.record.kernel.as_ref()?;
         let nic = nics.first();
         let address = nic.and_then(|nic| Some((nic.address?, nic.prefix)));
-        Boot {
-            kernel: self.folder.join(&self.record.kernel.name),
-            initrd: Some(self.folder.join(&self.record.initrd.name)),
+        Some(Boot {
+            kernel: self.folder.join(&kernel.name),
+            initrd: self.record.initrd.as_ref().map(|initrd| self.folder.join(&initrd.name)),
             append: self.record.cmdline_for(address, nic.map(|nic| nic.mac)),
-        }
+        })
+    }
+
+    /// Makes the overlay disk of a VM on top of it.
+    pub(crate) async fn overlay(&self, disk: &Path) -> Result<(), Report> {
+        create_overlay(&self.folder.join(&self.record.disk.name), self.record.format, disk).await
     }
 }
 
+/// How often a party that waits for an image looks how far it is, and how often that is told.
+const LOOKS: Duration = Duration::from_millis(1000);
+const TELLS: Duration = Duration::from_secs(5);
+/// How long this host may take to say so.
+const ASKS: Duration = Duration::from_secs(10);
+
 impl LocalAttempt {
-    /// Finds an image in this host's pool.
+    /// The pool directory that an image lies in.
+    fn store(&self, name: &Name) -> Store {
+        Pools::at(self.places.images.clone(), self.places.shared).store_of(&self.cluster.state(), name)
+    }
+
+    /// Finds an image in this host's pools.
     pub(crate) fn image(&self, name: &Name) -> Result<Image, Report> {
-        let folder = self.places.images.join(name.as_str());
+        let store = self.store(name);
+        let folder = store.folder(name);
         let missing = |what: String| {
             Report::new(ErrorCode::ImageMissing, format!("image {name} is not on {}", self.name_of(self.me())))
                 .with("looked for", what)
-                .help("vtctl image build")
+                .help("vtctl image build   (where it is the built-in one)")
+                .help("vtctl image list   (shows what the cluster has)")
         };
-        let path = folder.join(RECORD_FILE);
-        let json = std::fs::read(&path).map_err(|error| missing(path.display().to_string()).caused_by(&error))?;
         let damaged = |what: String| {
             Report::new(ErrorCode::ImageDamaged, format!("image {name} is damaged: {what}"))
                 .with("folder", folder.display().to_string())
-                .help("vtctl image build --force")
+                .help(format!("vtctl image verify {name}"))
+                .help("vtctl image build --force   (where it is the built-in one)")
         };
-        let record = ImageRecord::parse(&json).map_err(|error| damaged(error.to_string()))?;
+        let record = store.record(name).map_err(|error| match error {
+            RecordTrouble::Missing(error) => missing(folder.display().to_string()).caused_by(&error),
+            RecordTrouble::Damaged(what) => damaged(what),
+        })?;
         for file in record.files() {
             let path = folder.join(&file.name);
             match std::fs::metadata(&path) {
@@ -68,10 +103,74 @@ impl LocalAttempt {
         }
         Ok(Image { record, folder })
     }
+
+    /// Has the image of the case come to this host, where the catalogue has it and this host does not. What it waits for
+    /// is told meanwhile.
+    ///
+    /// # Errors
+    /// It does not come; or the attempt is over for this host, which then is nobody's fault.
+    pub(super) async fn bring_image(&self) -> Result<(), Failure> {
+        let Some(name) = image_of(&self.record().case.params) else { return Ok(()) };
+        let known = |state: &State| state.images.get(&name).cloned();
+        let Some(image) = known(&self.cluster.state()) else { return Ok(()) };
+        let (begun, step) = (Instant::now(), format!("image {name}"));
+        let mut told: Option<Instant> = None;
+        if !image.is_on(self.me()) {
+            self.evidence.events.note(Happening::StepBegan(step.clone()));
+            self.say_waiting(&name, &image, 0);
+            told = Some(begun);
+        }
+        loop {
+            let wait_ms = LOOKS.as_millis() as u32;
+            let pull = PeerRequest::PullImage { image: name.clone(), rate: 0, wait_ms };
+            let now = match self.cluster.ask(self.me(), pull, ASKS).await {
+                Ok(PeerReply::Pulling(now)) => now,
+                Ok(_) => return Err(caused(Report::new(ErrorCode::WireVersion, "an image was not asked for well"))),
+                Err(error) => return Err(caused(error.into())),
+            };
+            match now.ended {
+                Some(Ok(())) => {
+                    if told.is_some() {
+                        let ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                        let note = format!("{} of {} bytes came over the network", now.moved, image.content.bytes);
+                        self.evidence.events.note(Happening::StepEnded { step, ms, note });
+                    }
+                    return Ok(());
+                }
+                Some(Err(report)) => {
+                    let title = format!("image {name} did not come to {}: {}", self.name_of(self.me()), report.title);
+                    return Err(caused(Report { title, ..report }));
+                }
+                None if told.is_none_or(|told| told.elapsed() >= TELLS) => {
+                    told = Some(Instant::now());
+                    self.say_waiting(&name, &image, now.done);
+                }
+                None => {}
+            }
+            let state = self.cluster.state();
+            self.open_in(&state)?;
+            if state.attempts.get(&self.id).is_some_and(|attempt| attempt.cancelled) {
+                return Err(Failure::Followed(Consequence::Closed));
+            }
+        }
+    }
+
+    fn say_waiting(&self, name: &Name, image: &state::Image, done: u64) {
+        let state = self.cluster.state();
+        let from: Vec<String> = image.sources().map(|host| state.host_name(host)).collect();
+        let (me, from, total) = (self.name_of(self.me()), from.join(", "), image.content.bytes);
+        let said = format!("everyone waits for {me}: image {name} comes from {from}, {done} of {total} bytes are here");
+        self.evidence.events.say(said);
+    }
+}
+
+/// The image that a case boots: what its parameters name, else the built-in one.
+fn image_of(params: &Params) -> Option<Name> {
+    params.text("image").unwrap_or(BUILTIN).trim().parse().ok()
 }
 
 /// Makes the overlay disk on top of an image. One left from before is replaced: the claim says that it is nobody's.
-pub(super) async fn create_overlay(image: &Path, disk: &Path) -> Result<(), Report> {
+async fn create_overlay(image: &Path, format: ImageFormat, disk: &Path) -> Result<(), Report> {
     let failed = |what: &str, said: String| {
         let full = said.contains("No space left") || said.contains("StorageFull");
         let code = if full { ErrorCode::DiskFull } else { ErrorCode::StorageFailed };
@@ -82,7 +181,7 @@ pub(super) async fn create_overlay(image: &Path, disk: &Path) -> Result<(), Repo
         tokio::fs::create_dir_all(parent).await.map_err(|error| failed("its folder", error.to_string()))?;
     }
     let made = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"])
+        .args(["create", "-q", "-f", "qcow2", "-F", format.name(), "-b"])
         .arg(image)
         .arg(disk)
         .stdin(Stdio::null())
@@ -114,10 +213,10 @@ mod tests {
         make.args(["create", "-q", "-f", "qcow2"]).arg(&base).arg("1M");
         assert!(make.status().unwrap().success());
         let disk = dir.path().join("sub/vm1.qcow2");
-        create_overlay(&base, &disk).await.unwrap();
+        create_overlay(&base, ImageFormat::Qcow2, &disk).await.unwrap();
         assert!(disk.is_file());
         let other = dir.path().join("vm2.qcow2");
-        let report = create_overlay(&dir.path().join("absent"), &other).await.unwrap_err();
+        let report = create_overlay(&dir.path().join("absent"), ImageFormat::Qcow2, &other).await.unwrap_err();
         assert_eq!(report.code, ErrorCode::StorageFailed);
         assert!(!other.exists());
     }

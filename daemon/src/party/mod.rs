@@ -20,7 +20,7 @@ pub mod client;
 pub mod failure;
 pub mod giveback;
 pub mod guests;
-mod image;
+pub(crate) mod image;
 pub mod link;
 pub mod local_vm;
 pub mod places;

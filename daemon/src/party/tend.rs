@@ -16,7 +16,7 @@ use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{AttemptId, Name},
     job::{Happening, PlannedCase},
-    party::Finish,
+    party::{Failure, Finish},
     verdict::{Blame, Cause, Consequence, Outcome},
 };
 use vt_sync::{State, command::PartyEnded, state::Attempt};
@@ -136,6 +136,18 @@ async fn live(
             // A daemon that ended between start and record has left a party that nobody knows of.
             giveback::end_strays(attempt).await;
             describe(attempt);
+            let brought = tokio::select! {
+                biased;
+                () = supervisor.stop.cancelled() => return None,
+                () = give_up.cancelled() => Err(Failure::Followed(Consequence::Closed)),
+                () = sleep_until(attempt.until) => return Some(outcome(attempt, &End::TooLong)),
+                brought = attempt.bring_image() => brought,
+            };
+            match brought {
+                Ok(()) => {}
+                Err(Failure::Caused(cause)) => return Some(Outcome::Caused(cause)),
+                Err(Failure::Followed(consequence)) => return Some(Outcome::Followed(consequence)),
+            }
             match start(attempt) {
                 Ok(process) => Some(process),
                 Err(error) => {

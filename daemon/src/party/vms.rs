@@ -21,7 +21,7 @@ use vt_sync::command::{ClaimVm, ReleaseVm};
 use super::{
     attempt::{DECIDES, LocalAttempt},
     failure::caused,
-    image::{Image, create_overlay},
+    image::Image,
     local_vm::LocalVm,
 };
 use crate::{
@@ -160,7 +160,7 @@ impl LocalAttempt {
         epoch: Epoch,
     ) -> Result<Arc<LocalVm>, Report> {
         let disk = self.places.disk(&spec.id);
-        create_overlay(&image.folder.join(&image.record.disk.name), &disk).await?;
+        image.overlay(&disk).await?;
         let boot = image.boot(&spec.nics);
         let vm = self.launch(spec, resolved, boot, &disk, "start").await.map_err(|error| error.report())?;
         let vm = LocalVm::new(vm, disk, epoch);
@@ -176,7 +176,7 @@ impl LocalAttempt {
         &self,
         spec: VmSpec,
         resolved: Resolved,
-        boot: Boot,
+        boot: Option<Boot>,
         disk: &std::path::Path,
         incarnation: &str,
     ) -> Result<Vm, VmError> {
@@ -188,7 +188,7 @@ impl LocalAttempt {
         };
         let setup = VmSetup {
             qemu: self.places.qemu.clone(),
-            boot: Some(boot),
+            boot,
             disk: Some(Disk { path: disk.display().to_string(), format: "qcow2".to_owned() }),
             data_disk: None,
             bridge: self.places.bridge.clone(),

@@ -5,6 +5,7 @@
 mod ages;
 mod cluster;
 mod daemons;
+mod images;
 mod jobs;
 mod membership;
 mod probe;

@@ -76,6 +76,14 @@ impl BlobSource for Shelf {
         Ok(found.map(|bytes| content(bytes[offset as usize..].to_vec())))
     }
 
+    async fn manifest(&self, root: Digest) -> io::Result<Option<Content>> {
+        self.blob(root).await
+    }
+
+    async fn blocks(&self, root: Digest, _: u16, _: Vec<(u32, u32)>) -> io::Result<Option<Content>> {
+        self.blob(root).await
+    }
+
     async fn accept(&self, digest: Digest, length: u64) -> Result<Option<Box<dyn BlobSink>>, Report> {
         if length > 64 << 20 {
             return Err(Report::new(ErrorCode::TooLarge, "larger than a blob may be"));
@@ -229,6 +237,14 @@ async fn who_may_not_is_refused_and_the_service_lives_on() {
     let runner = client_dialer(&lab.client(AccessRole::Runner, dates));
     runner.offer(at, None, (digest, 6), &mut bytes.as_slice(), by()).await.unwrap();
     viewer.fetch(at, None, &want, 100, &mut sink, by()).await.unwrap();
+
+    // Images hold the keys of guests: they are for hosts.
+    let blocks = BulkRequest::Blocks { root: digest, file: 0, runs: vec![(0, 1)] };
+    for of_image in [BulkRequest::Manifest(digest), blocks] {
+        let denied = runner.fetch(at, None, &of_image, 100, &mut sink, by()).await.unwrap_err();
+        assert_eq!(denied.report().code, ErrorCode::Denied);
+        dialer(&other).fetch(at, None, &of_image, 100, &mut sink, by()).await.unwrap();
+    }
 
     // A host that was removed; one of another CA; one that expects another host.
     let third = lab.add("host3").await;

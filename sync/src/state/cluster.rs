@@ -231,6 +231,7 @@ impl State {
     pub(super) fn drop_host(&mut self, entry: &mut Entry, id: HostId, why: &str) -> Result<(), Rejected> {
         let host = Arc::clone(self.known_host(id)?);
         self.fence_host(entry, id, why);
+        self.drop_copies_of(entry, id);
         self.hosts.remove(&id);
         let removed = Arc::make_mut(&mut self.removed);
         removed.push(RemovedHost {

@@ -10,6 +10,7 @@ mod attempts;
 mod barriers;
 mod clients;
 mod cluster;
+mod images;
 mod jobs;
 mod migrations;
 mod recovery;
@@ -23,7 +24,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 use vt_protocol::{
     error::{ErrorCode, Report},
-    ids::{AttemptId, CaseId, Epoch, HostId, JobId, MigrationId, TokenId, VmId},
+    ids::{AttemptId, CaseId, Epoch, HostId, JobId, MigrationId, Name, TokenId, VmId},
 };
 
 pub use self::{
@@ -31,6 +32,7 @@ pub use self::{
     barriers::{Barrier, BarrierKey, BarrierState},
     clients::{Client, Clients},
     cluster::{Cluster, Host, RemovedHost, Role},
+    images::{Image, ImageContent, Placement, Pool},
     jobs::{Case, CaseState, Job, JobState},
     migrations::{Migration, Phase},
     recovery::Survivor,
@@ -73,6 +75,10 @@ pub struct State {
     pub index: u64,
     /// Clients by the digest of their public key.
     pub clients: Arc<Clients>,
+    /// The catalogue of images.
+    pub images: BTreeMap<Name, Arc<Image>>,
+    /// Pools beside the one that every host has.
+    pub pools: BTreeMap<Name, Arc<Pool>>,
 }
 
 /// What a command's handler gives: an answer, or a refusal made before anything was changed.
@@ -153,6 +159,12 @@ impl State {
             Command::AdmitClient(c) => self.admit_client(entry, c),
             Command::RemoveClient(c) => self.remove_client(entry, c),
             Command::ReleaseJob(c) => self.release_job(entry, c),
+            Command::RegisterImage(c) => self.register_image(entry, c),
+            Command::PlaceImage(c) => self.place_image(entry, c),
+            Command::DropPlacement(c) => self.drop_placement(entry, c),
+            Command::PinImage(c) => self.pin_image(entry, c),
+            Command::AddPool(c) => self.add_pool(entry, c),
+            Command::RemovePool(c) => self.remove_pool(entry, c),
         }
     }
 

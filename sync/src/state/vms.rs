@@ -93,6 +93,7 @@ impl State {
             migration: None,
         };
         self.vms.insert(c.vm.clone(), Arc::new(record));
+        self.image_used(&c.image, c.vm.attempt.case.job);
         entry.tell(Effect::Vm(c.vm.clone()));
         Ok(Answer::Epoch(entry.epoch()))
     }

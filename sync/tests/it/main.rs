@@ -9,6 +9,7 @@ mod invariants;
 mod leader_dies;
 mod rules_barriers;
 mod rules_hosts;
+mod rules_images;
 mod rules_jobs;
 mod rules_membership;
 mod rules_vms;

@@ -1,0 +1,258 @@
+//! `image …` and `storage …`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use vt_protocol::{catalogue::ImageFormat, ids::Name};
+
+/// What is done with images.
+#[derive(Debug, Subcommand)]
+pub enum ImageVerb {
+    /// Images of the catalogue, and where their copies are
+    #[command(visible_alias = "ls", after_help = "Example:\n  vtctl image list")]
+    List,
+    /// One image: content root, copies, jobs that used it
+    #[command(after_help = "Example:\n  vtctl image show tiny")]
+    Show {
+        /// Its name
+        image: Name,
+    },
+    /// Make the built-in guest from the distribution's packages
+    Build(ImageBuildArgs),
+    /// Take a disk, or the folder of a built image
+    Import(ImageImportArgs),
+    /// Copy an image to hosts
+    Sync(ImageSyncArgs),
+    /// Read every copy and compare it with its digests
+    #[command(
+        after_help = "Example:\n  vtctl image verify tiny\n\nExit code 26 where a copy is damaged or a host does not answer."
+    )]
+    Verify {
+        /// Its name
+        image: Name,
+    },
+    /// Write the disk of an image into a new file
+    #[command(
+        after_help = "Example:\n  vtctl image export rhel9 /tmp/rhel9.qcow2\n\nThe daemon of this host writes it, from its own copy. One built upon another\n\
+                      image still needs that one."
+    )]
+    Export {
+        /// Its name
+        image: Name,
+        /// The file; it must not exist
+        file: PathBuf,
+    },
+    /// Keep an image from being deleted
+    #[command(after_help = "Example:\n  vtctl image pin rhel9")]
+    Pin {
+        /// Its name
+        image: Name,
+    },
+    /// Let an image be deleted again
+    #[command(after_help = "Example:\n  vtctl image unpin rhel9")]
+    Unpin {
+        /// Its name
+        image: Name,
+    },
+    /// Remove an image and all its copies
+    #[command(
+        after_help = "Example:\n  vtctl image delete rhel9\n\nRefused while it is pinned, or a VM or another image uses it."
+    )]
+    Delete {
+        /// Its name
+        image: Name,
+    },
+    /// Remove what broken transfers left, and copies off the record
+    #[command(after_help = "Example:\n  vtctl image gc")]
+    Gc,
+    /// VMs that write to disks upon images, and on which host
+    #[command(after_help = "Example:\n  vtctl image writers")]
+    Writers,
+}
+
+/// `image build`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vtctl image build\n  vtctl image build --if-missing")]
+pub struct ImageBuildArgs {
+    /// Directory of images [default: /var/lib/vtmesh/images]
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
+    /// The probe for the guest [default: vt-probe beside vtctl]
+    #[arg(long, value_name = "FILE")]
+    pub probe: Option<PathBuf>,
+    /// Do nothing where the image is there already
+    #[arg(long)]
+    pub if_missing: bool,
+}
+
+/// A format, as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// QEMU's own
+    Qcow2,
+    /// As the guest sees it
+    Raw,
+}
+
+impl From<FormatArg> for ImageFormat {
+    fn from(format: FormatArg) -> Self {
+        match format {
+            FormatArg::Qcow2 => Self::Qcow2,
+            FormatArg::Raw => Self::Raw,
+        }
+    }
+}
+
+/// `image import`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  vtctl image import rhel9.qcow2\n  vtctl image import disk.img --name old --format raw\n  vtctl image import /var/lib/vtmesh/images/tiny\n\n\
+                  The daemon of this host reads the file (in a lab: of host1, or --host). It has\n\
+                  to stand alone, or upon an image of the same pool. Importing a name again makes\n\
+                  a new version; other copies are stale then, and `image sync` moves what changed."
+)]
+pub struct ImageImportArgs {
+    /// A qcow2 or raw disk, or the folder of a built image
+    pub file: PathBuf,
+    /// Its name [default: that of the file, without its ending]
+    #[arg(long)]
+    pub name: Option<Name>,
+    /// The pool it is to lie in [default: the hosts' own]
+    #[arg(long)]
+    pub pool: Option<Name>,
+    /// Its format [default: what its first bytes say]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Option<FormatArg>,
+    /// Digest that the file must have, sha1:HEX or sha256:HEX
+    #[arg(long, value_name = "KIND:HEX", value_parser = digest)]
+    pub digest: Option<(String, String)>,
+    /// In a lab: the host that takes it
+    #[arg(long)]
+    pub host: Option<Name>,
+}
+
+/// `image sync`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vtctl image sync tiny\n  vtctl image sync rhel9 -m host2,host3 --rate 100M\n\n\
+                  Every block is compared before it is written. A copy that was broken off goes\n\
+                  on where it was. Ctrl-C ends the watching, not the copying.")]
+pub struct ImageSyncArgs {
+    /// The image
+    pub image: Name,
+    /// Hosts that are to have it [default: all]
+    #[arg(short = 'm', long, value_delimiter = ',', value_name = "HOST,…")]
+    pub hosts: Vec<Name>,
+    /// Most bytes a second for each host, such as 50M
+    #[arg(long, value_name = "BYTES", value_parser = size)]
+    pub rate: Option<u64>,
+}
+
+/// What is done with pools.
+#[derive(Debug, Subcommand)]
+pub enum StorageVerb {
+    /// Pools, and the images in them
+    #[command(visible_alias = "ls", after_help = "Example:\n  vtctl storage list")]
+    List,
+    /// One pool, with its directory on each host
+    #[command(after_help = "Example:\n  vtctl storage show default")]
+    Show {
+        /// Its name
+        pool: Name,
+    },
+    /// Make a pool known
+    Add(StorageAddArgs),
+    /// Try a pool from every host
+    #[command(
+        after_help = "Example:\n  vtctl storage check default\n\nCreate, write, fsync, read back, lock, direct I/O, room; where it is shared, each\n\
+                      host reads what another one wrote. Exit code 26 where a host cannot use it."
+    )]
+    Check {
+        /// Its name
+        pool: Name,
+    },
+    /// Forget a pool in which no image lies; its files stay
+    #[command(after_help = "Example:\n  vtctl storage remove fast")]
+    Remove {
+        /// Its name
+        pool: Name,
+    },
+}
+
+/// A kind of pool, as it is typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PoolKindArg {
+    /// A directory of each host, or one that all see
+    Dir,
+    /// Not supported yet
+    Nfs,
+    /// Not supported yet
+    Gluster,
+}
+
+/// `storage add`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  vtctl storage add fast --path /srv/fast\n  vtctl storage add isos --path /mnt/isos --shared\n\n\
+                  With --shared every host has to see the same files there, as with an NFS mount;\n\
+                  `vtctl storage check` finds out."
+)]
+pub struct StorageAddArgs {
+    /// Its name
+    pub name: Name,
+    /// What it is
+    #[arg(long, value_enum, default_value_t = PoolKindArg::Dir)]
+    pub kind: PoolKindArg,
+    /// Its directory, the same path on every host
+    #[arg(long, value_name = "DIR")]
+    pub path: PathBuf,
+    /// Every host sees the same files there
+    #[arg(long)]
+    pub shared: bool,
+}
+
+fn digest(text: &str) -> Result<(String, String), String> {
+    let wrong = || format!("{text:?} is not sha1: and 40, or sha256: and 64 hexadecimal digits");
+    let (kind, digits) = text.split_once(':').ok_or_else(wrong)?;
+    let length = match kind {
+        "sha1" => 40,
+        "sha256" => 64,
+        _ => return Err(wrong()),
+    };
+    let fits = digits.len() == length && digits.chars().all(|c| c.is_ascii_hexdigit());
+    if fits { Ok((kind.to_owned(), digits.to_owned())) } else { Err(wrong()) }
+}
+
+/// `50M` is 50 times 2^20.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a number of bytes such as 500K, 50M or 1G");
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..end].parse().map_err(|_| wrong())?;
+    let unit: u64 = match &text[end..] {
+        "" => 1,
+        "K" | "k" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(unit).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_and_sizes_are_taken_as_they_are_meant() {
+        let sha1 = format!("sha1:{}", "a0".repeat(20));
+        assert_eq!(digest(&sha1), Ok(("sha1".into(), "a0".repeat(20))));
+        for text in ["", "sha1:abc", "md5:0123", "sha1", &sha1.replace('a', "x")] {
+            assert!(digest(text).is_err(), "{text}");
+        }
+        for (text, bytes) in [("1", 1), ("500K", 500 << 10), ("50M", 50 << 20), ("1G", 1 << 30)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "0", "M", "1T", "-1", "99999999999G"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

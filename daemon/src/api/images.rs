@@ -1,0 +1,338 @@
+//! The catalogue of images, as vtctl asks for it and changes it.
+//!
+//! Bytes are moved by the hosts that have them and want them ([`crate::images`]); here it is said which, in what order,
+//! and what a user is told meanwhile.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use tokio::time::interval;
+use vt_protocol::{
+    admin::AdminReply,
+    catalogue::{
+        DEFAULT_POOL, HostOutcome, ImageProgress, ImageRequest, ImageView, ImportImage, PlacementView, SyncImage,
+        WriterView,
+    },
+    error::{ErrorCode, Report},
+    ids::{HostId, Name, RequestId},
+    manifest::block_bytes,
+    peer::{PeerReply, PeerRequest},
+};
+use vt_sync::{
+    State,
+    command::{DropPlacement, PinImage, RegisterImage},
+    state::{Image, Migration, Role, VmState},
+};
+
+use super::{DECIDES, blocking, unknown_host, views::natural};
+use crate::{
+    cluster::{AskError, Cluster},
+    host::Host,
+    images::{import, unknown},
+    mesh::{Caller, ReplySink},
+};
+
+/// How long a host may take to read a whole image.
+const READS: Duration = Duration::from_secs(3600);
+/// How often progress is told.
+const TELLS: Duration = Duration::from_millis(300);
+/// A host that does not answer while an image comes to it is asked this often again.
+const TRIES: u32 = 10;
+const AGAIN: Duration = Duration::from_secs(2);
+
+impl Host {
+    /// Answers a request about images; progress goes to `replies`.
+    pub(super) async fn images_asked(
+        self: &Arc<Self>,
+        request: ImageRequest,
+        caller: &Caller,
+        replies: &ReplySink,
+    ) -> Result<AdminReply, Report> {
+        match request {
+            ImageRequest::List => Ok(AdminReply::Images(views(&self.state()))),
+            ImageRequest::Writers => Ok(AdminReply::Writers(writers(&self.state()))),
+            ImageRequest::Import(_) | ImageRequest::Export { .. } if !caller.is_local() => {
+                Err(Report::new(ErrorCode::Denied, "this goes over the host's own socket only"))
+            }
+            ImageRequest::Import(import) => self.import(import, replies).await.map(AdminReply::Steps),
+            ImageRequest::Export { image, to } => self.export(&image, &to).await.map(AdminReply::Steps),
+            ImageRequest::Sync(sync) => self.sync_image(sync, replies).await.map(AdminReply::Outcomes),
+            ImageRequest::Verify(image) => self.verify_everywhere(&image).await.map(AdminReply::Outcomes),
+            ImageRequest::Pin { image, pinned } => {
+                let pin = PinImage { image, pinned };
+                self.propose(RequestId::random(), pin.into(), DECIDES).await?;
+                Ok(AdminReply::Done)
+            }
+            ImageRequest::Delete(image) => self.delete_image(&image).await.map(AdminReply::Outcomes),
+            ImageRequest::Gc => {
+                let hosts: Vec<HostId> = self.state().hosts.keys().copied().collect();
+                Ok(AdminReply::Outcomes(self.ask_each(hosts, |_| PeerRequest::SweepImages, READS).await))
+            }
+        }
+    }
+
+    async fn import(&self, import: ImportImage, replies: &ReplySink) -> Result<Vec<String>, Report> {
+        let state = self.state();
+        let pool = match &import.pool {
+            Some(pool) => pool.clone(),
+            None => DEFAULT_POOL.parse().map_err(|_| Report::new(ErrorCode::Internal, "no pool has a name"))?,
+        };
+        let Some(store) = self.images().pools().store(&state, &pool) else {
+            let title = format!("there is no pool {pool}");
+            return Err(Report::new(ErrorCode::UnknownPool, title).help("vtctl storage list"));
+        };
+        let known = state.images.get(&import.name);
+        if let (Some(_), Some(holder)) = (known, state.image_held_by(&import.name)) {
+            let title = format!("{} is used by {holder}: another version cannot take its place", import.name);
+            return Err(Report::new(ErrorCode::ImageInUse, title).help(format!("--name another-{}", import.name)));
+        }
+        let folder = store.folder(&import.name);
+        if known.is_none() && folder.exists() && !import.path.is_dir() {
+            let title = format!("there is a folder {} already, which is not in the catalogue", folder.display());
+            return Err(Report::new(ErrorCode::NameTaken, title)
+                .help(format!("vtctl image import {}", folder.display()))
+                .help("vtctl image import FILE --name ANOTHER"));
+        }
+        let done = Arc::new(AtomicU64::new(0));
+        let total = {
+            let path = import.path.clone();
+            blocking(move || import::total(&path)).await
+        };
+        let taken = {
+            let taking = import::take(&store, &state, &import, &done);
+            tokio::pin!(taking);
+            let mut tick = interval(TELLS);
+            loop {
+                tokio::select! {
+                    taken = &mut taking => break taken?,
+                    _ = tick.tick() => {
+                        let (host, image) = (self.record().name.clone(), import.name.clone());
+                        let done = done.load(Ordering::Relaxed).min(total);
+                        self.tell(replies, ImageProgress { host, image, done, total, moved: 0 }).await;
+                    }
+                }
+            }
+        };
+        let content = taken.content.clone();
+        let mut steps = vec![format!(
+            "{} ({}, the guest sees {} bytes, {} bytes in blocks of {}) is in pool {pool} of {}",
+            import.name,
+            content.format.name(),
+            content.virtual_bytes,
+            content.bytes,
+            block_bytes(content.bytes),
+            self.record().name
+        )];
+        steps.extend(taken.notes.iter().cloned());
+        let in_place = taken.in_place();
+        let (at, name) = (store.clone(), import.name.clone());
+        blocking(move || taken.place(&at, &name)).await?;
+        let register = RegisterImage {
+            image: import.name.clone(),
+            pool,
+            content: content.clone(),
+            host: self.me(),
+            shared: store.shared,
+        };
+        if let Err(error) = self.propose(RequestId::random(), register.into(), DECIDES).await {
+            // What the catalogue does not want does not stay; the user's own folder does.
+            blocking(move || import::undo(&store, &import.name, in_place)).await;
+            return Err(error.into());
+        }
+        steps.push(format!("content root {}", content.root));
+        Ok(steps)
+    }
+
+    async fn export(&self, name: &Name, to: &Path) -> Result<Vec<String>, Report> {
+        let state = self.state();
+        let image = state.images.get(name).ok_or_else(|| unknown(&state, name))?;
+        let store = self.images().pools().store(&state, &image.pool);
+        let Some(store) = store.filter(|store| store.has(name, image.content.root)) else {
+            let hosts: Vec<String> = image.sources().map(|host| state.host_name(host)).collect();
+            return Err(Report::new(ErrorCode::ImageMissing, format!("image {name} is not on {}", self.record().name))
+                .with("it is on", hosts.join(", "))
+                .help(format!("vtctl image sync {name} -m {}", self.record().name)));
+        };
+        let (name, to, root) = (name.clone(), to.to_owned(), image.content.root);
+        blocking(move || import::export(&store, &name, root, &to)).await
+    }
+
+    /// Has hosts take an image, all at the same time, and tells how far they are.
+    async fn sync_image(&self, sync: SyncImage, replies: &ReplySink) -> Result<Vec<HostOutcome>, Report> {
+        let state = self.state();
+        state.images.get(&sync.image).ok_or_else(|| unknown(&state, &sync.image))?;
+        let mut hosts = Vec::new();
+        for name in &sync.hosts {
+            hosts.push(state.host_named(name.as_str()).ok_or_else(|| unknown_host(&state, name))?.id);
+        }
+        if hosts.is_empty() {
+            hosts.extend(state.hosts.values().filter(|host| host.role != Role::Witness).map(|host| host.id));
+        }
+        let mut outcomes = join_all(hosts.into_iter().map(|host| self.sync_to(host, &sync, replies))).await;
+        outcomes.sort_by(|a, b| natural(a.host.as_str(), b.host.as_str()));
+        Ok(outcomes)
+    }
+
+    async fn sync_to(&self, host: HostId, sync: &SyncImage, replies: &ReplySink) -> HostOutcome {
+        let name = self.name_of(host);
+        let mut silent = 0;
+        loop {
+            let wait_ms = TELLS.as_millis() as u32;
+            let pull = PeerRequest::PullImage { image: sync.image.clone(), rate: sync.rate, wait_ms };
+            let now = match self.ask(host, pull, DECIDES).await {
+                Ok(PeerReply::Pulling(now)) => now,
+                Ok(_) => return trouble(name, Report::new(ErrorCode::WireVersion, "it gave another kind of answer")),
+                Err(AskError::Refused(report)) => return trouble(name, *report),
+                // It may be on its way back; what it has stays with it.
+                Err(error) => {
+                    silent += 1;
+                    if silent > TRIES {
+                        return trouble(name, error.into());
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                    continue;
+                }
+            };
+            silent = 0;
+            match now.ended {
+                None => {
+                    let progress = ImageProgress {
+                        host: name.clone(),
+                        image: sync.image.clone(),
+                        done: now.done,
+                        total: now.total,
+                        moved: now.moved,
+                    };
+                    self.tell(replies, progress).await;
+                }
+                Some(Ok(())) => {
+                    let told = if now.moved == 0 && now.done == now.total {
+                        "it is there".to_owned()
+                    } else {
+                        format!("{} of {} bytes came over the network", now.moved, now.total)
+                    };
+                    return HostOutcome { host: name, told: vec![told], trouble: None };
+                }
+                Some(Err(report)) => return trouble(name, report),
+            }
+        }
+    }
+
+    async fn verify_everywhere(&self, name: &Name) -> Result<Vec<HostOutcome>, Report> {
+        let state = self.state();
+        let image = state.images.get(name).ok_or_else(|| unknown(&state, name))?;
+        let hosts = image.placements.keys().copied().collect();
+        Ok(self.ask_each(hosts, |_| PeerRequest::VerifyImage(name.clone()), READS).await)
+    }
+
+    /// Off the record first, so that nothing is built upon it any more, then off the disks.
+    async fn delete_image(&self, name: &Name) -> Result<Vec<HostOutcome>, Report> {
+        let state = self.state();
+        let image = state.images.get(name).ok_or_else(|| unknown(&state, name))?;
+        let mut hosts: Vec<HostId> = image.placements.keys().copied().collect();
+        if hosts.is_empty() {
+            // Every host that had it has left the cluster.
+            hosts.push(self.me());
+        }
+        for host in &hosts {
+            let drop = DropPlacement { image: name.clone(), host: *host };
+            self.propose(RequestId::random(), drop.into(), DECIDES).await?;
+        }
+        let mut outcomes = self.ask_each(hosts, |_| PeerRequest::DropImage(name.clone()), DECIDES * 2).await;
+        for outcome in &mut outcomes {
+            outcome.trouble = outcome.trouble.take().map(|report| report.help("vtctl image gc   (once it answers)"));
+        }
+        Ok(outcomes)
+    }
+
+    /// Asks hosts the same at the same time.
+    pub(super) async fn ask_each(
+        &self,
+        hosts: Vec<HostId>,
+        request: impl Fn(HostId) -> PeerRequest,
+        patience: Duration,
+    ) -> Vec<HostOutcome> {
+        let mut outcomes = join_all(hosts.into_iter().map(|host| {
+            let request = request(host);
+            async move {
+                let name = self.name_of(host);
+                match self.ask(host, request, patience).await {
+                    Ok(PeerReply::Told(told)) => HostOutcome { host: name, told, trouble: None },
+                    Ok(_) => trouble(name, Report::new(ErrorCode::WireVersion, "it gave another kind of answer")),
+                    Err(error) => trouble(name, error.into()),
+                }
+            }
+        }))
+        .await;
+        outcomes.sort_by(|a, b| natural(a.host.as_str(), b.host.as_str()));
+        outcomes
+    }
+
+    fn name_of(&self, host: HostId) -> Name {
+        let state = self.state();
+        state.hosts.get(&host).map_or_else(|| self.record().name.clone(), |host| host.name.clone())
+    }
+
+    async fn tell(&self, replies: &ReplySink, progress: ImageProgress) {
+        // Who went away needs no progress; what was asked for goes on.
+        let _ = replies.send(AdminReply::ImageProgress(progress)).await;
+    }
+}
+
+fn trouble(host: Name, report: Report) -> HostOutcome {
+    HostOutcome { host, told: Vec::new(), trouble: Some(report) }
+}
+
+fn views(state: &State) -> Vec<ImageView> {
+    let mut views: Vec<ImageView> = state.images.values().map(|image| view(state, image)).collect();
+    views.sort_by(|a, b| natural(a.name.as_str(), b.name.as_str()));
+    views
+}
+
+fn view(state: &State, image: &Image) -> ImageView {
+    let placement = |(host, copy): (&HostId, &vt_sync::state::Placement)| {
+        let host = state.hosts.get(host)?.name.clone();
+        Some(PlacementView { host, state: copy.state, shared: copy.shared })
+    };
+    let mut placements: Vec<PlacementView> = image.placements.iter().filter_map(placement).collect();
+    placements.sort_by(|a, b| natural(a.host.as_str(), b.host.as_str()));
+    ImageView {
+        name: image.name.clone(),
+        pool: image.pool.clone(),
+        format: image.content.format,
+        virtual_bytes: image.content.virtual_bytes,
+        bytes: image.content.bytes,
+        root: image.content.root,
+        backing: state.backing_of(&image.name),
+        pinned: image.pinned,
+        placements,
+        jobs: image.jobs.clone(),
+        vms: state.vms.values().filter(|vm| vm.image == image.name).map(|vm| vm.id.to_string()).collect(),
+    }
+}
+
+fn writers(state: &State) -> Vec<WriterView> {
+    let name = |host: HostId| state.hosts.get(&host).map(|host| host.name.clone());
+    let writer = |vm: &Arc<vt_sync::state::VmRecord>| {
+        let moving = vm.migration.as_ref().filter(|migration: &&Migration| migration.is_under_way());
+        Some(WriterView {
+            vm: vm.id.to_string(),
+            image: vm.image.clone(),
+            host: name(vm.owner)?,
+            epoch: vm.writer_epoch.0,
+            state: match vm.state {
+                VmState::Owned => "writes".to_owned(),
+                VmState::Lost => "lost its session: its guard has stopped it".to_owned(),
+            },
+            moving_to: moving.and_then(|migration| name(migration.to)),
+        })
+    };
+    state.vms.values().filter_map(writer).collect()
+}

@@ -1,0 +1,450 @@
+//! A copy of an image from hosts that have it: block by block, each compared with the manifest before it is written.
+//!
+//! The half copy on disk is its own record. It is read again before anything is asked for, so that a copy goes on where
+//! it was after any crash, and a block that the crash has lost is fetched again. Blocks of zeros, blocks that an older
+//! version or a damaged copy here still has, and blocks that are there twice do not move. What may not happen here: a
+//! folder with the image's name in which a block is not right.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    fs::{self, File},
+    io,
+    net::SocketAddr,
+    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use vt_protocol::{
+    bulk::{BulkDialer, BulkError, BulkRequest, Expected, STALL},
+    error::{ErrorCode, Report},
+    identity::PublicKey,
+    ids::{Digest, HostId, Name},
+    manifest::{self, FileBlocks, MANIFEST_MAX, Manifest},
+    peer::Pulling,
+};
+
+use super::{
+    blocks::{self, Hasher},
+    store::{self, Store, trouble},
+};
+
+/// Blocks of one question: they may be in as many pieces, and a question is short.
+const SEGMENT: usize = 1024;
+/// Bytes that are read before they are compared and written.
+const BATCH: usize = 1 << 20;
+/// Hosts that are asked at the same time.
+const SOURCES: usize = 4;
+/// A host whose connection broke is asked this often again, with a pause between.
+const TRIES: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(300);
+/// How long a host may take to begin to answer.
+const BEGINS: Duration = Duration::from_secs(20);
+
+/// A host that has the image.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub(crate) host: HostId,
+    pub(crate) name: String,
+    pub(crate) address: SocketAddr,
+    pub(crate) key: PublicKey,
+}
+
+impl Source {
+    fn expected(&self) -> Expected {
+        Expected { host: self.host, key: self.key.clone() }
+    }
+}
+
+/// What is to be copied, and how.
+#[derive(Clone)]
+pub(crate) struct Pull {
+    pub(crate) dialer: BulkDialer,
+    pub(crate) store: Store,
+    pub(crate) image: Name,
+    pub(crate) root: Digest,
+    pub(crate) sources: Vec<Source>,
+    /// Most bytes a second; 0: no bound.
+    pub(crate) rate: u64,
+    pub(crate) progress: watch::Sender<Pulling>,
+}
+
+/// Blocks of one file that are wanted from another host, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Segment {
+    file: usize,
+    blocks: Vec<u32>,
+}
+
+/// Where a block belongs: place of the file in the manifest, number of the block.
+type Place = (usize, u32);
+
+/// What all workers of one copy share.
+struct Work {
+    pull: Pull,
+    manifest: Manifest,
+    files: Vec<File>,
+    queue: Mutex<VecDeque<Segment>>,
+    /// Other places of blocks that are there more than once.
+    copies: HashMap<Place, Vec<Place>>,
+    /// When the next byte may be taken.
+    pace: Mutex<Instant>,
+}
+
+/// Why a source is not asked any more.
+struct Stopped {
+    source: String,
+    why: Report,
+}
+
+impl Pull {
+    /// Copies the image and gives it its name.
+    ///
+    /// # Errors
+    /// No source has it whole, or the pool cannot take it. What came stays for the next time.
+    pub(crate) async fn run(self) -> Result<(), Report> {
+        let (bytes, manifest) = self.manifest().await?;
+        self.progress.send_modify(|now| now.total = manifest.bytes());
+        let part = self.store.part(&self.image, self.root);
+        let work = super::blocking({
+            let (pull, part) = (self.clone(), part.clone());
+            move || Work::survey(pull, manifest, &part)
+        })
+        .await
+        .map_err(|error| trouble("a copy of the image cannot be begun", &part, &error))?;
+        let work = Arc::new(work);
+        let mut sources = self.sources.clone();
+        while !work.is_empty() {
+            let asked = join_all(sources.iter().take(SOURCES).map(|source| work.drain(source))).await;
+            let stopped: Vec<Stopped> = asked.into_iter().filter_map(Result::err).collect();
+            sources.retain(|source| stopped.iter().all(|stopped| stopped.source != source.name));
+            match stopped.into_iter().next() {
+                // Our own disk: no other source helps.
+                Some(Stopped { why, .. }) if why.code == ErrorCode::DiskFull => return Err(why),
+                Some(Stopped { why, .. }) if sources.is_empty() => return Err(why),
+                _ => {}
+            }
+        }
+        let finished = super::blocking({
+            let (store, image, part) = (self.store.clone(), self.image.clone(), part.clone());
+            move || finish(&work, &store, &image, &part, &bytes)
+        });
+        finished.await.map_err(|error| trouble("the copy of the image cannot be finished", &part, &error))
+    }
+
+    /// The manifest, from the first source that has it.
+    async fn manifest(&self) -> Result<(Vec<u8>, Manifest), Report> {
+        let mut why = Report::new(ErrorCode::NoSource, format!("no host has a whole copy of image {}", self.image));
+        for source in &self.sources {
+            let mut bytes = Vec::new();
+            let by = Instant::now() + BEGINS;
+            let want = BulkRequest::Manifest(self.root);
+            let (expected, cap) = (source.expected(), MANIFEST_MAX as u64);
+            match self.dialer.fetch(source.address, Some(&expected), &want, cap, &mut bytes, by).await {
+                Ok(_) => match Manifest::decode(&bytes, self.root) {
+                    Ok(manifest) => return Ok((bytes, manifest)),
+                    Err(error) => why = why.with(&source.name, error.to_string()),
+                },
+                Err(error) => why = why.with(&source.name, error.report().title),
+            }
+        }
+        Err(why.help(format!("vtctl image verify {}", self.image)))
+    }
+}
+
+impl Work {
+    /// Reads what is here already, and finds out what has to come.
+    fn survey(pull: Pull, manifest: Manifest, part: &Path) -> io::Result<Self> {
+        fs::create_dir_all(part)?;
+        let seeds = Seeds::of(&pull.store.folder(&pull.image));
+        let (mut files, mut queue) = (Vec::new(), VecDeque::new());
+        let (mut first, mut copies) = (HashMap::<Digest, Place>::new(), HashMap::<Place, Vec<Place>>::new());
+        let progress = pull.progress.clone();
+        for (number, wanted) in manifest.files.iter().enumerate() {
+            let path = part.join(&wanted.name);
+            let file =
+                File::options().read(true).write(true).create(true).truncate(false).mode(wanted.mode).open(&path)?;
+            file.set_permissions(fs::Permissions::from_mode(wanted.mode & 0o777))?;
+            file.set_len(wanted.length)?;
+            let hasher = Hasher::new(wanted.block());
+            let mut missing = Vec::new();
+            let unwatched = AtomicU64::new(0);
+            blocks::read(&file, wanted.length, &unwatched, |index, bytes, digest, _| {
+                let goal = wanted.digests[index as usize];
+                let mut here = digest == goal;
+                if !here && let Some(place) = wanted.place(index) {
+                    here = match hasher.digest(&vec![0; bytes.len()]) {
+                        (zero, _) if zero == goal => file.write_all_at(&vec![0; bytes.len()], place.0).is_ok(),
+                        _ => seeds.give(&wanted.name, place, goal, &file)?,
+                    };
+                }
+                if here {
+                    progress.send_modify(|now| now.done += bytes.len() as u64);
+                    return Ok(());
+                }
+                match first.entry(goal) {
+                    Entry::Occupied(known) => copies.entry(*known.get()).or_default().push((number, index)),
+                    Entry::Vacant(new) => {
+                        new.insert((number, index));
+                        missing.push(index);
+                    }
+                }
+                Ok(())
+            })?;
+            queue.extend(segments(number, &missing));
+            files.push(file);
+        }
+        let pace = Mutex::new(Instant::now());
+        Ok(Self { pull, manifest, files, queue: Mutex::new(queue), copies, pace })
+    }
+
+    fn queue(&self) -> std::sync::MutexGuard<'_, VecDeque<Segment>> {
+        // Nothing panics while it holds the lock.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.queue().is_empty()
+    }
+
+    /// Takes from one source until nothing is wanted any more.
+    async fn drain(self: &Arc<Self>, source: &Source) -> Result<(), Stopped> {
+        let mut tries = 0;
+        loop {
+            let Some(segment) = self.queue().pop_front() else { return Ok(()) };
+            let mut written = 0;
+            let Err(error) = self.fetch(source, &segment, &mut written).await else {
+                tries = 0;
+                continue;
+            };
+            if written > 0 {
+                tries = 0;
+            }
+            let left = Segment { file: segment.file, blocks: segment.blocks[written..].to_vec() };
+            self.queue().push_front(left);
+            tries += 1;
+            if !error.retryable || tries >= TRIES {
+                return Err(Stopped { source: source.name.clone(), why: error.with("source", &source.name) });
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Fetches the blocks of one segment; `written` counts those that are on disk.
+    async fn fetch(self: &Arc<Self>, source: &Source, segment: &Segment, written: &mut usize) -> Result<(), Report> {
+        let file = &self.manifest.files[segment.file];
+        let runs = runs(&segment.blocks);
+        let wrong = |title: String| Report::new(ErrorCode::ImageDamaged, title);
+        let length = file.bytes_of(&runs).ok_or_else(|| wrong("blocks beyond the end are wanted".to_owned()))?;
+        let place = u16::try_from(segment.file).unwrap_or(u16::MAX);
+        let want = BulkRequest::Blocks { root: self.pull.root, file: place, runs };
+        let (expected, by) = (source.expected(), Instant::now() + BEGINS);
+        let begun = self.pull.dialer.begin(source.address, Some(&expected), &want, length, by).await;
+        let (follows, mut stream) = begun.map_err(|error| error.report())?;
+        if follows != length {
+            return Err(wrong(format!("{} sends {follows} bytes instead of {length}", source.name)));
+        }
+        let mut pending: Option<(JoinHandle<Result<(), Report>>, usize)> = None;
+        let per_batch = (BATCH / file.block() as usize).max(1);
+        let mut failure = None;
+        for batch in segment.blocks.chunks(per_batch) {
+            let read = self.read(file, batch, &mut stream, length).await;
+            // What came before is on disk before more is.
+            if let Some((before, count)) = pending.take() {
+                match settled(before).await {
+                    Ok(()) => *written += count,
+                    Err(report) => return Err(report),
+                }
+            }
+            match read {
+                Ok(bytes) => {
+                    let (work, at, blocks) = (Arc::clone(self), segment.file, batch.to_vec());
+                    let source = source.name.clone();
+                    let writing = tokio::task::spawn_blocking(move || work.write(at, &blocks, &bytes, &source));
+                    pending = Some((writing, batch.len()));
+                }
+                Err(error) => {
+                    failure = Some(error.report());
+                    break;
+                }
+            }
+        }
+        if let Some((before, count)) = pending.take() {
+            settled(before).await?;
+            *written += count;
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    async fn read(
+        &self,
+        file: &FileBlocks,
+        batch: &[u32],
+        stream: &mut (impl AsyncRead + Unpin),
+        length: u64,
+    ) -> Result<Vec<u8>, BulkError> {
+        let count: usize = batch.iter().filter_map(|index| file.place(*index)).map(|(_, length)| length as usize).sum();
+        self.wait_for_room(count).await;
+        let mut bytes = vec![0; count];
+        match timeout(STALL, stream.read_exact(&mut bytes)).await {
+            Ok(Ok(_)) => {
+                self.pull.progress.send_modify(|now| now.moved += count as u64);
+                Ok(bytes)
+            }
+            Ok(Err(source)) => Err(BulkError::Broken { done: 0, length, source }),
+            Err(_) => Err(BulkError::Stalled { done: 0, length }),
+        }
+    }
+
+    /// Keeps all workers together below the bound.
+    async fn wait_for_room(&self, bytes: usize) {
+        if self.pull.rate == 0 {
+            return;
+        }
+        let takes = Duration::from_secs_f64(bytes as f64 / self.pull.rate as f64);
+        let at = {
+            let mut next = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = (*next).max(Instant::now());
+            *next = at + takes;
+            at
+        };
+        sleep_until(at).await;
+    }
+
+    /// Compares blocks with their digests and writes them to all their places. The first wrong one ends it.
+    fn write(&self, at: usize, blocks: &[u32], bytes: &[u8], source: &str) -> Result<(), Report> {
+        let file = &self.manifest.files[at];
+        let mut rest = bytes;
+        for index in blocks {
+            let Some((begin, length)) = file.place(*index) else { continue };
+            let (block, after) = rest.split_at(length as usize);
+            rest = after;
+            if Digest::of(block) != file.digests[*index as usize] {
+                let title = format!("block {index} of {} from {source} does not have its digest", file.name);
+                return Err(Report::new(ErrorCode::ImageDamaged, title)
+                    .with("image", self.pull.image.to_string())
+                    .help(format!("vtctl image verify {}", self.pull.image)));
+            }
+            self.put(at, begin, block)?;
+            for (other, index) in self.copies.get(&(at, *index)).into_iter().flatten() {
+                if let Some((begin, _)) = self.manifest.files[*other].place(*index) {
+                    self.put(*other, begin, block)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&self, file: usize, begin: u64, block: &[u8]) -> Result<(), Report> {
+        let written = self.files[file].write_all_at(block, begin);
+        written.map_err(|error| trouble("a block of the image cannot be written", &self.pull.store.path, &error))?;
+        self.pull.progress.send_modify(|now| now.done += block.len() as u64);
+        Ok(())
+    }
+}
+
+async fn settled(writing: JoinHandle<Result<(), Report>>) -> Result<(), Report> {
+    match writing.await {
+        Ok(written) => written,
+        Err(error) => Err(Report::new(ErrorCode::Internal, "a block was not written").caused_by(&error)),
+    }
+}
+
+/// Everything to disk, the manifest beside it, and the image's name upon it.
+fn finish(work: &Work, store: &Store, image: &Name, part: &Path, manifest: &[u8]) -> io::Result<()> {
+    for file in &work.files {
+        file.sync_all()?;
+    }
+    let record = store::record_in(part).map_err(|error| io::Error::other(error.to_string()))?;
+    if record.name != image.as_str() {
+        return Err(io::Error::other(format!("what came is image {}", record.name)));
+    }
+    let file = part.join(manifest::FILE);
+    fs::write(&file, manifest)?;
+    File::open(&file)?.sync_all()?;
+    store.put_in_place(part, image)
+}
+
+/// Missing blocks of a file, as much at a time as one question asks for.
+fn segments(file: usize, missing: &[u32]) -> Vec<Segment> {
+    missing.chunks(SEGMENT).map(|blocks| Segment { file, blocks: blocks.to_vec() }).collect()
+}
+
+/// Blocks in order as runs: first, and how many.
+fn runs(blocks: &[u32]) -> Vec<(u32, u32)> {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for block in blocks {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == *block => *count += 1,
+            _ => runs.push((*block, 1)),
+        }
+    }
+    runs
+}
+
+/// Blocks of what lies here under the image's name: an older version, or a damaged copy.
+struct Seeds {
+    files: HashMap<String, File>,
+    known: HashMap<Digest, (String, u64)>,
+}
+
+impl Seeds {
+    /// From a folder, which need not be there. What its manifest says is only a hint.
+    fn of(folder: &Path) -> Self {
+        let mut seeds = Self { files: HashMap::new(), known: HashMap::new() };
+        let manifest = seeds_manifest(&folder.join(manifest::FILE));
+        for file in manifest.iter().flat_map(|manifest| &manifest.files) {
+            let Ok(opened) = File::open(folder.join(&file.name)) else { continue };
+            seeds.files.insert(file.name.clone(), opened);
+            for (index, digest) in file.digests.iter().enumerate() {
+                if let Some((begin, _)) = u32::try_from(index).ok().and_then(|index| file.place(index)) {
+                    seeds.known.entry(*digest).or_insert_with(|| (file.name.clone(), begin));
+                }
+            }
+        }
+        seeds
+    }
+
+    /// Writes the block with that digest into `goal`, where it is known here and still is what it was.
+    fn give(&self, name: &str, (begin, length): (u64, u32), digest: Digest, goal: &File) -> io::Result<bool> {
+        let Some((file, from)) = self.known.get(&digest) else { return Ok(false) };
+        // The same place first: most of it has not moved.
+        for (file, from) in [(name, begin), (file.as_str(), *from)] {
+            let Some(file) = self.files.get(file) else { continue };
+            let mut bytes = vec![0; length as usize];
+            if file.read_exact_at(&mut bytes, from).is_ok() && Digest::of(&bytes) == digest {
+                goal.write_all_at(&bytes, begin)?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+fn seeds_manifest(path: &Path) -> Option<Manifest> {
+    let bytes = fs::read(path).ok().filter(|bytes| bytes.len() <= MANIFEST_MAX)?;
+    Manifest::decode(&bytes, Digest::of(&bytes)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_in_order_are_few_runs() {
+        assert_eq!(runs(&[]), []);
+        assert_eq!(runs(&[0, 1, 2, 7, 9, 10]), [(0, 3), (7, 1), (9, 2)]);
+        let missing: Vec<u32> = (0..2500).collect();
+        let segments = segments(1, &missing);
+        assert_eq!(segments.len(), 3);
+        assert_eq!(segments.iter().map(|segment| segment.blocks.len()).sum::<usize>(), 2500);
+    }
+}
