@@ -140,8 +140,10 @@ pub struct PrepareIncoming {
     pub epoch: Epoch,
     /// The VM, with machine type, CPU model and accelerator resolved as the source runs it.
     pub vm: VmSpec,
-    /// Path of the overlay disk on the shared pool.
+    /// Path of the overlay disk at the source.
     pub disk: String,
+    /// Where the pool is not shared, the disk is copied with the VM: digest of the image that it lies upon.
+    pub copies_upon: Option<String>,
     /// How it is to be moved.
     pub spec: MigrationSpec,
     /// What the source runs with: compared by the destination.
@@ -237,6 +239,8 @@ pub struct Prepared {
     pub preflight: Preflight,
     /// Process id of the destination QEMU.
     pub pid: u32,
+    /// Where it takes the VM's disk over NBD, where that is copied.
+    pub disk: Option<String>,
 }
 
 /// How the destination's side is.

@@ -85,11 +85,24 @@ impl Lab {
     /// # Panics
     /// It cannot be made.
     pub fn up_with(hosts: u32, variables: Vec<(String, String)>, images: Option<&str>) -> Self {
+        let words: Vec<&str> = images.iter().flat_map(|images| ["--images", images]).collect();
+        Self::made(hosts, variables, &words)
+    }
+
+    /// A lab whose hosts share no storage.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn up_separate(hosts: u32) -> Self {
+        Self::made(hosts, Vec::new(), &["--separate-pools"])
+    }
+
+    fn made(hosts: u32, variables: Vec<(String, String)>, more: &[&str]) -> Self {
         let name = format!("t{:x}{:x}", std::process::id() % 0xfffff, LABS.fetch_add(1, Ordering::Relaxed));
         let lab = Self { name, variables };
         let hosts_text = hosts.to_string();
         let mut words = vec!["lab", "up", "--hosts", &hosts_text];
-        words.extend(images.iter().flat_map(|images| ["--images", images]));
+        words.extend(more);
         lab.vtctl(&words).expect(0);
         lab.wait_for_live(hosts as usize);
         lab

@@ -100,17 +100,8 @@ impl LocalAttempt {
 
     /// Finds a port for a migration to come in on, and has QEMU open it. Returns where it listens.
     async fn open_port(&self, qmp: &Qmp, scheme: &str, at: IpAddr, why: Listen) -> Result<String, Report> {
-        let (first, count) = (*PORTS.start(), PORTS.end() - PORTS.start() + 1);
-        let begin = rand::rng().random_range(0..count);
-        let mut last = String::new();
-        for offset in 0..count {
-            let port = first + (begin + offset) % count;
-            let address = SocketAddr::new(at, port);
-            // Another daemon's QEMU may have it; asking the kernel first keeps QEMU's own errors for real ones.
-            if let Err(error) = TcpListener::bind(address) {
-                last = error.to_string();
-                continue;
-            }
+        let mut last = None;
+        for address in free_ports(at) {
             let uri = format!("{scheme}:{address}");
             let opened = match why {
                 Listen::First => qmp.migrate_incoming(&uri).await,
@@ -118,14 +109,11 @@ impl LocalAttempt {
             };
             match opened {
                 Ok(()) => return Ok(uri),
-                Err(error) if error.to_string().contains("in use") => last = error.to_string(),
+                Err(error) if error.to_string().contains("in use") => last = Some(error.to_string()),
                 Err(error) => return Err(error.report()),
             }
         }
-        Err(Report::new(ErrorCode::NetworkSetup, "no port for the migration could be opened")
-            .with("address", at.to_string())
-            .with("ports", format!("{}-{}", PORTS.start(), PORTS.end()))
-            .with("system", last))
+        Err(no_port(at, last))
     }
 
     fn ipv6(&self) -> Result<Ipv6Addr, Report> {
@@ -187,6 +175,23 @@ impl LocalAttempt {
         vm.map(|vm| (incoming, vm))
             .ok_or_else(|| Report::new(ErrorCode::MigrationRefused, format!("{id} has no QEMU here")).retryable())
     }
+}
+
+/// Ports of the range that nobody has, as the kernel says, from a random one on: another daemon's QEMU may have some, and
+/// QEMU's own errors are kept for real ones.
+pub(super) fn free_ports(at: IpAddr) -> impl Iterator<Item = SocketAddr> {
+    let (first, count) = (*PORTS.start(), PORTS.end() - PORTS.start() + 1);
+    let begin = rand::rng().random_range(0..count);
+    let all = (0..count).map(move |offset| SocketAddr::new(at, first + (begin + offset) % count));
+    all.filter(|address| TcpListener::bind(address).is_ok())
+}
+
+/// What is told where none of them could be opened; `last` is what QEMU said of the last one.
+pub(super) fn no_port(at: IpAddr, last: Option<String>) -> Report {
+    Report::new(ErrorCode::NetworkSetup, "no port for the migration could be opened")
+        .with("address", at.to_string())
+        .with("ports", format!("{}-{}", PORTS.start(), PORTS.end()))
+        .with("system", last.unwrap_or_else(|| "every port is taken".to_owned()))
 }
 
 /// What a host without an IPv6 address says.

@@ -10,6 +10,7 @@
 //! | `credentials` | TLS between two QEMUs |
 //! | `moments` | what is to be done at which moment of a transfer, pure |
 //! | `postcopy` | what follows the decision of a post-copy |
+//! | `disks` | the disk of a VM that moves where its pool is not shared |
 //! | `figures` | what is kept of it |
 //! | [`preflight`], [`features`] | whether the two sides fit |
 //!
@@ -18,6 +19,7 @@
 pub mod carry;
 mod credentials;
 pub mod destination;
+mod disks;
 pub mod features;
 mod figures;
 pub(crate) mod inlet;

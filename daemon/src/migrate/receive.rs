@@ -150,6 +150,7 @@ impl LocalAttempt {
                     if let Some(vm) = task_incoming.take_vm() {
                         vm.qemu.clone().kill().await;
                     }
+                    attempt.forget_copy(&task_incoming.id.vm.name).await;
                     task_incoming.state.send_replace(IncomingState::Failed(report.clone()));
                 }
                 task_incoming.prepared.send_replace(Some(result));
@@ -177,14 +178,8 @@ impl LocalAttempt {
         let features = self.features.of(&self.places.qemu).await?;
         let accelerator = self.local_accelerator().await;
         let mut found = differences(&asked.preflight, Here { features: &features, accelerator }, &asked.spec);
-        let disk = self.places.disk(&id.vm);
-        if !self.places.shared {
-            found.push(Difference::Unfit(
-                "the pool is not shared: the VM's disk is not seen on the destination".to_owned(),
-            ));
-        } else if !disk.is_file() {
-            found.push(Difference::Unfit(format!("the VM's disk {} is not seen on the destination", disk.display())));
-        }
+        let image = self.image(&asked.vm.image)?;
+        found.extend(self.disk_fits(&asked, &image));
         if asked.spec.transport == Transport::Tcp6 && ipv6_beside(self.places.migration).is_none() {
             found.push(Difference::Lacks(no_ipv6(self.places.migration).title));
         }
@@ -196,7 +191,10 @@ impl LocalAttempt {
         if let Some(report) = report(&found, &from, &me) {
             return Err(report);
         }
-        let image = self.image(&asked.vm.image)?;
+        let disk = self.places.disk(&id.vm);
+        if asked.copies_upon.is_some() {
+            image.overlay(&disk).await?;
+        }
         let boot = image.boot(&asked.vm.nics);
         let resolved = Resolved {
             machine: asked.preflight.machine.clone(),
@@ -219,6 +217,10 @@ impl LocalAttempt {
         self.guard(&vm).await?;
         let events = qmp.events();
         let uri = self.open_inlet(incoming, &vm, transport, Listen::First).await?;
+        let disk = match asked.copies_upon {
+            Some(_) => Some(self.open_disk(qmp).await?),
+            None => None,
+        };
         let prepared = Prepared {
             uri: uri.clone(),
             preflight: Preflight {
@@ -229,13 +231,10 @@ impl LocalAttempt {
                 capabilities: set.into_keys().collect(),
             },
             pid: vm.qemu.pid(),
+            disk,
         };
-        let command = MigrationPrepared {
-            migration: id.clone(),
-            host: self.me(),
-            address: uri,
-            detail: prepared.pid.to_le_bytes().to_vec(),
-        };
+        let command =
+            MigrationPrepared { migration: id.clone(), host: self.me(), address: uri, detail: detail(&prepared) };
         self.propose("prepared", &id.to_string(), command, DECIDES)
             .await
             .map_err(|failure| refused(format!("{id} could not be prepared: {failure:?}")))?;
@@ -374,6 +373,19 @@ fn gone_unseen(spec: &MigrationSpec, vm: &Name) -> Report {
 pub(super) fn no_rdma() -> Option<&'static str> {
     let devices = std::fs::read_dir("/sys/class/infiniband").into_iter().flatten().count();
     (devices == 0).then_some("there is no RDMA device (/sys/class/infiniband has none)")
+}
+
+/// What the log carries of a destination beside where it listens: its QEMU's process, and where it takes the disk.
+fn detail(prepared: &Prepared) -> Vec<u8> {
+    let disk = prepared.disk.as_deref().unwrap_or_default();
+    [&prepared.pid.to_le_bytes()[..], disk.as_bytes()].concat()
+}
+
+/// Reads [`detail`].
+pub(super) fn read_detail(detail: &[u8]) -> (u32, Option<String>) {
+    let Some((pid, disk)) = detail.split_first_chunk() else { return (0, None) };
+    let disk = std::str::from_utf8(disk).ok().filter(|disk| !disk.is_empty());
+    (u32::from_le_bytes(*pid), disk.map(str::to_owned))
 }
 
 /// The destination takes the locks of the disk when it runs, and not before the decision.

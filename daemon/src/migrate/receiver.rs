@@ -152,6 +152,7 @@ impl Receiver {
                 let _ = tell.send(Event::EndedUnvoted(Box::new(unvoted(&vm.ended().await)))).await;
                 return;
             }
+            attempt.close_disk(vm.qemu.qmp()).await;
             loop {
                 let vote = VoteDestLoaded { migration: id.clone(), host: attempt.me() };
                 let answer = attempt.propose("loaded", &id.to_string(), vote, DECIDES).await;
@@ -277,6 +278,7 @@ impl Receiver {
         self.incoming.take_vm();
         self.vm.qemu.clone().kill().await;
         self.incoming.close_inlet();
+        self.attempt.forget_copy(&self.vm.id.name).await;
         self.incoming.state.send_if_modified(|state| {
             let open = !matches!(state, IncomingState::Failed(_));
             if open {

@@ -15,7 +15,7 @@ use vt_protocol::{
     party::{Failure, Migrated, Move},
     peer::{PeerReply, PeerRequest, Preflight, PrepareIncoming, Prepared},
     verdict::Consequence,
-    vm::{How, MigrationResult, Transport},
+    vm::{How, MigrationResult, MigrationSpec, Transport},
 };
 use vt_sync::{
     command::{AbortMigration, BeginMigration, FinishMigration},
@@ -27,7 +27,7 @@ use super::{
     figures::result_file,
     moments::Interventions,
     outlet::Outlet,
-    receive::no_rdma,
+    receive::{self, no_rdma},
     rules,
     sender::{Sender, Times},
     source::Phase,
@@ -54,6 +54,8 @@ pub struct Ready {
     pub(super) id: MigrationId,
     pub(super) uri: String,
     pub(super) pid: u32,
+    /// Where the destination takes the disk, where it is copied.
+    pub(super) disk: Option<String>,
 }
 
 impl LocalAttempt {
@@ -101,11 +103,11 @@ impl LocalAttempt {
         if let Some(record) = self.cluster.state().migration(&id) {
             match &record.phase {
                 state::Phase::Prepared { address, detail } => {
-                    let pid = detail.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-                    return Ok(Ready { id, uri: address.clone(), pid });
+                    let (pid, disk) = receive::read_detail(detail);
+                    return Ok(Ready { id, uri: address.clone(), pid, disk });
                 }
                 state::Phase::Aborted { why } => return Err(aborted(why.clone())),
-                state::Phase::Moved { .. } => return Ok(Ready { id, uri: String::new(), pid: 0 }),
+                state::Phase::Moved { .. } => return Ok(Ready { id, uri: String::new(), pid: 0, disk: None }),
                 state::Phase::Begun => {}
             }
         }
@@ -121,27 +123,28 @@ impl LocalAttempt {
         let preflight = self.source_preflight(&vm).await.map_err(caused)?;
         let begin = BeginMigration { migration: id.clone(), from, epoch: vm.epoch(), to };
         self.propose("begin", &id.to_string(), begin, DECIDES).await?;
-        let prepared = match self.ask_destination(&id, &vm, call, to, preflight).await {
+        let spec = self.with_disk(&call.spec);
+        let prepared = match self.ask_destination(&id, &vm, call, &spec, to, preflight).await {
             Ok(prepared) => prepared,
             Err(report) => {
                 self.abort_move(&id, report.clone()).await;
                 return Err(caused(report));
             }
         };
-        if let Err(report) = self.set_source(&vm, &id, call).await {
+        if let Err(report) = self.set_source(&vm, &id, &spec).await {
             self.abort_move(&id, report.clone()).await;
             return Err(caused(report));
         }
         vm.set_prepared(id.clone());
-        Ok(Ready { id, uri: prepared.uri, pid: prepared.pid })
+        Ok(Ready { id, uri: prepared.uri, pid: prepared.pid, disk: prepared.disk })
     }
 
-    async fn set_source(&self, vm: &LocalVm, id: &MigrationId, call: &Move) -> Result<(), Report> {
-        let with_tls = match call.spec.transport {
-            Transport::Tls => Some(self.with_tls(vm, id, Side::Source, &call.spec).await?),
+    async fn set_source(&self, vm: &LocalVm, id: &MigrationId, spec: &MigrationSpec) -> Result<(), Report> {
+        let with_tls = match spec.transport {
+            Transport::Tls => Some(self.with_tls(vm, id, Side::Source, spec).await?),
             _ => None,
         };
-        vm.set_migration(with_tls.as_ref().unwrap_or(&call.spec)).await.map(drop).map_err(|error| error.report())
+        vm.set_migration(with_tls.as_ref().unwrap_or(spec)).await.map(drop).map_err(|error| error.report())
     }
 
     async fn source_preflight(&self, vm: &LocalVm) -> Result<Preflight, Report> {
@@ -163,6 +166,7 @@ impl LocalAttempt {
         id: &MigrationId,
         vm: &LocalVm,
         call: &Move,
+        spec: &MigrationSpec,
         to: HostId,
         preflight: Preflight,
     ) -> Result<Prepared, Report> {
@@ -171,7 +175,8 @@ impl LocalAttempt {
             epoch: vm.epoch(),
             vm: vm.qemu.record().spec.clone(),
             disk: vm.disk.display().to_string(),
-            spec: call.spec.clone(),
+            copies_upon: self.image_to_compare(&vm.qemu.record().spec.image)?,
+            spec: spec.clone(),
             preflight,
         };
         match self.cluster.ask(to, PeerRequest::PrepareIncoming(Box::new(request)), PREPARES).await {
@@ -282,6 +287,10 @@ impl LocalAttempt {
         call: &Move,
         outlet: &Outlet,
     ) -> Result<Phase, Failure> {
+        if let Err(report) = self.copy_disk(vm, ready).await {
+            self.abort_move(&ready.id, report.clone()).await;
+            return Err(caused(report));
+        }
         self.evidence.events.say(format!("{}: how: {}", ready.id, How::of(&call.spec)));
         let qmp = vm.qemu.qmp();
         let begun = async {
@@ -298,6 +307,7 @@ impl LocalAttempt {
             }
             let report = Report::new(ErrorCode::MigrationFailed, "QEMU refused to begin the migration")
                 .with("QEMU", error.to_string());
+            self.give_up_disk(vm, ready).await;
             self.abort_move(&ready.id, report.clone()).await;
             return Err(caused(report));
         }

@@ -88,7 +88,10 @@ impl Sender {
         let mut listening = true;
         // What QEMU said before this listener was made, after a restart of the daemon.
         let mut replay = match phase {
-            Phase::Sending => self.vm.qemu.qmp().query_migrate().await.ok().map(|info| self.status(info.status)),
+            Phase::Sending => match self.vm.qemu.qmp().query_migrate().await {
+                Ok(info) => Some(self.status(info.status).await),
+                Err(_) => None,
+            },
             _ => None,
         };
         loop {
@@ -115,7 +118,7 @@ impl Sender {
                             None => continue,
                         },
                         Err(EventError::Lagged(_)) => match self.vm.qemu.qmp().query_migrate().await {
-                            Ok(info) => self.status(info.status),
+                            Ok(info) => self.status(info.status).await,
                             Err(_) => continue,
                         },
                         Err(_) => {
@@ -196,10 +199,19 @@ impl Sender {
                 }
             }
         }
-        (event.name == "MIGRATION").then(|| self.status(event.text("status").unwrap_or_default().into()))
+        if event.name != "MIGRATION" {
+            return None;
+        }
+        Some(self.status(event.text("status").unwrap_or_default().into()).await)
     }
 
-    fn status(&self, status: MigrationStatus) -> Event {
+    /// What a status of the migration means. Before the switch-over a disk that is copied is there to the last write.
+    async fn status(&self, status: MigrationStatus) -> Event {
+        if status == MigrationStatus::PreSwitchover
+            && let Err(why) = self.attempt.finish_disk(&self.vm, &self.ready).await
+        {
+            return Event::GiveUp(Box::new(why));
+        }
         match status {
             MigrationStatus::PreSwitchover if self.call.spec.is_postcopy() => Event::PostcopyReady,
             status => Event::Qemu(status),
@@ -329,6 +341,7 @@ impl Sender {
             None => Vec::new(),
         };
         self.keep_samples(&samples);
+        self.attempt.give_up_disk(&self.vm, &self.ready).await;
         if let Err(report) = self.run_on().await {
             return Err(caused(report.with("migration", why.title)));
         }
@@ -390,6 +403,7 @@ impl Sender {
         for left in ending.left {
             self.attempt.evidence.events.warn(format!("left behind by QEMU {pid}: {left}"));
         }
+        self.attempt.forget_copy(&self.call.vm).await;
         arrived?;
         self.attempt.evidence.json(&result_file(&self.ready.id), &self.kept(&result));
         Ok(Migrated { result: Some(result), ..Migrated::default() })

@@ -133,7 +133,8 @@ pub(super) async fn give_back(attempt: &Arc<LocalAttempt>) -> Vec<String> {
     left
 }
 
-/// Overlay disks that this host answers for: of VMs it owns, and of those nobody owns any more.
+/// Overlay disks that this host answers for: of VMs it owns, and of those nobody owns any more; where no other host sees
+/// them, all.
 fn disks(attempt: &LocalAttempt) -> Vec<PathBuf> {
     let state = attempt.cluster.state();
     let prefix = format!("{}.", attempt.id);
@@ -143,7 +144,8 @@ fn disks(attempt: &LocalAttempt) -> Vec<PathBuf> {
         let Ok(file) = entry.file_name().into_string() else { continue };
         let Some(vm) = file.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".qcow2")) else { continue };
         let Ok(name) = vm.parse() else { continue };
-        let others = state.vms.get(&attempt.vm_id(&name)).is_some_and(|record| record.owner != attempt.me());
+        let others = attempt.places.shared
+            && state.vms.get(&attempt.vm_id(&name)).is_some_and(|record| record.owner != attempt.me());
         if !others {
             found.push(entry.path());
         }

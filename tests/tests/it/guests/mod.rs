@@ -1,5 +1,6 @@
 //! Real guests in real QEMUs, moved between namespaces by real daemons.
 
+mod disks;
 mod faults;
 mod life;
 mod matrix;
