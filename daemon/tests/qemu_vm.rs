@@ -289,7 +289,8 @@ async fn network_cards_are_on_taps_that_come_and_go_with_the_vm() {
         assert!(output.status.success(), "ip {words}: {output:?}");
         String::from_utf8(output.stdout).unwrap()
     };
-    ip("link add br0 type bridge");
+    // With an address of its own: one that it takes from its ports changes with them, and all neighbours are forgotten.
+    ip("link add br0 address 02:00:00:00:00:01 type bridge");
     ip("link set br0 up");
     let places = Places::new();
     let with_cards = |bridge: &str| {
@@ -305,11 +306,11 @@ async fn network_cards_are_on_taps_that_come_and_go_with_the_vm() {
     assert_eq!(Tap::all().unwrap(), Vec::<String>::new());
 
     // A tap of that name left by a crash is replaced; the card that had the address before is forgotten, and no other.
+    Tap::create(&Tap::name_for(&places.run_dir("vm1"), 0), "br0").unwrap().keep();
     ip("address add 10.9.9.1/24 dev br0");
     for number in [8, 9] {
         ip(&format!("neighbour add 10.9.9.{number} lladdr 52:54:00:00:00:f{number} dev br0 nud stale"));
     }
-    Tap::create(&Tap::name_for(&places.run_dir("vm1"), 0), "br0").unwrap().keep();
     let vm = Vm::start(with_cards("br0"), places.vm("vm1")).await.unwrap();
     let known = ip("neighbour show dev br0");
     assert!(known.contains("52:54:00:00:00:f8") && !known.contains("52:54:00:00:00:f9"), "{known}");
