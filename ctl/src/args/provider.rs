@@ -4,40 +4,40 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+/// What these flags stand under in help, wherever they are flattened into.
+const HEADING: &str = "Test providers";
+
 /// Where providers are.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Test providers")]
 pub struct ProvidersArgs {
     /// Folder with test-providers.d, shared/cfg and backends
     /// (also VTCTL_PROVIDERS)
-    #[arg(long, value_name = "DIR", env = "VTCTL_PROVIDERS", hide_env = true)]
+    #[arg(long, help_heading = HEADING, value_name = "DIR", env = "VTCTL_PROVIDERS", hide_env = true)]
     pub providers: Option<PathBuf>,
     /// Where trees that come by git are kept
-    #[arg(long, value_name = "DIR", env = "VTCTL_PROVIDER_TREES", hide_env = true)]
+    #[arg(long, help_heading = HEADING, value_name = "DIR", env = "VTCTL_PROVIDER_TREES", hide_env = true)]
     pub trees: Option<PathBuf>,
 }
 
 /// Which configuration set is meant.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Test providers")]
 pub struct SetArgs {
     /// Where it comes from
     #[command(flatten)]
     pub from: ProvidersArgs,
     /// Whose tests
-    #[arg(long, value_name = "NAME", default_value = "qemu")]
+    #[arg(long, help_heading = HEADING, value_name = "NAME", default_value = "qemu")]
     pub backend: String,
 }
 
 /// Which guests and machines of a configuration.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Test providers")]
 pub struct GuestArgs {
     /// Guests, e.g. Linux.Fedora.31
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, help_heading = HEADING, value_name = "FILTER")]
     pub guest_os: Option<String>,
     /// Machine types, e.g. i440fx
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, help_heading = HEADING, value_name = "FILTER")]
     pub machine_type: Option<String>,
 }
 

@@ -60,7 +60,7 @@ fn list(ui: &Ui, scenarios: &[ScenarioInfo], tests: &[Test], with_tests: bool) {
             }
             ui.raw(&table.render(ui.width));
             if with_tests {
-                ui.raw(&format!("\n{}", table_of_tests(scenarios, tests).render(ui.width)));
+                ui.raw(&format!("\n{}", table_of_tests(scenarios, tests, ui.output == Output::Wide).render(ui.width)));
                 let here = tests.iter().filter(|test| !scenarios_of(scenarios, test).is_empty()).count();
                 ui.note(format_args!("{} of providers, {here} with a scenario here", count(tests.len(), "test")));
             }
@@ -84,14 +84,29 @@ fn list(ui: &Ui, scenarios: &[ScenarioInfo], tests: &[Test], with_tests: bool) {
     }
 }
 
-fn table_of_tests(scenarios: &[ScenarioInfo], tests: &[Test]) -> Table {
-    let mut table = Table::new(&["TEST", "TYPE", "SCENARIO", "PROVIDER"]);
+fn table_of_tests(scenarios: &[ScenarioInfo], tests: &[Test], all_types: bool) -> Table {
+    let mut table = Table::new(&["TEST", "SCENARIO", "TYPE", "PROVIDER"]);
     for test in tests {
-        let here = scenarios_of(scenarios, test).join(" ");
-        let here = if here.is_empty() { "none".to_owned() } else { here };
-        table.row([safe(&test.name), safe(&test.types.join(" ")), here, safe(&test.provider)]);
+        let types = match test.types.as_slice() {
+            [first, second, rest @ ..] if !rest.is_empty() && !all_types => {
+                format!("{first} {second} and {} more", rest.len())
+            }
+            types => types.join(" "),
+        };
+        table.row([safe(&test.name), runs(scenarios, test), safe(&types), safe(&test.provider)]);
     }
     table
+}
+
+/// What runs a test, and how much of it where it is not all.
+fn runs(scenarios: &[ScenarioInfo], test: &Test) -> String {
+    let here = test.types.iter().filter(|kind| scenarios.iter().any(|scenario| scenario.is_called(kind))).count();
+    let names = scenarios_of(scenarios, test).join(" ");
+    match here {
+        0 => "none".to_owned(),
+        here if here == test.types.len() => names,
+        here => format!("{names}, for {here} of {} types", test.types.len()),
+    }
 }
 
 /// The scenarios that a test's types name, as far as they exist.
@@ -106,14 +121,12 @@ fn full_name(test: &Test) -> String {
 }
 
 fn show_test(ui: &Ui, scenarios: &[ScenarioInfo], test: &Test) {
-    let here = scenarios_of(scenarios, test).join(" ");
     match ui.output {
         Output::Table | Output::Wide => {
-            let here = if here.is_empty() { "none: its variants are skipped" } else { &here };
             let rows = [
                 ("test", full_name(test)),
                 ("type", test.types.join(" ")),
-                ("scenario", here.to_owned()),
+                ("scenario", format!("{}; variants of other types are skipped", runs(scenarios, test))),
                 ("defined at", format!("{}:{}", test.file.display(), test.line)),
                 ("variants", format!("vtctl variants list --only {}", full_name(test))),
             ];

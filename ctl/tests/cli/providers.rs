@@ -163,11 +163,11 @@ fn tests_are_listed_beside_the_scenarios_that_run_them() {
     };
     let listed = run(&["scenario", "list"]);
     let want = "\
-TEST                TYPE                SCENARIO  PROVIDER
-unattended_install  unattended_install  none      own
-uptime              uptime              uptime    own
-boot                boot reboot         none      own
-shutdown            shutdown            none      own
+TEST                SCENARIO  TYPE                PROVIDER
+unattended_install  none      unattended_install  own
+uptime              uptime    uptime              own
+boot                none      boot reboot         own
+shutdown            none      shutdown            own
 ";
     assert!(listed.out.ends_with(want), "{}", listed.out);
     assert!(listed.err.contains("4 tests of providers, 1 with a scenario here"), "{}", listed.err);
@@ -175,7 +175,8 @@ shutdown            shutdown            none      own
     assert_eq!(json["tests"][2]["types"], json!(["boot", "reboot"]));
     let shown = run(&["scenario", "show", "own.boot"]).out;
     assert!(
-        shown.contains("none: its variants are skipped") && shown.contains("tp/generic/tests/cfg/boot.cfg:1"),
+        shown.contains("scenario   none; variants of other types are skipped")
+            && shown.contains("tp/generic/tests/cfg/boot.cfg:1"),
         "{shown}"
     );
     // A scenario of that name is what is meant first.
