@@ -8,6 +8,7 @@ mod host;
 mod image;
 mod job;
 mod lab;
+mod later;
 mod provider;
 mod recovery;
 mod run;
@@ -26,6 +27,7 @@ pub use self::{
     },
     job::{ExplainArgs, FetchArgs, JobVerb, RerunArgs, ScenarioVerb, VmVerb, WhichJob},
     lab::{LabUpArgs, LabVerb},
+    later::Later,
     provider::{GuestArgs, GuestVerb, ProviderVerb, ProvidersArgs, SetArgs},
     recovery::{RecoverArgs, RestoreArgs, SnapshotVerb},
     run::{GroupHosts, ReportFile, RunArgs},
@@ -66,48 +68,48 @@ pub struct Cli {
 pub enum Command {
     /// Make, join and look at a cluster
     #[command(subcommand, after_help = "Example:\n  vtctl cluster status")]
-    Cluster(ClusterVerb),
+    Cluster(Later<ClusterVerb>),
     /// The cluster on one screen (same as `cluster status`)
     #[command(after_help = "Example:\n  vtctl status")]
     Status,
     /// Hosts of the cluster
     #[command(subcommand, after_help = "Example:\n  vtctl host list")]
-    Host(HostVerb),
+    Host(Later<HostVerb>),
     /// What can be run
     #[command(subcommand, after_help = "Example:\n  vtctl scenario list")]
-    Scenario(ScenarioVerb),
+    Scenario(Later<ScenarioVerb>),
     /// Run a scenario on hosts, watch it, fetch the evidence
     Run(Box<RunArgs>),
     /// Jobs: what was run, what runs
     #[command(subcommand, after_help = "Example:\n  vtctl job list")]
-    Job(JobVerb),
+    Job(Later<JobVerb>),
     /// The test matrix of a Cartesian configuration
     #[command(subcommand, after_help = "Example:\n  vtctl variants list -c tests.cfg")]
-    Variants(VariantsVerb),
+    Variants(Later<VariantsVerb>),
     /// Where tests come from: Avocado-VT's test providers
     #[command(subcommand, after_help = "Example:\n  vtctl provider list --providers ./avocado-vt")]
-    Provider(ProviderVerb),
+    Provider(Later<ProviderVerb>),
     /// Guests that configurations know
     #[command(subcommand, after_help = "Example:\n  vtctl guest list --providers ./avocado-vt")]
-    Guest(GuestVerb),
+    Guest(Later<GuestVerb>),
     /// The configuration language itself, for scripts
     #[command(subcommand, after_help = "Example:\n  vtctl cfg expand --json tests.cfg")]
-    Cfg(CfgVerb),
+    Cfg(Later<CfgVerb>),
     /// Virtual machines and who owns them
     #[command(subcommand, after_help = "Example:\n  vtctl vm list")]
-    Vm(VmVerb),
+    Vm(Later<VmVerb>),
     /// Images that VMs boot from, and where their copies are
     #[command(subcommand, after_help = "Example:\n  vtctl image import rhel9.qcow2")]
-    Image(ImageVerb),
+    Image(Later<ImageVerb>),
     /// Pools that images lie in
     #[command(subcommand, after_help = "Example:\n  vtctl storage list")]
-    Storage(StorageVerb),
+    Storage(Later<StorageVerb>),
     /// Which cluster is meant, and the key to it
     #[command(subcommand, after_help = "Example:\n  vtctl config contexts")]
-    Config(ConfigVerb),
+    Config(Later<ConfigVerb>),
     /// A cluster on this one machine, in network namespaces
     #[command(subcommand, after_help = "Example:\n  vtctl lab up --hosts 3")]
-    Lab(LabVerb),
+    Lab(Later<LabVerb>),
     /// What an error code means and what to do
     Explain(ExplainArgs),
     /// Completion for a shell, to be sourced
@@ -130,14 +132,13 @@ pub fn command() -> clap::Command {
 }
 
 fn shape(command: clap::Command) -> clap::Command {
-    let names: Vec<String> = command.get_subcommands().map(|c| c.get_name().to_owned()).collect();
     // One form of help, a line a flag: the long one fills screens.
     let help = Arg::new("help").short('h').long("help").action(ArgAction::HelpShort).help("Print help");
-    let mut command = command.help_template(HELP).max_term_width(80).disable_help_flag(true).arg(help);
-    for name in names {
-        command = command.mut_subcommand(name, shape);
-    }
-    command
+    shape_verbs(command.help_template(HELP).max_term_width(80).disable_help_flag(true).arg(help))
+}
+
+fn shape_verbs(command: clap::Command) -> clap::Command {
+    command.mut_subcommands(shape)
 }
 
 /// Reads a command line.
@@ -165,6 +166,13 @@ mod tests {
         }
     }
 
+    /// With everything in it that is otherwise read when it is typed.
+    fn whole() -> clap::Command {
+        let mut command = command();
+        command.build();
+        command
+    }
+
     #[test]
     fn the_tree_is_sound() {
         command().debug_assert();
@@ -173,7 +181,7 @@ mod tests {
     #[test]
     fn every_help_fits_80_columns_and_shows_an_example() {
         let mut seen = 0;
-        walk(&command(), "vtctl", &mut |path, command| {
+        walk(&whole(), "vtctl", &mut |path, command| {
             for text in [command.clone().render_help(), command.clone().render_long_help()] {
                 let text = text.to_string();
                 for line in text.lines() {
@@ -193,7 +201,7 @@ mod tests {
     #[test]
     fn every_example_is_a_line_that_vtctl_takes() {
         let mut lines = Vec::new();
-        walk(&command(), "vtctl", &mut |_, command| {
+        walk(&whole(), "vtctl", &mut |_, command| {
             let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             let examples = text.lines().map(str::trim).filter(|line| line.starts_with("vtctl "));
             lines.extend(examples.map(|line| line.split(['>', '|', '<']).next().unwrap_or(line).trim().to_owned()));

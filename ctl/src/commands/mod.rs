@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 use vt_protocol::error::{ErrorCode, Exit, Report};
 
 use crate::{
-    args::{Cli, Command, Globals, ImageVerb, Output},
+    args::{Cli, Command, Globals, ImageVerb, Later, Output},
     client::{Mesh, Reached},
     endpoint,
     ui::{Ui, style::Symbol, text::safe},
@@ -49,9 +49,9 @@ pub fn run(cli: Cli) -> u8 {
     let done = match &cli.command {
         // These need neither a daemon nor a runtime.
         Command::Explain(args) => explain::explain(&ui, args),
-        Command::Cfg(verb) => cfg::cfg(&ui, verb),
-        Command::Variants(verb) if !verb.asks() => variants::variants(&ui, verb),
-        Command::Guest(verb) => guest::guest(&ui, verb),
+        Command::Cfg(Later(verb)) => cfg::cfg(&ui, verb),
+        Command::Variants(Later(verb)) if !verb.asks() => variants::variants(&ui, verb),
+        Command::Guest(Later(verb)) => guest::guest(&ui, verb),
         Command::Completion { shell } => explain::completion(&ui, *shell),
         _ => with_runtime(cli, ui.clone()),
     };
@@ -89,10 +89,10 @@ fn with_runtime(cli: Cli, ui: Ui) -> Result<Code, Report> {
 async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
     let Cli { globals, command } = cli;
     match command {
-        Command::Lab(verb) => return lab::lab(&globals, &ui, verb).await,
-        Command::Image(ImageVerb::Build(args)) => return image_build::image_build(&ui, args),
-        Command::Config(verb) => return config::config(&globals, &ui, verb).await,
-        Command::Provider(verb) => return provider::provider(&ui, verb, globals.timeout).await,
+        Command::Lab(Later(verb)) => return lab::lab(&globals, &ui, verb).await,
+        Command::Image(Later(ImageVerb::Build(args))) => return image_build::image_build(&ui, args),
+        Command::Config(Later(verb)) => return config::config(&globals, &ui, verb).await,
+        Command::Provider(Later(verb)) => return provider::provider(&ui, verb, globals.timeout).await,
         _ => {}
     }
     let found = endpoint::places(
@@ -103,17 +103,17 @@ async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
     let mesh = Mesh::new(found.places, found.identity, globals.timeout);
     let mut app = App { globals, ui, mesh };
     match command {
-        Command::Cluster(verb) => cluster::cluster(&mut app, verb).await,
+        Command::Cluster(Later(verb)) => cluster::cluster(&mut app, verb).await,
         Command::Status => cluster::status(&mut app).await,
-        Command::Host(verb) => host::host(&mut app, verb).await,
-        Command::Scenario(verb) => scenario::scenario(&mut app, verb).await,
+        Command::Host(Later(verb)) => host::host(&mut app, verb).await,
+        Command::Scenario(Later(verb)) => scenario::scenario(&mut app, verb).await,
         Command::Run(args) => run::run(&mut app, *args).await,
-        Command::Job(verb) => job::job(&mut app, verb).await,
-        Command::Vm(verb) => vm::vm(&mut app, verb).await,
-        Command::Image(verb) => image::image(&mut app, verb).await,
-        Command::Storage(verb) => storage::storage(&mut app, verb).await,
+        Command::Job(Later(verb)) => job::job(&mut app, verb).await,
+        Command::Vm(Later(verb)) => vm::vm(&mut app, verb).await,
+        Command::Image(Later(verb)) => image::image(&mut app, verb).await,
+        Command::Storage(Later(verb)) => storage::storage(&mut app, verb).await,
         Command::Version => explain::version(&mut app).await,
-        Command::Variants(verb) => variants::lint_keys(&mut app, &verb).await,
+        Command::Variants(Later(verb)) => variants::lint_keys(&mut app, &verb).await,
         Command::Explain(_) | Command::Cfg(_) | Command::Guest(_) => Ok(Exit::Ok.into()),
         Command::Config(_) | Command::Completion { .. } | Command::Lab(_) | Command::Provider(_) => Ok(Exit::Ok.into()),
     }
