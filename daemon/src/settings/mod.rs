@@ -42,8 +42,19 @@ pub struct Settings {
     pub raft: RaftTimes,
     /// A voter that does not answer for so long is replaced.
     pub voter_away: Duration,
+    /// How much evidence of jobs that have ended stays.
+    pub evidence: EvidenceSettings,
     /// The daemon's own log.
     pub log: Log,
+}
+
+/// How much evidence of jobs that have ended stays on a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EvidenceSettings {
+    /// What is older is removed.
+    pub keep: Duration,
+    /// Bytes that all of it may take; the oldest goes first.
+    pub most_bytes: u64,
 }
 
 /// Who and where this host is.
@@ -204,6 +215,7 @@ impl Default for Settings {
             },
             raft: RaftTimes { heartbeat_ms: 400, election_ms: (1200, 2400) },
             voter_away: vt_sync::membership::AWAY,
+            evidence: EvidenceSettings { keep: Duration::from_secs(30 * 86_400), most_bytes: 10_240 << 20 },
             log: Log { filter: "info,openraft=error".into(), json: false },
         }
     }

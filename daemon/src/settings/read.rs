@@ -193,6 +193,11 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
     }
     raft.finish();
 
+    let evidence = root.section("evidence");
+    evidence.number("keep_days", 1, 36_500, |days| settings.evidence.keep = Duration::from_secs(days * 86_400));
+    evidence.number("keep_mib", 1, 1 << 30, |mib| settings.evidence.most_bytes = mib << 20);
+    evidence.finish();
+
     let log = root.section("log");
     log.text("filter", |filter| settings.log.filter = filter);
     if tracing_subscriber::EnvFilter::try_new(&settings.log.filter).is_err() {
