@@ -23,7 +23,7 @@ pub struct Here<'a> {
 /// One thing that does not fit, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Difference {
-    /// A side lacks a capability that was asked for: the case cannot be run on these hosts.
+    /// A side lacks a capability or machine type that was asked for: the case cannot be run on these hosts.
     Lacks(String),
     /// The VM cannot go on over there.
     Unfit(String),
@@ -43,7 +43,12 @@ pub fn differences(source: &Preflight, here: Here<'_>, spec: &MigrationSpec) -> 
     let version = &here.features.version;
     match here.features.machine(&source.machine) {
         Some(name) if name == source.machine => {}
-        _ => unfit(format!("machine type {} is not known to QEMU {version} of the destination", source.machine)),
+        _ => {
+            let name = &source.machine;
+            lacks.push(Difference::Lacks(format!(
+                "machine type {name} is not known to QEMU {version} of the destination"
+            )));
+        }
     }
     if !here.features.cpus.is_empty() && !here.features.has_cpu(&source.cpu_model) {
         unfit(format!("CPU model {} is not known to QEMU {version} of the destination", source.cpu_model));
@@ -152,7 +157,7 @@ mod tests {
             assert!(found[0].text().contains(says), "{says}: {found:?}");
             let report = report(&found, "host1", "host2").unwrap();
             let lacks = matches!(found[0], Difference::Lacks(_));
-            assert_eq!(lacks, says.contains("not known to QEMU of"), "{says}");
+            assert_eq!(lacks, says.contains("not known to QEMU of") || says.contains("q35"), "{says}");
             assert_eq!(report.code, if lacks { ErrorCode::CannotRunHere } else { ErrorCode::Preflight });
         }
     }

@@ -71,8 +71,10 @@ impl LocalAttempt {
         self.evidence.events.say(format!("accelerator {word}: {reason}"));
         let wanted = call.machine.as_deref().unwrap_or("q35");
         let Some(machine) = features.machine(wanted) else {
-            let title = format!("QEMU {} has no machine type {wanted}", features.version);
-            return Err(caused(Report::new(ErrorCode::BadParameter, title).with("parameter", "machine")));
+            let host = self.name_of(self.me());
+            let title = format!("QEMU {} of {host} has no machine type {wanted}", features.version);
+            let report = Report::new(ErrorCode::CannotRunHere, title);
+            return Err(caused(report.help(format!("{} -machine help   (on {host})", self.places.qemu))));
         };
         let cpu_model = call.cpu_model.clone().unwrap_or_else(|| default_cpu_model(accelerator).to_owned());
         if !features.cpus.is_empty() && !features.has_cpu(&cpu_model) {

@@ -94,9 +94,9 @@ const WITH_A_VERDICT: &[Trouble] = &[
     Trouble {
         what: "machine type that QEMU does not have",
         run: &["uptime", "-m", "host1", "-p", "machine=nosuch"],
-        exit: 101,
-        code: "E0002",
-        says: &["nosuch"],
+        exit: 0,
+        code: "E0706",
+        says: &["nosuch", "of host1"],
     },
     Trouble {
         what: "guest never boots",
