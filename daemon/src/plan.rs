@@ -33,9 +33,14 @@ impl OpenPlan {
         let matrix = plan.matrix.as_ref().map(|packed| packed.open()).transpose()?;
         let digest = plan.matrix.as_ref().map(|packed| packed.digest());
         let named = |case: &PlannedCase| {
-            let of_type = matrix.as_ref().zip(case.variant).and_then(|(matrix, variant)| matrix.value(variant, "type"));
-            let name = of_type.map_or(plan.scenario.as_str(), str::trim);
-            scenario::find(name).map_or(name, |scenario| scenario.name()).to_owned()
+            let of_variant = matrix.as_ref().zip(case.variant);
+            let value = |key: &str| of_variant.and_then(|(matrix, variant)| matrix.value(variant, key));
+            match value("type").map(str::trim) {
+                None => {
+                    scenario::find(&plan.scenario).map_or(plan.scenario.as_str(), |scenario| scenario.name()).to_owned()
+                }
+                Some(kind) => scenario::meant(kind, value).map_or(kind, |scenario| scenario.name()).to_owned(),
+            }
         };
         let scenarios = plan.cases.iter().map(named).collect();
         Ok(Self { plan, matrix, digest, scenarios })

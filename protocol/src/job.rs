@@ -69,6 +69,8 @@ pub struct ScenarioInfo {
     pub types: Vec<String>,
     /// Keys it reads besides: old spellings, and keys that say whether it can do what a variant asks for.
     pub also_reads: Vec<String>,
+    /// What is done and what makes it pass; where Avocado-VT's test of that name does something else than it meant to, that.
+    pub about: String,
 }
 
 impl ScenarioInfo {
@@ -316,6 +318,7 @@ mod tests {
             params: vec![("mem".into(), String::new(), String::new())],
             types: vec!["old".into()],
             also_reads: vec!["mig_downtime".into()],
+            about: String::new(),
         };
         for (key, read) in [
             ("mem", true),

@@ -82,6 +82,31 @@ pub enum Request {
         /// The value; at most [`PAYLOAD_MAX`] bytes of JSON.
         value: Value,
     },
+    /// Tell the hypervisor of a VM on this host something; answered with [`Answer::Monitor`]. Only what does not touch who
+    /// may run the VM, or where, is passed on.
+    Monitor {
+        /// Which VM.
+        vm: Name,
+        /// A QMP command, e.g. `system_reset`.
+        command: String,
+        /// Its arguments: an object, or nothing.
+        #[serde(default)]
+        arguments: Value,
+    },
+    /// Devices of a VM on this host were added or removed: the destination of its next move begins with these words at the
+    /// end of QEMU's command line, in place of those it had; answered with [`Answer::Done`].
+    Reshape {
+        /// Which VM.
+        vm: Name,
+        /// The words.
+        extra_args: Vec<String>,
+    },
+    /// Drop packets of migrations that come in to this host, or let them pass again; answered with [`Answer::Done`]. What
+    /// is dropped passes again at the end of the attempt at the latest.
+    Firewall {
+        /// Whether they are dropped.
+        block: bool,
+    },
 }
 
 /// Says who the party is.
@@ -142,6 +167,9 @@ pub struct StartVm {
     pub extra_args: Vec<String>,
     /// How long the guest may take until it is up, ms.
     pub boot_timeout_ms: u64,
+    /// Answer as soon as its CPUs run: the scenario has something to do while the guest boots.
+    #[serde(default)]
+    pub no_wait: bool,
 }
 
 /// One movement of one VM. Both sides say the same; a repetition with the same number is the same movement.
@@ -283,6 +311,8 @@ pub enum Answer {
     Guest(GuestAnswer),
     /// There is nothing to tell.
     Done,
+    /// To `Monitor`: what the hypervisor returned.
+    Monitor(Value),
 }
 
 /// What a party has to do, and where.

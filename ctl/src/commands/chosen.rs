@@ -201,6 +201,7 @@ mod tests {
             params: vec![("mem".into(), String::new(), String::new())],
             types: vec![kind.into()],
             also_reads: vec![],
+            about: String::new(),
         };
         vec![info("move", 2, "old_move"), info("boot", 1, "old_boot")]
     }

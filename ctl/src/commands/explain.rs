@@ -14,7 +14,7 @@ use crate::{
     args::{self, ExplainArgs, Output},
     client::Need,
     exit,
-    ui::{Ui, report::usage, table::Table},
+    ui::{Ui, report::usage, table::Table, text::wrapped},
 };
 
 /// How long a daemon may take to say its version.
@@ -54,7 +54,7 @@ pub(super) fn explain(ui: &Ui, args: &ExplainArgs) -> Result<Code, Report> {
         Output::Name => ui.line(code),
         Output::Table | Output::Wide => {
             let text = code.explain();
-            ui.raw(&wrap(&format!("{code}: {text}"), ui.width.unwrap_or(80).min(100)));
+            ui.raw(&wrapped(&format!("{code}: {text}"), ui.width.unwrap_or(80).min(100)));
             ui.line(format_args!(
                 "\nA command that ends with it exits with {} ({}).",
                 code.exit().code(),
@@ -67,25 +67,6 @@ pub(super) fn explain(ui: &Ui, args: &ExplainArgs) -> Result<Code, Report> {
 
 fn json(code: ErrorCode) -> serde_json::Value {
     json!({"code": code.to_string(), "explain": code.explain(), "exit": exit::json(code.exit())})
-}
-
-fn wrap(text: &str, width: usize) -> String {
-    let mut lines = String::new();
-    let mut column = 0;
-    for word in text.split_whitespace() {
-        let length = word.chars().count();
-        if column > 0 && column + 1 + length > width {
-            lines.push('\n');
-            column = 0;
-        } else if column > 0 {
-            lines.push(' ');
-            column += 1;
-        }
-        lines.push_str(word);
-        column += length;
-    }
-    lines.push('\n');
-    lines
 }
 
 pub(super) fn completion(ui: &Ui, shell: clap_complete::Shell) -> Result<Code, Report> {
@@ -116,18 +97,4 @@ pub(super) async fn version(app: &mut App) -> Result<Code, Report> {
         }
     }
     Ok(Exit::Ok.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_texts_are_wrapped_at_words() {
-        for code in ErrorCode::ALL {
-            let text = wrap(code.explain(), 60);
-            assert!(text.lines().all(|line| line.chars().count() <= 60), "{text}");
-            assert_eq!(text.split_whitespace().count(), code.explain().split_whitespace().count());
-        }
-    }
 }

@@ -17,7 +17,7 @@ use crate::{
         Ui,
         report::unexpected,
         table::Table,
-        text::{count, natural, safe},
+        text::{count, natural, safe, wrapped},
     },
 };
 
@@ -176,9 +176,10 @@ pub(crate) async fn all(mesh: &mut Mesh) -> Result<Vec<ScenarioInfo>, Report> {
     }
 }
 
-/// The one of this name; else an error with those there are and what may have been meant.
+/// The one of this name, or of this `type`; else an error with those there are and what may have been meant.
 pub(crate) fn find<'a>(scenarios: &'a [ScenarioInfo], name: &str) -> Result<&'a ScenarioInfo, Report> {
-    if let Some(info) = scenarios.iter().find(|scenario| scenario.name == name) {
+    let named = scenarios.iter().find(|scenario| scenario.name == name);
+    if let Some(info) = named.or_else(|| scenarios.iter().find(|scenario| scenario.is_called(name))) {
         return Ok(info);
     }
     let names: Vec<&str> = scenarios.iter().map(|scenario| scenario.name.as_str()).collect();
@@ -197,8 +198,13 @@ fn text(info: &ScenarioInfo, width: Option<usize>) -> String {
     }
     let params = if info.params.is_empty() { "It takes no parameters.\n".to_owned() } else { table.render(width) };
     let hosts: Vec<String> = (1..=info.hosts).map(|n| format!("host{n}")).collect();
+    let about = wrapped(&safe(&info.about), width.unwrap_or(100).clamp(40, 120));
+    let called = match info.types.as_slice() {
+        [] => String::new(),
+        types => format!("In configurations: type = {}\n", safe(&types.join("; type = "))),
+    };
     format!(
-        "{}: {}\nIt takes {} a case:  vtctl run {} -m {}\n\n{params}",
+        "{}: {}\nIt takes {} a case:  vtctl run {} -m {}\n{called}\n{about}\n{params}",
         safe(&info.name),
         safe(&info.summary),
         count(hosts.len(), "host"),
@@ -217,6 +223,7 @@ fn json(info: &ScenarioInfo) -> Value {
         "params": params.collect::<Vec<_>>(),
         "types": info.types,
         "also_reads": info.also_reads,
+        "about": info.about,
     })
 }
 
@@ -231,15 +238,18 @@ mod tests {
             summary: "boot, log in, run a command".into(),
             hosts: 1,
             params: vec![("mem".into(), "256M".into(), "RAM of the guest".into())],
-            types: vec![],
+            types: vec!["boot".into(), "old with how = slow".into()],
             also_reads: vec![],
+            about: "PASS: it runs.".into(),
         };
         assert_eq!(
             text(&info, None),
-            "uptime: boot, log in, run a command\nIt takes 1 host a case:  vtctl run uptime -m host1\n\n\
+            "uptime: boot, log in, run a command\nIt takes 1 host a case:  vtctl run uptime -m host1\n\
+             In configurations: type = boot; type = old with how = slow\n\nPASS: it runs.\n\n\
              PARAMETER  DEFAULT  MEANING\nmem        256M     RAM of the guest\n"
         );
         assert_eq!(json(&info)["params"][0]["key"], "mem");
+        assert_eq!(find(std::slice::from_ref(&info), "boot").unwrap().name, "uptime");
         let report = find(&[info], "uptme").unwrap_err();
         assert_eq!((report.code, report.help), (ErrorCode::UnknownScenario, vec!["did you mean uptime?".to_owned()]));
     }

@@ -184,7 +184,8 @@ mod tests {
 
     fn info(name: &str, params: &[&str]) -> ScenarioInfo {
         let params = params.iter().map(|key| ((*key).to_owned(), String::new(), String::new())).collect();
-        ScenarioInfo { name: name.into(), summary: String::new(), hosts: 1, params, types: vec![], also_reads: vec![] }
+        let (summary, about) = (String::new(), String::new());
+        ScenarioInfo { name: name.into(), summary, hosts: 1, params, types: vec![], also_reads: vec![], about }
     }
 
     #[test]

@@ -241,7 +241,8 @@ mod tests {
     fn scenario(hosts: u32) -> ScenarioInfo {
         let params = ["mem", "smp", "migrate_count"].map(|key| (key.to_owned(), String::new(), String::new()));
         let (types, also_reads) = (vec![], vec![]);
-        ScenarioInfo { name: "s".into(), summary: String::new(), hosts, params: params.into(), types, also_reads }
+        let (summary, about) = (String::new(), String::new());
+        ScenarioInfo { name: "s".into(), summary, hosts, params: params.into(), types, also_reads, about }
     }
 
     fn shown(groups: &Groups) -> String {

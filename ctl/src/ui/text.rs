@@ -92,6 +92,27 @@ pub fn count(n: usize, word: &str) -> String {
     if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") }
 }
 
+/// Text in lines of at most `width` columns, each ended; a longer word stands alone.
+pub fn wrapped(text: &str, width: usize) -> String {
+    let (mut lines, mut column) = (String::new(), 0);
+    for word in text.split_whitespace() {
+        let wide = word.chars().count();
+        if column > 0 && column + 1 + wide > width {
+            lines.push('\n');
+            column = 0;
+        } else if column > 0 {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += wide;
+    }
+    if column > 0 {
+        lines.push('\n');
+    }
+    lines
+}
+
 /// Cuts a text in its middle to at most `width` characters.
 pub fn cut_middle(text: &str, width: usize) -> String {
     let chars: Vec<char> = text.chars().collect();
@@ -176,6 +197,13 @@ fn digits(text: &[u8]) -> (&[u8], &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn text_is_wrapped_between_words() {
+        assert_eq!(wrapped("one two  three", 7), "one two\nthree\n");
+        assert_eq!(wrapped("a veryverylongword b", 6), "a\nveryverylongword\nb\n");
+        assert_eq!(wrapped(" ", 7), "");
+    }
 
     #[test]
     fn numbers_and_times_have_units() {

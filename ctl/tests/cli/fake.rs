@@ -262,6 +262,7 @@ pub(crate) fn scenarios() -> Vec<ScenarioInfo> {
             params: params(&["mem"]),
             types: vec![],
             also_reads: vec![],
+            about: String::new(),
         },
         ScenarioInfo {
             name: "multihost_migration".into(),
@@ -270,6 +271,7 @@ pub(crate) fn scenarios() -> Vec<ScenarioInfo> {
             params: params(&["mem", "smp", "migrate_count"]),
             types: vec!["migration_multi_host".into()],
             also_reads: vec!["mig_protocol".into()],
+            about: String::new(),
         },
     ]
 }

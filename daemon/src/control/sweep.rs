@@ -135,7 +135,7 @@ mod tests {
             let gone = too_much(all.clone(), limits, FRESH);
             gone.iter().map(|one| one.attempt.case.index).collect::<Vec<_>>()
         };
-        assert_eq!(gone(100, 120), []);
+        assert_eq!(gone(100, 120), Vec::<u32>::new());
         assert_eq!(gone(24, 120), [2], "too old");
         assert_eq!(gone(100, 110), [2], "one is enough");
         assert_eq!(gone(100, 100), [2, 4]);

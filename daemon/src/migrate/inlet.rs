@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Ports that migrations come in on.
-const PORTS: std::ops::RangeInclusive<u16> = 49152..=49215;
+pub(crate) const PORTS: std::ops::RangeInclusive<u16> = 49152..=49215;
 /// The socket that a destination QEMU, or its helper, listens at.
 const SOCKET: &str = "in";
 /// How long QEMU, or its helper, may take to open that.

@@ -173,7 +173,7 @@ impl LocalAttempt {
         let request = PrepareIncoming {
             migration: id.clone(),
             epoch: vm.epoch(),
-            vm: vm.qemu.record().spec.clone(),
+            vm: vm.spec(),
             disk: vm.disk.display().to_string(),
             copies_upon: self.image_to_compare(&vm.qemu.record().spec.image)?,
             spec: spec.clone(),

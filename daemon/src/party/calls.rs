@@ -137,6 +137,9 @@ impl LocalAttempt {
                             self.migrate(call).await.map(|migrated| Answer::Migrated(Box::new(migrated)))
                         }
                         Request::Guest(guest) => self.ask_guest(guest, call.repeat).await,
+                        Request::Reshape { vm, extra_args } => self.reshape(&vm, extra_args),
+                        Request::Firewall { block } => self.firewall(block).await,
+                        Request::Monitor { vm, command, arguments } => self.monitor(&vm, &command, arguments).await,
                         Request::Hello(_)
                         | Request::Step(_)
                         | Request::Keep { .. }

@@ -141,6 +141,14 @@ impl Party {
         Guest { party: self, vm: vm.clone() }
     }
 
+    /// Drops packets of migrations that come in to this host, or lets them pass again. Nothing of it outlives the attempt.
+    ///
+    /// # Errors
+    /// The rules could not be set.
+    pub async fn firewall(&self, block: bool) -> Result<(), Failure> {
+        self.link.call(Request::Firewall { block }, PROMPT).await.map(drop)
+    }
+
     /// Makes the next [`Party::migrate`] of this VM ready, so that it begins at once. Every party calls it.
     ///
     /// # Errors
@@ -266,6 +274,27 @@ impl Vm<'_> {
         match self.party.link.call(Request::StartVm(vm), deadline).await? {
             Answer::Vm(started) => Ok(*started),
             other => Err(unexpected("start_vm", &other)),
+        }
+    }
+
+    /// Says that its devices were changed: the destination of its next move begins with these words at the end of QEMU's
+    /// command line, in place of those it was started with.
+    ///
+    /// # Errors
+    /// The VM is not on this host.
+    pub async fn reshape(&self, extra_args: Vec<String>) -> Result<(), Failure> {
+        self.party.link.call(Request::Reshape { vm: self.name.clone(), extra_args }, PROMPT).await.map(drop)
+    }
+
+    /// Has the hypervisor do something: a QMP command and its arguments, an object or `Null`.
+    ///
+    /// # Errors
+    /// The VM is not on this host, the command is not one that a scenario may give, or QEMU refuses it.
+    pub async fn monitor(&self, command: &str, arguments: Value) -> Result<Value, Failure> {
+        let call = Request::Monitor { vm: self.name.clone(), command: command.to_owned(), arguments };
+        match self.party.link.call(call, PROMPT).await? {
+            Answer::Monitor(value) => Ok(value),
+            other => Err(unexpected("monitor", &other)),
         }
     }
 

@@ -125,6 +125,7 @@ pub(super) async fn give_back(attempt: &Arc<LocalAttempt>) -> Vec<String> {
             left.push(format!("disk {}: {error}", disk.display()));
         }
     }
+    left.extend(attempt.open_firewall().await);
     remove_cgroup(attempt).await;
     let after = inventory(&attempt.places, attempt.id);
     attempt.evidence.json("inventory-after.json", &after);

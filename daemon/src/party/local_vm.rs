@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{Epoch, MigrationId, VmId},
-    vm::{Intervention, MigrationSpec},
+    vm::{Intervention, MigrationSpec, VmSpec},
 };
 
 use super::{
@@ -51,6 +51,8 @@ pub struct LocalVm {
     /// The move that was prepared by this daemon and not begun.
     prepared: Mutex<Option<MigrationId>>,
     epoch: Mutex<Epoch>,
+    /// The last words of QEMU's command line as they would be now, where its devices were changed.
+    reshaped: Mutex<Option<Vec<String>>>,
 }
 
 impl LocalVm {
@@ -68,6 +70,7 @@ impl LocalVm {
             before_moves: Mutex::default(),
             prepared: Mutex::default(),
             epoch: Mutex::new(epoch),
+            reshaped: Mutex::default(),
         })
     }
 
@@ -134,6 +137,24 @@ impl LocalVm {
         let set = qmp.migrate_set_capabilities(&capabilities).await?;
         qmp.migrate_set_parameters(&parameters).await?;
         Ok(set)
+    }
+
+    /// What a destination of its next move has to be like: as it was started, but for devices changed since.
+    pub(crate) fn spec(&self) -> VmSpec {
+        let mut spec = self.qemu.record().spec.clone();
+        if let Some(words) = &*self.reshaped.lock().unwrap_or_else(PoisonError::into_inner) {
+            spec.extra_args.clone_from(words);
+        }
+        spec
+    }
+
+    /// Notes that its devices are those of these words now. A daemon that comes back reads it.
+    pub(crate) fn reshape(&self, words: Vec<String>) -> std::io::Result<()> {
+        let mut record = self.qemu.record().clone();
+        record.spec.extra_args.clone_from(&words);
+        record.write(self.qemu.run_dir())?;
+        *self.reshaped.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+        Ok(())
     }
 
     /// Notes that a move is ready to begin.

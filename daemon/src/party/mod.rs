@@ -7,7 +7,8 @@
 //! | [`supervisor`], [`tend`] | which parties are wanted here; the life of one |
 //! | [`attempt`], [`calls`], [`server`] | what this host holds for an attempt; its party's calls; the socket |
 //! | [`barrier`], [`vms`], [`guests`] | what calls do |
-//! | [`local_vm`], `image` | a VM of this host; what it boots from |
+//! | [`local_vm`], `image`, `monitor` | a VM of this host; what it boots from; what its QEMU is told |
+//! | `firewall` | packets of migrations dropped on purpose |
 //! | [`giveback`] | the end: nothing is left |
 //! | [`places`], [`record`], [`failure`] | where things are; what is on disk; who is to blame |
 //!
@@ -18,11 +19,13 @@ pub mod barrier;
 pub mod calls;
 pub mod client;
 pub mod failure;
+mod firewall;
 pub mod giveback;
 pub mod guests;
 pub(crate) mod image;
 pub mod link;
 pub mod local_vm;
+mod monitor;
 pub mod places;
 pub mod program;
 pub mod record;

@@ -60,8 +60,10 @@ impl LocalAttempt {
     pub async fn start_vm(self: &Arc<Self>, call: StartVm) -> Result<Answer, Failure> {
         let begun = Instant::now();
         if let Some(vm) = self.vm(&call.vm) {
-            let probe = self.image(&call.image).map_err(caused)?.has_probe();
-            self.await_guest(&vm, &call, probe, begun).await?;
+            if !call.no_wait {
+                let probe = self.image(&call.image).map_err(caused)?.has_probe();
+                self.await_guest(&vm, &call, probe, begun).await?;
+            }
             return self.started(&vm, "as before".to_owned(), begun).await;
         }
         let image = self.image(&call.image).map_err(caused)?;
@@ -107,7 +109,9 @@ impl LocalAttempt {
         };
         // From here on the end of the attempt gives it back.
         self.put_vm(vm.clone());
-        self.await_guest(&vm, &call, image.has_probe(), begun).await?;
+        if !call.no_wait {
+            self.await_guest(&vm, &call, image.has_probe(), begun).await?;
+        }
         self.started(&vm, reason, begun).await
     }
 

@@ -7,11 +7,31 @@
 //! The table [`ALL`] is the one place that says which scenarios there are, how configurations of Avocado-VT call them, and
 //! what in such a configuration they can do.
 
+mod auto_converge;
+mod cancel;
 mod checks;
+mod cpuflags;
+mod data_plane;
+mod downtime_and_speed;
+mod early_boot;
+mod file_transfer;
+mod firewall_block;
+mod flow;
+mod hotplug_disk;
+mod journey;
+mod load;
+mod module_reload;
 mod multihost_migration;
+mod ping_pong;
 mod settings;
+mod speed_measurement;
+mod suspend;
+mod timedrift;
 mod transfer;
 mod uptime;
+mod with_reboot;
+mod with_stress;
+mod xbzrle;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,15 +62,46 @@ pub struct Scenario {
     summary: &'static str,
     /// Fewest and most hosts of a case.
     hosts: (u32, u32),
-    params: &'static [Documented],
+    /// What is done, what makes it pass, and where Avocado-VT's test of that name does something else than it meant to.
+    about: &'static str,
+    /// In groups, in the order in which they are listed.
+    params: &'static [&'static [Documented]],
     /// Other spellings of parameters, not listed.
-    aliases: &'static [&'static str],
-    /// Values of `type` in configurations of Avocado-VT that mean just what this one does.
-    types: &'static [&'static str],
+    aliases: &'static [&'static [&'static str]],
+    /// What configurations of Avocado-VT say that mean this one.
+    types: &'static [Called],
     /// Keys of such configurations that decide what is tested, and what of that this one does.
-    limits: &'static [Limit],
+    limits: &'static [&'static [Limit]],
     check: fn(&Params) -> Result<(), ParamError>,
     run: fn(&Party) -> Run<'_>,
+}
+
+/// What a variant of a configuration of Avocado-VT says that means a scenario: a `type`, and values of other keys where the
+/// type alone means several.
+#[derive(Debug, Clone, Copy)]
+struct Called {
+    kind: &'static str,
+    when: &'static [(&'static str, &'static str)],
+}
+
+impl std::fmt::Display for Called {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.kind)?;
+        self.when.iter().try_for_each(|(key, value)| write!(f, " with {key} = {value}"))
+    }
+}
+
+impl Called {
+    /// By its type alone.
+    const fn plainly(kind: &'static str) -> Self {
+        Self { kind, when: &[] }
+    }
+
+    /// How many keys say so; `None` where one says otherwise.
+    fn fits<'a>(&self, kind: &str, value: impl Fn(&str) -> Option<&'a str>) -> Option<usize> {
+        let says = |(key, wanted): &(&str, &str)| value(key).is_some_and(|found| found.trim() == *wanted);
+        (self.kind == kind && self.when.iter().all(says)).then_some(self.when.len())
+    }
 }
 
 /// A key that decides what is tested. A variant that asks for more than is done here is skipped: its verdict would be
@@ -63,16 +114,73 @@ struct Limit {
     does: &'static str,
 }
 
-static ALL: &[Scenario] = &[multihost_migration::SCENARIO, uptime::SCENARIO];
+static ALL: &[Scenario] = &[
+    auto_converge::SCENARIO,
+    cancel::SCENARIO,
+    cpuflags::SCENARIO,
+    data_plane::SCENARIO,
+    downtime_and_speed::SCENARIO,
+    early_boot::SCENARIO,
+    file_transfer::SCENARIO,
+    firewall_block::SCENARIO,
+    hotplug_disk::SCENARIO,
+    module_reload::SCENARIO,
+    multihost_migration::SCENARIO,
+    ping_pong::SCENARIO,
+    speed_measurement::SCENARIO,
+    suspend::SCENARIO,
+    timedrift::SCENARIO,
+    uptime::SCENARIO,
+    with_reboot::SCENARIO,
+    with_stress::SCENARIO,
+    xbzrle::SCENARIO,
+];
+
+/// Tests of such configurations that nothing here can stand for, and why.
+static ABSENT: &[(Called, &str)] = &[
+    (
+        Called::plainly("migration_multi_host_with_kdump"),
+        "the built-in guest has no second kernel that could write a dump when the first one crashes",
+    ),
+    (
+        Called { kind: "migration_multi_host", when: &[("pre_sub_test", "steps")] },
+        "there is no guest with a graphical desktop (Windows XP with qxl drivers) to be driven by pictures",
+    ),
+    (Called::plainly("floppy"), "the kernel of the built-in guest has no driver for a floppy disk"),
+    (Called::plainly("cdrom"), "the built-in guest has no CD drive"),
+];
 
 /// The scenarios, in order of name.
 pub fn list() -> Vec<ScenarioInfo> {
     ALL.iter().map(Scenario::info).collect()
 }
 
-/// The scenario of that name, or of that `type`.
+/// The scenario of that name, or of that `type` where it means just one.
 pub fn find(name: &str) -> Option<&'static Scenario> {
-    ALL.iter().find(|scenario| scenario.name == name || scenario.types.contains(&name))
+    ALL.iter().find(|scenario| scenario.name == name).or_else(|| meant(name, |_| None).ok())
+}
+
+/// What a variant's `type` means, where `value` gives its other keys: a scenario, or why there is none.
+///
+/// # Errors
+/// There is none; with the reason, where it is known.
+pub fn meant<'a>(
+    kind: &str,
+    value: impl Fn(&str) -> Option<&'a str>,
+) -> Result<&'static Scenario, Option<&'static str>> {
+    // Who asks for more keys means it more.
+    let best = |called: &[Called]| called.iter().filter_map(|called| called.fits(kind, &value)).max();
+    let scenario =
+        ALL.iter().filter_map(|scenario| Some((best(scenario.types)?, scenario))).max_by_key(|(keys, _)| *keys);
+    let absent = ABSENT
+        .iter()
+        .filter_map(|(called, why)| Some((called.fits(kind, &value)?, *why)))
+        .max_by_key(|(keys, _)| *keys);
+    match (scenario, absent) {
+        (Some((keys, scenario)), Some((more, _))) if keys >= more => Ok(scenario),
+        (Some((_, scenario)), None) => Ok(scenario),
+        (_, absent) => ALL.iter().find(|scenario| scenario.name == kind).ok_or_else(|| absent.map(|(_, why)| why)),
+    }
 }
 
 /// The parameters of a case as the VM of one host sees them.
@@ -117,20 +225,21 @@ pub fn validate(plan: &OpenPlan) -> Result<Vec<Option<Report>>, Report> {
 /// Why a case is skipped, where it is.
 fn fate(plan: &OpenPlan, case: &PlannedCase, name: &str) -> Result<Option<Report>, Report> {
     let params = plan.params(case);
-    let Some(scenario) = find(name) else {
-        let typed = params.get("type").filter(|_| case.variant.is_some());
-        let report = match typed {
-            Some(param) => Report::new(ErrorCode::UnknownScenario, format!("type = {name} names no scenario"))
-                .with("set at", param.origin.to_string()),
-            None => Report::new(ErrorCode::UnknownScenario, format!("there is no scenario {name:?}")),
-        };
-        let names = ALL.iter().flat_map(|scenario| std::iter::once(&scenario.name).chain(scenario.types));
-        let report = match nearest(name, names.copied()) {
-            Some(near) => report.help(format!("did you mean `{near}`?")),
-            None => report,
-        };
-        let report = report.help("vtctl scenario list");
-        return if typed.is_some() { Ok(Some(report)) } else { Err(report) };
+    let typed = params.get("type").filter(|_| case.variant.is_some());
+    let found = match typed {
+        Some(kind) => meant(kind.value.trim(), |key| params.text(key)),
+        None => find(name).ok_or(None),
+    };
+    let scenario = match found {
+        Ok(scenario) => scenario,
+        Err(why) => {
+            let Some(kind) = typed else { return Err(unknown(name, format!("there is no scenario {name:?}"))) };
+            let report = match why {
+                Some(why) => Report::new(ErrorCode::CannotRunHere, format!("type = {name}: {why}")),
+                None => unknown(name, format!("type = {name} names no scenario")),
+            };
+            return Ok(Some(report.with("set at", kind.origin.to_string())));
+        }
     };
     if case.leftover {
         return Ok(None);
@@ -149,6 +258,18 @@ fn fate(plan: &OpenPlan, case: &PlannedCase, name: &str) -> Result<Option<Report
     }
     scenario.check_hosts(case.hosts.len())?;
     Ok(None)
+}
+
+/// No scenario is called that; what may have been meant.
+fn unknown(name: &str, title: String) -> Report {
+    let called = |scenario: &'static Scenario| scenario.types.iter().map(|called| called.kind);
+    let names = ALL.iter().flat_map(|scenario| std::iter::once(scenario.name).chain(called(scenario)));
+    let report = Report::new(ErrorCode::UnknownScenario, title);
+    let report = match nearest(name, names) {
+        Some(near) => report.help(format!("did you mean `{near}`?")),
+        None => report,
+    };
+    report.help("vtctl scenario list")
 }
 
 /// Keys of a job's configuration that no scenario of its reads, each once, in order. Other keys may be made of them.
@@ -173,9 +294,10 @@ impl Scenario {
             name: self.name.to_owned(),
             summary: self.summary.to_owned(),
             hosts: self.hosts.0,
-            params: self.params.iter().map(text).collect(),
-            types: self.types.iter().map(|kind| (*kind).to_owned()).collect(),
+            params: self.params.iter().copied().flatten().map(text).collect(),
+            types: self.types.iter().map(ToString::to_string).collect(),
             also_reads: self.also_reads().map(str::to_owned).collect(),
+            about: self.about.to_owned(),
         }
     }
 
@@ -185,7 +307,9 @@ impl Scenario {
     }
 
     fn also_reads(&self) -> impl Iterator<Item = &'static str> {
-        self.aliases.iter().copied().chain(self.limits.iter().map(|limit| limit.key))
+        let limits = self.limits.iter().copied().flatten().map(|limit| limit.key);
+        let types = self.types.iter().flat_map(|called| called.when.iter().map(|(key, _)| *key));
+        self.aliases.iter().copied().flatten().copied().chain(limits).chain(types)
     }
 
     /// What a variant asks for and this scenario does not do.
@@ -193,6 +317,8 @@ impl Scenario {
         let limit = self
             .limits
             .iter()
+            .copied()
+            .flatten()
             .find(|limit| params.text(limit.key).map(str::trim).is_some_and(|value| !(limit.takes)(value)))?;
         let param = params.get(limit.key)?;
         let title = format!("{} = {}: {} {}", limit.key, param.value.trim(), self.name, limit.does);
@@ -229,8 +355,8 @@ impl Scenario {
         let typed = params.iter().filter(|(_, param)| param.origin.file == COMMAND_LINE);
         let info = self.info();
         for (key, param) in typed.filter(|(key, _)| !info.reads(key)) {
-            let known = self.params.iter().map(|(key, ..)| *key).chain(self.aliases.iter().copied());
-            let near = nearest(key, known);
+            let known = self.params.iter().copied().flatten().map(|(key, ..)| *key);
+            let near = nearest(key, known.chain(self.aliases.iter().copied().flatten().copied()));
             if near.is_none() && !alone {
                 continue;
             }
@@ -361,9 +487,9 @@ mod tests {
         let old = ("type", "migration_multi_host");
         for (params, code, title, help) in [
             (
-                &[("type", "floppy")][..],
+                &[("type", "boot_cpu_model")][..],
                 ErrorCode::UnknownScenario,
-                "type = floppy names no scenario",
+                "type = boot_cpu_model names no scenario",
                 "vtctl scenario list",
             ),
             (
@@ -372,7 +498,15 @@ mod tests {
                 "type = multihost_migratoin names no scenario",
                 "did you mean `multihost_migration`?",
             ),
-            (&[old, ("pre_sub_test", "steps")], ErrorCode::CannotRunHere, "pre_sub_test = steps: ", ""),
+            (&[old, ("pre_sub_test", "ioquit")], ErrorCode::CannotRunHere, "pre_sub_test = ioquit: ", ""),
+            // Nothing here can stand for it, and why is known.
+            (
+                &[old, ("pre_sub_test", "steps")],
+                ErrorCode::CannotRunHere,
+                "type = migration_multi_host: there is no ",
+                "",
+            ),
+            (&[("type", "floppy")], ErrorCode::CannotRunHere, "type = floppy: the kernel of the built-in guest", ""),
             (&[old, ("vms", "vm1 vm2")], ErrorCode::CannotRunHere, "vms = vm1 vm2: ", ""),
             // Only one of the hosts is asked for more than is done.
             (
@@ -394,10 +528,37 @@ mod tests {
     }
 
     #[test]
+    fn a_type_of_several_tests_is_told_by_the_keys_that_make_them_differ() {
+        let meant = |pairs: &[(&str, &'static str)]| {
+            let value = |key: &str| pairs.iter().find(|(known, _)| *known == key).map(|(_, value)| *value);
+            meant(value("type").unwrap(), value).map(Scenario::name)
+        };
+        let old = ("type", "migration_multi_host");
+        let stress = ("type", "migration_multi_host_with_stress");
+        for (pairs, name) in [
+            (&[old][..], "multihost_migration"),
+            (&[old, ("paused_after_start_vm", "no")], "multihost_migration"),
+            (&[old, ("paused_after_start_vm", " yes ")], "early_boot"),
+            (&[old, ("post_sub_test", "guest_suspend")], "suspend"),
+            (&[old, ("migration_sync_vms", "yes")], "hotplug_disk"),
+            (&[stress, ("bg_stress_test", "autotest_control")], "with_stress"),
+            (&[stress, ("bg_stress_test", "driver_load")], "module_reload"),
+            (&[stress, ("test_control_file", "fio.control")], "data_plane"),
+            (&[("type", "cpuflags"), ("test_type", "test_multi_host_migration_onoff_cpu")], "cpuflags"),
+            (&[("type", "uptime")], "uptime"),
+        ] {
+            assert_eq!(meant(pairs), Ok(name), "{pairs:?}");
+        }
+        assert!(meant(&[old, ("pre_sub_test", "steps")]).unwrap_err().unwrap().contains("graphical"));
+        assert_eq!(meant(&[("type", "cpuflags")]), Err(None), "a test of one host");
+        assert_eq!(find("migration_multi_host").unwrap().name(), "multihost_migration");
+    }
+
+    #[test]
     fn documented_defaults_are_the_values_used() {
         for scenario in ALL {
             let mut params = Params::new();
-            for (key, default, meaning) in scenario.params {
+            for (key, default, meaning) in scenario.params.iter().copied().flatten() {
                 assert!(!meaning.is_empty(), "{key}");
                 if !default.is_empty() {
                     params.set(*key, *default, Origin { file: "-p".into(), line: 0 });
@@ -407,7 +568,9 @@ mod tests {
         }
         let defaults = settings::Settings::read(&Params::new()).unwrap();
         let mut written = Params::new();
-        for (key, default, _) in settings::PARAMS.iter().filter(|(_, default, _)| !default.is_empty()) {
+        for (key, default, _) in
+            [settings::VM_PARAMS, settings::MOVE_PARAMS].concat().iter().filter(|(_, default, _)| !default.is_empty())
+        {
             written.set(*key, *default, Origin { file: "-p".into(), line: 0 });
         }
         assert_eq!(settings::Settings::read(&written).unwrap(), defaults);

@@ -24,16 +24,8 @@ pub(super) const VM_PARAMS: &[Documented] = &[
     ("login_timeout", "360", "seconds until the guest is up and lets in"),
 ];
 
-/// What `multihost_migration` takes.
-pub(super) const PARAMS: &[Documented] = &[
-    ("image", "tiny", "image the VM boots from"),
-    ("mem", "256M", "RAM of the VM; a number alone is MiB"),
-    ("smp", "1", "virtual CPUs"),
-    ("machine", "", "QEMU machine type; default: the newest q35 of the source"),
-    ("cpu_model", "", "QEMU CPU model; default: what fits the accelerator"),
-    ("accelerator", "", "kvm or tcg; default: kvm where it works on every host of the case"),
-    ("login_timeout", "360", "seconds until the guest is up and lets in"),
-    ("migrate_count", "1", "rounds; one round leads from host1 over every other host back to host1"),
+/// What every scenario that moves a VM takes besides.
+pub(super) const MOVE_PARAMS: &[Documented] = &[
     (
         "mig_protocol",
         "tcp",
@@ -68,14 +60,24 @@ pub(super) const PARAMS: &[Documented] = &[
 pub(super) const ALIASES: &[&str] =
     &["capabilitys", "capabilitys_state", "host_mig_offline", "mig_downtime", "machine_type"];
 
-/// What of `type = migration_multi_host` is done.
+/// What no scenario does.
 pub(super) const LIMITS: &[Limit] = &[
+    Limit { key: "netdev_extra_params", takes: str::is_empty, does: "gives network cards no more than their tap" },
+    Limit { key: "vms", takes: |value| value.split_whitespace().count() <= 1, does: "has one VM" },
+];
+
+/// What is not done where nothing is done to the VM's devices, nor to the guest before it moves.
+pub(super) const UNCHANGED: &[Limit] = &[
+    Limit { key: "migration_sync_vms", takes: is_no, does: "moves VMs whose devices stay as they are" },
+    Limit { key: "pre_sub_test", takes: str::is_empty, does: "has no tests inside" },
+];
+
+/// What is not done where a guest is up when it moves, and is only looked at afterwards.
+pub(super) const PLAIN: &[Limit] = &[
     Limit { key: "paused_after_start_vm", takes: is_no, does: "moves VMs that are up" },
     Limit { key: "migration_sync_vms", takes: is_no, does: "moves VMs whose devices stay as they are" },
     Limit { key: "pre_sub_test", takes: str::is_empty, does: "has no tests inside" },
     Limit { key: "post_sub_test", takes: str::is_empty, does: "has no tests inside" },
-    Limit { key: "netdev_extra_params", takes: str::is_empty, does: "gives network cards no more than their tap" },
-    Limit { key: "vms", takes: |value| value.split_whitespace().count() <= 1, does: "has one VM" },
 ];
 
 fn is_no(value: &str) -> bool {
@@ -92,13 +94,14 @@ pub(super) struct VmSettings {
     pub(super) cpu_model: Option<String>,
     pub(super) accelerator: Option<Accelerator>,
     pub(super) login_timeout: Duration,
+    /// Words appended to QEMU's command line, by a scenario that needs them.
+    pub(super) extra_args: Vec<String>,
 }
 
-/// Everything `multihost_migration` takes.
+/// How a VM is started, moved and watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
     pub(super) vm: VmSettings,
-    pub(super) rounds: u32,
     pub(super) spec: MigrationSpec,
     pub(super) probe_pages: u32,
     pub(super) rewrite_bytes_s: u64,
@@ -113,6 +116,11 @@ impl VmSettings {
         let name = params.text("image").unwrap_or("tiny");
         let image = name.trim().parse().map_err(|_| params.error("image", "the name of an image"))?;
         let machine = if params.get("machine").is_some() { "machine" } else { "machine_type" };
+        // Avocado-VT writes `core2duo:sse3` where QEMU wants `core2duo,+sse3`.
+        let mut cpu = params.subset(&["cpu_model"]);
+        if let Some(param) = cpu.get("cpu_model").filter(|param| param.value.contains(':')).cloned() {
+            cpu.set("cpu_model", param.value.trim().replace(':', ",+"), param.origin);
+        }
         let memory = params.size("mem", MIB, 32 * MIB..=MIB << 20)?.unwrap_or(256 * MIB);
         let accelerator = match params.text("accelerator").map(str::trim) {
             None | Some("") => None,
@@ -125,9 +133,10 @@ impl VmSettings {
             memory_mib: fit(memory / MIB),
             cpus: fit(params.number("smp", 1..=255)?.unwrap_or(1)),
             machine: word(params, machine, "a machine type of QEMU, e.g. pc-q35-7.2")?,
-            cpu_model: word(params, "cpu_model", "a CPU model of QEMU, e.g. qemu64")?,
+            cpu_model: word(&cpu, "cpu_model", "a CPU model of QEMU, e.g. qemu64")?,
             accelerator,
             login_timeout: Duration::from_secs(params.number("login_timeout", 1..=86_400)?.unwrap_or(360)),
+            extra_args: Vec::new(),
         })
     }
 
@@ -141,8 +150,9 @@ impl VmSettings {
             machine: self.machine.clone(),
             cpu_model: self.cpu_model.clone(),
             accelerator: self.accelerator,
-            extra_args: Vec::new(),
+            extra_args: self.extra_args.clone(),
             boot_timeout_ms: u64::try_from(self.login_timeout.as_millis()).unwrap_or(u64::MAX),
+            no_wait: false,
         }
     }
 }
@@ -160,7 +170,6 @@ impl Settings {
         let millis =
             |key, most, default| params.number(key, 0..=most).map(|ms| Duration::from_millis(ms.unwrap_or(default)));
         Ok(Self {
-            rounds: fit(params.number("migrate_count", 1..=1000)?.unwrap_or(1)),
             spec: transfer::read(params)?,
             probe_pages: fit(probe / 4096),
             rewrite_bytes_s: params.size("mem_rewrite", 1, 0..=1 << 34)?.unwrap_or(8 * MIB),
@@ -185,7 +194,7 @@ fn word(params: &Params, key: &str, want: &str) -> Result<Option<String>, ParamE
 }
 
 /// Bounds were checked when the number was read.
-fn fit<T: TryFrom<u64> + Default>(number: u64) -> T {
+pub(super) fn fit<T: TryFrom<u64> + Default>(number: u64) -> T {
     T::try_from(number).unwrap_or_default()
 }
 

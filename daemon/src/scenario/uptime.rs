@@ -6,12 +6,11 @@ use vt_protocol::{
     error::{ErrorCode, Report},
     ids::Name,
     party::Failure,
-    verdict::{Blame, Cause},
 };
 
 use super::{
     Scenario,
-    multihost_migration::described,
+    journey::{described, taken},
     settings::{VM_PARAMS, VmSettings},
 };
 use crate::party::{Party, our_fault};
@@ -19,8 +18,9 @@ use crate::party::{Party, our_fault};
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "uptime",
     summary: "boots a VM on one host, logs in and runs uptime",
+    about: "PASS: the guest boots, lets in on its console, and runs a command.",
     hosts: (1, 1),
-    params: VM_PARAMS,
+    params: &[VM_PARAMS],
     aliases: &[],
     types: &[],
     limits: &[],
@@ -29,10 +29,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
 };
 
 async fn run(party: &Party) -> Result<Option<String>, Failure> {
-    let settings = VmSettings::read(party.params()).map_err(|error| {
-        let report = Report::new(ErrorCode::BadParameter, error.to_string());
-        Failure::Caused(Cause { blame: Blame::Infrastructure, report })
-    })?;
+    let settings = taken(party.params(), VmSettings::read)?;
     let vm: Name = "vm1".parse().map_err(|_| our_fault(Report::new(ErrorCode::Internal, "vm1 is no name")))?;
 
     let step = party.step("boot").await?;

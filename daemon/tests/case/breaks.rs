@@ -37,6 +37,7 @@ fn small(boot_timeout: Duration) -> StartVm {
         accelerator: None,
         extra_args: Vec::new(),
         boot_timeout_ms: boot_timeout.as_millis() as u64,
+        no_wait: false,
     }
 }
 

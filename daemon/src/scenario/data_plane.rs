@@ -1,0 +1,68 @@
+//! `data_plane`: the guest's disk is served by a thread of its own while the guest moves under load.
+
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    params::{ParamError, Params},
+    party::Failure,
+};
+
+use super::{
+    Called, Scenario,
+    journey::{Journey, SLACK, product, taken},
+    load::{LOAD_PARAMS, Load},
+    settings::{ALIASES, LIMITS, MOVE_PARAMS, PLAIN, Settings, VM_PARAMS},
+};
+use crate::party::Party;
+
+const THREAD: &str = "iothread0";
+
+pub(super) const SCENARIO: Scenario = Scenario {
+    name: "data_plane",
+    summary: "moves a guest whose disk is served by an I/O thread, under load of the disk",
+    about: "PASS: QEMU has the I/O thread on both hosts, the guest moves there and back under readers of its disk and the disk \
+            writer of the probe, and is whole after every move; the readers get on. Where Avocado-VT runs fio in the guest, \
+            readers of the disk run here, past its cache.",
+    hosts: (2, 64),
+    params: &[VM_PARAMS, MOVE_PARAMS, LOAD_PARAMS],
+    aliases: &[ALIASES],
+    types: &[Called { kind: "migration_multi_host_with_stress", when: &[("test_control_file", "fio.control")] }],
+    limits: &[LIMITS, PLAIN],
+    check: |params| read(params).map(drop),
+    run: |party| Box::pin(run(party)),
+};
+
+fn read(params: &Params) -> Result<(Settings, Load), ParamError> {
+    let mut settings = Settings::read(params)?;
+    let words = ["-object", "iothread,id=iothread0", "-set", "device.blk-vda.iothread=iothread0"];
+    settings.vm.extra_args.extend(words.map(str::to_owned));
+    let load = Load::read(params)?;
+    Ok((settings, Load { loops: 0, readers: load.readers.max(1) }))
+}
+
+async fn run(party: &Party) -> Result<Option<String>, Failure> {
+    let (settings, load) = taken(party.params(), read)?;
+    let spec = settings.spec.clone();
+    let mut journey = Journey::begin(party, settings).await?;
+    if journey.is_here() {
+        load.start(&journey).await?;
+        has_thread(&journey).await?;
+    }
+    party.barrier("begun", SLACK).await?;
+    for round in ["there", "back"] {
+        journey.go(round, &spec).await?;
+        if journey.is_here() {
+            load.check(&journey).await?;
+            has_thread(&journey).await?;
+        }
+    }
+    journey.end(None).await
+}
+
+async fn has_thread(journey: &Journey<'_>) -> Result<(), Failure> {
+    let threads = journey.monitor("query-iothreads", serde_json::Value::Null).await?;
+    if threads.as_array().into_iter().flatten().any(|thread| thread["id"] == THREAD) {
+        return Ok(());
+    }
+    let title = format!("QEMU has no I/O thread {THREAD}");
+    Err(product(Report::new(ErrorCode::MigrationFailed, title).with("threads", threads.to_string())))
+}
