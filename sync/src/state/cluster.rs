@@ -223,6 +223,12 @@ impl State {
         if self.hosts.len() == 1 {
             return reject(ErrorCode::BadParameter, "the last host of a cluster cannot be removed");
         }
+        let over = host.session.as_ref().is_none_or(|session| session.status == SessionStatus::Expired);
+        if !over && self.holds_something(c.host) {
+            // Its guards are sure to have stopped its VMs when its session has ended, and not before.
+            let text = format!("{} serves an attempt or owns a VM, and its session has not ended", host.name);
+            return reject(ErrorCode::HostInUse, text);
+        }
         self.drop_host(entry, c.host, &format!("{} was removed from the cluster", host.name))?;
         Ok(Answer::Done)
     }

@@ -7,7 +7,7 @@ use vt_protocol::{
     verdict::{Blame, Cause, Outcome},
 };
 
-use super::{Decision, Entry, PartyState, State, in_force, reject, within};
+use super::{Decision, Entry, PartyState, State, VmState, in_force, reject, within};
 use crate::{
     answer::{Answer, Effect, Rejected},
     bounds,
@@ -146,6 +146,12 @@ impl State {
     fn attempts_of(&self, host: HostId) -> Vec<vt_protocol::ids::AttemptId> {
         let running = self.attempts.iter().filter(|(_, a)| a.parties.get(&host) == Some(&PartyState::Running));
         running.map(|(id, _)| *id).collect()
+    }
+
+    /// Whether the host runs a party, or may run a VM.
+    pub(super) fn holds_something(&self, host: HostId) -> bool {
+        let owns = self.vms.values().any(|vm| vm.owner == host && vm.state == VmState::Owned);
+        owns || !self.attempts_of(host).is_empty()
     }
 
     /// Takes from a host everything it holds: migrations are resolved, its VMs are lost, its parties are fenced.

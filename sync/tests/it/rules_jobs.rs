@@ -4,8 +4,8 @@ use vt_protocol::{
     error::{
         ErrorCode,
         ErrorCode::{
-            BadParameter, CannotRunHere, CaseClosed, HostBusy, HostDown, HostLost, NoVariants, ParentNotPassed,
-            RequestConflict, SessionOver, TooLarge, UnknownHost, UnknownJob,
+            BadParameter, CannotRunHere, CaseClosed, HostBusy, HostDown, HostInUse, HostLost, NoVariants,
+            ParentNotPassed, RequestConflict, SessionOver, TooLarge, UnknownHost, UnknownJob,
         },
         Report,
     },
@@ -133,8 +133,10 @@ fn a_daemon_that_lost_what_it_held_fences_its_party_and_one_that_resumes_does_no
     assert!(world.state.attempts[&attempt(1)].runs_on(h(1)));
     world.ok(OpenSession { host: h(1), incarnation: 6, resume: false });
     assert!(!world.state.attempts[&attempt(1)].runs_on(h(1)));
-    world.ok(RemoveHost { host: h(2) });
+    assert_eq!(world.no(RemoveHost { host: h(2) }), HostInUse, "its party runs, and its guards may let a VM run");
+    world.expire(2);
     assert_eq!(verdict(&world, 1), Some(Verdict::Error), "both are gone, so it is judged");
+    world.ok(RemoveHost { host: h(2) });
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! VM owners and migrations: who may run a VM while it moves.
 
 use vt_protocol::{
-    error::ErrorCode::{BadParameter, CaseClosed, MigrationRefused, NotOwner, SessionOver, TooLarge},
+    error::ErrorCode::{BadParameter, CaseClosed, HostInUse, MigrationRefused, NotOwner, SessionOver, TooLarge},
     ids::Epoch,
 };
 use vt_sync::{
     bounds,
-    command::{MigrationPrepared, OpenSession},
+    command::{MigrationPrepared, OpenSession, RemoveHost, SuspectHost},
     state::{Phase, VmState},
 };
 
@@ -18,6 +18,20 @@ fn phase(world: &World) -> Phase {
 
 fn aborted(world: &World) -> bool {
     matches!(phase(world), Phase::Aborted { .. })
+}
+
+#[test]
+fn a_host_that_may_run_a_vm_is_not_removed_before_its_guards_are_sure_to_have_stopped_it() {
+    let mut world = World::running();
+    world.claim(1);
+    assert_eq!(world.no(RemoveHost { host: h(1) }), HostInUse);
+    // Its silence is noticed: that frees nothing yet.
+    let epoch = world.session(1);
+    world.ok(SuspectHost { host: h(1), epoch });
+    assert_eq!(world.no(RemoveHost { host: h(1) }), HostInUse);
+    assert_eq!(world.state.vms[&vm()].state, VmState::Owned);
+    world.expire(1);
+    world.ok(RemoveHost { host: h(1) });
 }
 
 #[test]
