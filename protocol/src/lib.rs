@@ -33,6 +33,7 @@ pub mod peer;
 pub mod pinned;
 pub mod probe;
 pub mod rehearsal;
+pub mod round;
 pub mod service;
 pub mod token;
 pub mod transport;

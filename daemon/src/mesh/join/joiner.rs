@@ -8,11 +8,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use vt_protocol::admin::HostRole;
-use vt_protocol::call::CallError;
 use vt_protocol::endpoint::{self, EndpointError};
 use vt_protocol::error::{ErrorCode, Report};
 use vt_protocol::facts::HostFacts;
@@ -21,18 +19,12 @@ use vt_protocol::identity::verify::check_host_certificate;
 use vt_protocol::identity::{Identity, IdentityError, PrivateKey, tls};
 use vt_protocol::ids::Name;
 use vt_protocol::join::{Admitted, JoinAnswer, JoinCall, JoinRefusal, JoinRequest};
-use vt_protocol::pinned::{Pinned, PinnedError};
+use vt_protocol::pinned::Pinned;
+use vt_protocol::round::{NotNow, Round, pause, round};
 use vt_protocol::token::{CaDigest, Token};
 
 use super::claim::{Claim, ClaimError, Record, Staging};
 use super::echo::Echo;
-
-/// One request gets this long: the probe and the entry are in it.
-const ASK_TIME: Duration = Duration::from_secs(20);
-/// Pause before the same request is sent again.
-const PAUSE: Duration = Duration::from_millis(500);
-/// Addresses tried at most, those that hosts point to included.
-const ADDRESSES_MAX: usize = 16;
 
 /// What a host says when it joins.
 #[derive(Debug)]
@@ -57,18 +49,15 @@ pub struct Joining {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JoinError {
-    /// No address in the token answered.
-    #[error("no address in the join token answered")]
-    Unreachable(Vec<(SocketAddr, String)>),
-    /// An address told why it is of no use.
+    /// Nobody could admit this host now.
     #[error(transparent)]
-    Pinned(PinnedError),
+    NotNow(NotNow),
     /// The cluster said no.
     #[error("{0}")]
     Refused(JoinRefusal),
     /// This host cannot listen where it must.
     #[error("this host cannot listen")]
-    Listen(#[source] EndpointError),
+    Listen(#[from] EndpointError),
     /// What the cluster answered cannot be used.
     #[error("the answer cannot be used: {0}")]
     Answer(&'static str),
@@ -85,11 +74,7 @@ impl JoinError {
     pub fn report(&self) -> Report {
         let title = self.to_string();
         match self {
-            JoinError::Unreachable(tried) => {
-                let report = Report::new(ErrorCode::JoinUnreachable, title);
-                tried.iter().fold(report, |report, (address, why)| report.with(address.to_string(), why.clone()))
-            }
-            JoinError::Pinned(error) => error.report(),
+            JoinError::NotNow(why) => why.report(),
             JoinError::Refused(refusal) => refusal.report(),
             JoinError::Listen(error) => Report::new(ErrorCode::Unreachable, title).caused_by(error),
             JoinError::Answer(_) => Report::new(ErrorCode::Internal, title),
@@ -160,116 +145,56 @@ struct Attempt<'a> {
     echo: Option<Echo>,
 }
 
-/// What one round over the addresses came to.
-enum Round {
-    Admitted(Box<Admitted>),
-    /// For good.
-    Failed(JoinError),
-    /// The request may have been done.
-    Unknown(String),
-    /// Nothing was sent to anyone, or the cluster could not decide: it may be different later.
-    NotNow(JoinError),
-}
-
 impl Attempt<'_> {
     async fn repeat(&mut self, by: Instant) -> Result<Admitted, JoinError> {
         let mut unknown = None;
         loop {
             // Whether an earlier request may still be on its way into the log.
             let silence = self.staging.resumed() || unknown.is_some();
-            match self.round(by).await {
-                Round::Admitted(admitted) => return Ok(*admitted),
-                Round::Failed(error) => {
-                    if !silence || matches!(&error, JoinError::Refused(refusal) if refusal.is_final()) {
-                        self.staging.release();
-                    }
-                    return Err(error);
-                }
+            match round(&self.plan.token, by, |address, pinned| self.begin(address, pinned)).await {
+                Round::Answered(JoinAnswer::Admitted(admitted)) => return Ok(*admitted),
+                Round::Answered(_) => return self.failed(silence, JoinError::Answer("it is of another kind")),
+                Round::Refused(refusal) => return self.failed(silence, JoinError::Refused(refusal)),
+                Round::Failed(error) => return self.failed(silence, error),
                 Round::Unknown(why) => {
                     tracing::info!(%why, "no answer to the join; it is sent again");
                     unknown = Some(why);
                 }
                 // Without a silence before it, there is nothing to find out.
-                Round::NotNow(error) if unknown.is_none() => {
+                Round::NotNow(why) if unknown.is_none() => {
                     if !silence {
                         self.staging.release();
                     }
-                    return Err(error);
+                    return Err(JoinError::NotNow(why));
                 }
-                Round::NotNow(error) => tracing::debug!(%error, "the join waits"),
+                Round::NotNow(why) => tracing::debug!(%why, "the join waits"),
             }
-            let next = Instant::now() + PAUSE;
-            if next >= by {
+            if !pause(by).await {
                 return Err(JoinError::Unknown(unknown.unwrap_or_default()));
             }
-            sleep_until(next).await;
         }
     }
 
-    async fn round(&mut self, by: Instant) -> Round {
-        let mut addresses = self.plan.token.addresses.clone();
-        let mut tried = Vec::new();
-        let mut telling = None;
-        let mut at = 0;
-        while at < addresses.len().min(ADDRESSES_MAX) && Instant::now() < by {
-            let address = addresses[at];
-            at += 1;
-            match self.ask(address, by).await {
-                Ok(JoinAnswer::Admitted(admitted)) => return Round::Admitted(admitted),
-                Ok(JoinAnswer::Refused(JoinRefusal::NotHere { voters })) => {
-                    for voter in voters {
-                        if !addresses.contains(&voter) {
-                            addresses.push(voter);
-                        }
-                    }
-                    tried.push((address, "it cannot admit others, and pointed to voters".to_owned()));
-                }
-                Ok(JoinAnswer::Refused(refusal @ JoinRefusal::Undecided(_))) => {
-                    return Round::Unknown(refusal.to_string());
-                }
-                Ok(JoinAnswer::Refused(refusal @ JoinRefusal::Unavailable(_))) => {
-                    tried.push((address, refusal.to_string()));
-                    telling = Some(JoinError::Refused(refusal));
-                }
-                Ok(JoinAnswer::Refused(refusal)) => return Round::Failed(JoinError::Refused(refusal)),
-                Ok(_) => return Round::Failed(JoinError::Answer("it is of another kind")),
-                Err(Asked::Fatal(error)) => return Round::Failed(error),
-                Err(Asked::Telling(error)) => {
-                    tried.push((address, error.to_string()));
-                    telling = Some(error);
-                }
-                Err(Asked::Unreachable(why)) => tried.push((address, why)),
-                Err(Asked::Silent(why)) => return Round::Unknown(why),
-            }
+    /// The end, for good. The key stays where a request that was sent before may still come into the log.
+    fn failed(&self, silence: bool, error: JoinError) -> Result<Admitted, JoinError> {
+        if !silence || matches!(&error, JoinError::Refused(refusal) if refusal.is_final()) {
+            self.staging.release();
         }
-        Round::NotNow(telling.unwrap_or(JoinError::Unreachable(tried)))
+        Err(error)
     }
 
-    async fn ask(&mut self, address: SocketAddr, by: Instant) -> Result<JoinAnswer, Asked> {
+    /// Listens for the probe, from the first address on that showed the CA; then there is a request, and the key is held.
+    fn begin(&mut self, address: SocketAddr, pinned: &Pinned) -> Result<JoinCall, JoinError> {
         let token = &self.plan.token;
-        let internal = |error: &dyn std::fmt::Display| Asked::Unreachable(error.to_string());
-        let pinned = Pinned::dial(token, address, by).await.map_err(|error| match error {
-            PinnedError::Unreachable(why) => Asked::Unreachable(why),
-            telling => Asked::Telling(JoinError::Pinned(telling)),
-        })?;
         if self.echo.is_none() {
             (self.tell)(format!("CA BLAKE3 {} at {address} matches the token", token.ca));
-            let config =
-                tls::server_of_joiner(self.key, token.cluster, pinned.ca()).map_err(|error| internal(&error))?;
-            let serve = endpoint::server_config(config).map_err(|error| Asked::Fatal(JoinError::Listen(error)))?;
-            let listening = endpoint::bind(self.plan.listen, Some(serve), rand::random())
-                .map_err(|error| Asked::Fatal(JoinError::Listen(error)))?;
+            let config = tls::server_of_joiner(self.key, token.cluster, pinned.ca()).map_err(ClaimError::from)?;
+            let listening = endpoint::bind(self.plan.listen, Some(endpoint::server_config(config)?), rand::random())?;
             self.echo = Some(Echo::start(listening, token.cluster));
         }
+        let request = self.request().map_err(ClaimError::from)?;
         self.staging.hold();
-        let request = self.request().map_err(|error| internal(&error))?;
-        let asked = pinned.ask(&JoinCall::Admit(Box::new(request)), by.min(Instant::now() + ASK_TIME)).await;
-        asked.map_err(|error| match error {
-            error if error.may_be_done() => Asked::Silent(error.to_string()),
-            // The handler of the other side failed or is late: that is no answer either.
-            CallError::Failed(report) => Asked::Silent(report.to_string()),
-            error => Asked::Unreachable(error.to_string()),
-        })
+        Ok(JoinCall::Admit(Box::new(request)))
     }
 
     fn request(&self) -> Result<JoinRequest, IdentityError> {
@@ -286,13 +211,4 @@ impl Attempt<'_> {
             facts: plan.facts.clone().map(Box::new),
         })
     }
-}
-
-/// Why one address gave no answer.
-enum Asked {
-    Unreachable(String),
-    /// More telling than that nobody answered, but another address may be better.
-    Telling(JoinError),
-    Fatal(JoinError),
-    Silent(String),
 }
