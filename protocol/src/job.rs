@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    error::Report,
+    codec,
+    error::{ErrorCode, Report},
     ids::{AttemptId, CaseId, Digest, JobId, Name},
     matrix::Packed,
     params::Params,
@@ -27,7 +28,7 @@ pub struct Plan {
     pub case_timeout_ms: u64,
     /// Hosts that were given but are left over: FAIL instead of SKIP.
     pub strict_hosts: bool,
-    /// Who asked, as the client knows itself.
+    /// Who asked. Of a client with a certificate: the name it was admitted under; of others: what vtctl says.
     pub user: String,
     /// A remark of the user.
     pub note: Option<String>,
@@ -35,6 +36,20 @@ pub struct Plan {
     pub keep: bool,
     /// The variants of a configuration, where there is one.
     pub matrix: Option<Packed>,
+}
+
+impl Plan {
+    /// As it is sent and stored.
+    ///
+    /// # Errors
+    /// It is longer than [`PLAN_MAX`].
+    pub fn encode(&self) -> Result<Vec<u8>, Report> {
+        codec::encode_wire(self, PLAN_MAX).map_err(|error| {
+            Report::new(ErrorCode::TooLarge, "the plan of the job is too large")
+                .with("reason", error.to_string())
+                .help("narrow it with --only and --no, or make several jobs of it")
+        })
+    }
 }
 
 /// One case of a plan.
@@ -308,6 +323,14 @@ pub enum Happening {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plan_that_is_too_large_is_refused_where_it_is_made() {
+        let plan = Plan { note: Some("x".repeat(PLAN_MAX)), ..Plan::default() };
+        let report = plan.encode().unwrap_err();
+        assert!(report.code == ErrorCode::TooLarge && !report.help.is_empty(), "{report:?}");
+        assert_eq!(codec::decode_wire(&Plan::default().encode().unwrap(), PLAN_MAX), Ok(Plan::default()));
+    }
 
     #[test]
     fn a_scenario_reads_its_keys_and_those_of_one_vm_or_host() {

@@ -139,6 +139,8 @@ pub(super) fn user() -> String {
 }
 
 async fn submit(app: &mut App, plan: Plan) -> Result<JobId, Report> {
+    // Said here, before all of it is sent.
+    plan.encode()?;
     let request = AdminRequest::RunSubmit(RunSubmit { request: RequestId::random(), plan });
     match app.mesh.call(&request, Need::Decide).await? {
         AdminReply::Submitted(job) => Ok(job),

@@ -75,7 +75,7 @@ impl Host {
             AdminRequest::TokenRevoke(token) => self.revoke_token(token, by).await.map(|()| AdminReply::Done),
             AdminRequest::HostShow(name) => self.show_host(&name).await.map(|host| AdminReply::Host(Box::new(host))),
             AdminRequest::ScenarioList => Ok(AdminReply::Scenarios(scenario::list())),
-            AdminRequest::RunSubmit(submit) => self.submit(submit, by).await.map(AdminReply::Submitted),
+            AdminRequest::RunSubmit(submit) => self.submit(submit, &caller, by).await.map(AdminReply::Submitted),
             AdminRequest::JobList => Ok(AdminReply::Jobs(self.list_jobs())),
             AdminRequest::JobShow(job) => self.show_job(job).await.map(|job| AdminReply::Job(Box::new(job))),
             AdminRequest::JobPlan(job) => self.job_plan(job).await.map(|plan| AdminReply::Plan(Box::new(plan))),

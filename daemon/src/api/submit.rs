@@ -5,10 +5,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use vt_protocol::{
     admin::RunSubmit,
-    codec,
     error::{ErrorCode, Report},
     ids::{HostId, JobId, RequestId},
-    job::{CASES_MAX, PLAN_MAX, Plan},
+    job::{CASES_MAX, Plan},
     peer::{PeerReply, PeerRequest},
 };
 use vt_sync::{
@@ -19,11 +18,15 @@ use vt_sync::{
 };
 
 use super::{DECIDES, blocking, left, unknown_host};
-use crate::{cluster::Cluster, control::tokens::unix_s, host::Host, plan::OpenPlan, scenario};
+use crate::{cluster::Cluster, control::tokens::unix_s, host::Host, mesh::Caller, plan::OpenPlan, scenario};
 
 impl Host {
-    pub(super) async fn submit(&self, submit: RunSubmit, by: Instant) -> Result<JobId, Report> {
-        let RunSubmit { request, plan } = submit;
+    pub(super) async fn submit(&self, submit: RunSubmit, caller: &Caller, by: Instant) -> Result<JobId, Report> {
+        let RunSubmit { request, mut plan } = submit;
+        if let Caller::Remote { name, .. } = caller {
+            // Who a client is, its certificate says, and not the client.
+            plan.user = name.to_string();
+        }
         let state = self.state();
         // A large matrix takes a while to be unpacked and checked.
         let Checked { plan, bytes, skipped } = blocking(move || Checked::new(plan)).await?;
@@ -115,9 +118,7 @@ impl Checked {
         if dependencies > AFTER_PER_JOB {
             return Err(too_many("dependencies between its cases", dependencies, AFTER_PER_JOB));
         }
-        let bytes = codec::encode_wire(&plan, PLAN_MAX).map_err(|error| {
-            Report::new(ErrorCode::TooLarge, "the plan of the job is too large").with("reason", error.to_string())
-        })?;
+        let bytes = plan.encode()?;
         let plan = OpenPlan::new(plan).map_err(|error| {
             Report::new(ErrorCode::BadConfig, "the matrix of the job cannot be used").caused_by(&error)
         })?;

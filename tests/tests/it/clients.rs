@@ -35,6 +35,11 @@ async fn a_token_makes_a_client_of_a_machine_without_a_daemon() {
         let (code, _, text) = vtctl(home, words);
         assert_eq!(code, 0, "{words:?}: {text}");
     }
+    // Who asked is what the certificate says, and not what the client's machine calls its user.
+    let (code, job, text) = vtctl(home, &["run", "uptime", "-m", "host1", "--detach"]);
+    assert_eq!(code, 0, "{text}");
+    let (_, jobs, text) = vtctl(home, &["job", "list"]);
+    assert_eq!((&jobs["jobs"][0]["id"], &jobs["jobs"][0]["user"]), (&job["id"], &"alice".into()), "{text}");
     let (code, report, text) = vtctl(home, &["cluster", "token", "create"]);
     assert_eq!((code, &report["code"]), (22, &"E0205".into()), "{text}");
     let (code, report, _) = vtctl(home, &["--context", "lab-b", "status"]);
