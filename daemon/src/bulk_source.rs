@@ -41,7 +41,7 @@ pub fn server(listener: TcpListener, host: &Arc<Host>) -> Result<BulkServer, Rep
         pools: host.images().pools().clone(),
         state: host.watch(),
     };
-    BulkServer::new(listener, host.identity(), host.clone(), Arc::new(source)).map_err(|error| {
+    BulkServer::new(listener, host.endpoint().clone(), host.clone(), Arc::new(source)).map_err(|error| {
         Report::new(ErrorCode::StoreDamaged, "the identity of this host does not serve TLS").caused_by(&error)
     })
 }

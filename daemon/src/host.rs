@@ -49,7 +49,7 @@ use crate::{
     blob::BlobStore,
     cluster::{AskError, Cluster, ProposeError},
     control::{
-        announce, copies,
+        announce, authority, copies,
         keeper::{self, Renewals},
         leads, membership, scheduler,
         session::{Held, Holdings, Session},
@@ -131,7 +131,6 @@ pub struct Host {
     facts: Arc<Facts>,
     incarnation: u64,
     record: Record,
-    identity: Arc<Identity>,
     endpoint: MeshEndpoint,
     members: Arc<Members>,
     peers: Arc<Peers>,
@@ -170,18 +169,18 @@ impl Host {
             broken,
             superseded,
         } = parts;
-        let identity = Arc::new(identity);
         let listen = settings.host.listen;
-        let endpoint = MeshEndpoint::serve(listen, Arc::clone(&identity)).map_err(|error| port(listen, &error))?;
+        let endpoint = MeshEndpoint::serve(listen, Arc::new(identity)).map_err(|error| port(listen, &error))?;
         let bulk = TcpListener::bind(listen).await.map_err(|error| port(listen, &error))?;
         let members = Members::new(record.cluster, record.generation, record.host, record.members.clone());
         let mine = Hello::of(Some(record.cluster), Some(record.host), incarnation);
         let peers = Peers::new(endpoint.clone(), members.clone(), mine);
         let blobs = BlobStore::open(data.blobs())?;
         let hello = Hello::of(Some(record.cluster), Some(record.host), incarnation);
-        let dialer = BulkDialer::new(&identity, hello.in_generation(record.generation)).map_err(|error| {
-            Report::new(ErrorCode::StoreDamaged, "the identity of this host does not serve TLS").caused_by(&error)
-        })?;
+        let dialer =
+            BulkDialer::new(&endpoint.identity(), hello.in_generation(record.generation)).map_err(|error| {
+                Report::new(ErrorCode::StoreDamaged, "the identity of this host does not serve TLS").caused_by(&error)
+            })?;
         let images = Images::new(Pools::new(&settings), dialer);
         let replica = open_replica(&settings, &data, &record, Arc::clone(&peers)).await?;
         members.follow(replica.watch());
@@ -197,7 +196,6 @@ impl Host {
             facts,
             incarnation,
             record,
-            identity,
             endpoint,
             members,
             peers,
@@ -240,14 +238,14 @@ impl Host {
         let command = InitCluster {
             id: record.cluster,
             name: record.cluster_name.clone(),
-            ca: Digest::of(self.identity.ca()),
+            ca: Digest::of(self.identity().ca()),
             host: NewHost {
                 id: record.host,
                 name: record.name.clone(),
                 addresses: vec![record.advertise],
                 labels: first.labels,
                 role: Some(first.role),
-                public_key: self.identity.key().public().0,
+                public_key: self.identity().key().public().0,
                 build: BUILD.to_owned(),
                 facts: None,
             },
@@ -290,6 +288,7 @@ impl Host {
         self.spawn(scheduler::run(self.clone(), self.leadership.clone(), stop.clone()));
         self.spawn(tokens::run(self.clone(), self.leadership.clone(), stop.clone()));
         self.spawn(membership::run(self.clone(), stop.clone()));
+        self.spawn(authority::run(self.clone(), stop.clone()));
         self.spawn(announce::run(self.clone(), stop.clone()));
         self.spawn(copies::run(self.clone(), stop.clone()));
         self.spawn(sweep::run(self.clone(), stop.clone()));
@@ -412,14 +411,18 @@ impl Host {
         &self.record
     }
 
-    /// Its identity.
-    pub fn identity(&self) -> &Arc<Identity> {
-        &self.identity
+    /// What it shows to others.
+    pub fn identity(&self) -> Arc<Identity> {
+        self.endpoint.identity()
+    }
+
+    pub(crate) fn endpoint(&self) -> &MeshEndpoint {
+        &self.endpoint
     }
 
     /// BLAKE3 of the CA's certificate, as it is shown on every host.
     pub fn ca_fingerprint(&self) -> String {
-        Digest::of(self.identity.ca()).to_string()
+        Digest::of(self.identity().ca()).to_string()
     }
 
     /// Who did what here.

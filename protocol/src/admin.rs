@@ -12,6 +12,7 @@ use crate::{
     facts::HostFacts,
     ids::{AttemptId, ClusterId, Digest, Epoch, HostId, JobId, Name, RequestId, TokenId},
     job::{AttemptEvent, JobView, Plan, ScenarioInfo},
+    join::Enrolled,
     membership::{HostChange, Leave, Recover, Restore},
 };
 
@@ -106,6 +107,12 @@ pub enum AdminRequest {
     Image(ImageRequest),
     /// Something about pools.
     Storage(StorageRequest),
+    /// The cluster's authority, and who has no certificate of it yet.
+    AuthorityShow,
+    /// Have another authority follow, or drop the one before.
+    AuthorityRotate(Rotate),
+    /// A certificate of the present authority for the key of the client that asks: its signing request, in DER.
+    Renew(Vec<u8>),
 }
 
 /// Makes a cluster of one voter.
@@ -180,6 +187,28 @@ pub struct RunSubmit {
     pub plan: Plan,
 }
 
+/// Changes the cluster's authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rotate {
+    /// Drop the authority before the present one, instead of having another one follow.
+    pub finish: bool,
+    /// Drop it also where clients have no certificate of the present one.
+    pub anyway: bool,
+}
+
+/// The cluster's authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorityView {
+    /// BLAKE3 of the certificate of the present one.
+    pub fingerprint: String,
+    /// The same of the one before it, while that is trusted as well.
+    pub previous: Option<String>,
+    /// Hosts that show no certificate of the present one yet.
+    pub hosts: Vec<Name>,
+    /// Clients that have none of it.
+    pub clients: Vec<Name>,
+}
+
 /// Asks for the log of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobLogs {
@@ -230,7 +259,7 @@ pub enum AdminReply {
     Access(Vec<ClientView>),
     /// Answer to `Audit`.
     Audit(AuditTrail),
-    /// Answer to `HostChange`, `TransferLeader`, `Leave` and `Recover`: what was done, for people.
+    /// Answer to `HostChange`, `TransferLeader`, `Leave`, `Recover` and `AuthorityRotate`: what was done, for people.
     Steps(Vec<String>),
     /// Answer to `JobPlan`.
     Plan(Box<Plan>),
@@ -244,6 +273,10 @@ pub enum AdminReply {
     Writers(Vec<WriterView>),
     /// Answer to `Storage(List)`.
     Pools(Vec<PoolView>),
+    /// Answer to `AuthorityShow`.
+    Authority(AuthorityView),
+    /// Answer to `Renew`.
+    Renewed(Box<Enrolled>),
 }
 
 /// A client as it is listed.

@@ -36,6 +36,14 @@ pub enum CallError {
         /// What the system or the peer said.
         why: String,
     },
+    /// One side does not trust the authority of the other's certificate; nothing was sent.
+    #[error("{}", other_authority(*.ours))]
+    OtherAuthority {
+        /// The address.
+        to: SocketAddr,
+        /// Whether it is this side's certificate that is not trusted.
+        ours: bool,
+    },
     /// The other side refused the connection.
     #[error("{to} refused the connection: {refusal}")]
     Refused {
@@ -75,6 +83,14 @@ pub enum CallError {
     Codec(#[from] CodecError),
 }
 
+fn other_authority(ours: bool) -> &'static str {
+    if ours {
+        "the daemon does not trust the authority of this side's certificate"
+    } else {
+        "the daemon's certificate is of an authority that this side does not know"
+    }
+}
+
 impl CallError {
     /// Whether the request may have been done although no reply came.
     pub fn may_be_done(&self) -> bool {
@@ -102,6 +118,11 @@ impl CallError {
                 .with("address", to.clone())
                 .with("reason", why.clone())
                 .retryable(),
+            CallError::OtherAuthority { to, .. } => Report::new(ErrorCode::OtherAuthority, self.to_string())
+                .with("address", to.to_string())
+                .help("vtctl cluster ca show   (on a host of the cluster: whether the authority was changed)")
+                .help("vtctl cluster token create --role client-runner   (an admin: for a new certificate)")
+                .help("vtctl config use-context --join TOKEN   (here)"),
             CallError::Refused { to, refusal } => {
                 let code = match refusal {
                     Refusal::OtherCluster { .. } => ErrorCode::OtherCluster,

@@ -13,10 +13,11 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::call::{self, CallError, Replies};
 use crate::codec;
-use crate::endpoint::{CloseCode, EndpointError, MeshEndpoint};
+use crate::endpoint::{self, CloseCode, EndpointError, MeshEndpoint};
 use crate::hello::{self, Hello};
 use crate::identity::Identity;
 use crate::service::Service;
+use crate::token::CaDigest;
 
 const CAP: usize = Service::Admin.cap();
 
@@ -57,6 +58,14 @@ impl Client {
         })?;
         let (connection, welcome) = endpoint.connect(address, Service::Admin, &mine, by).await?;
         Ok(Client { way: Way::Quic { endpoint: Box::new(endpoint), connection }, mine, theirs: welcome.hello })
+    }
+
+    /// The digest of the CA that signed for the daemon; none over a socket.
+    pub fn authority(&self) -> Option<CaDigest> {
+        match &self.way {
+            Way::Socket(_) => None,
+            Way::Quic { connection, .. } => endpoint::peer_authority(connection),
+        }
     }
 
     /// Who answered.

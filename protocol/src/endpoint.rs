@@ -5,7 +5,7 @@
 //! dropped after the idle time. Which connections are admitted is the router's decision, not the endpoint's.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -20,6 +20,7 @@ use crate::identity::{Identity, IdentityError, tls};
 use crate::ids::ClusterId;
 use crate::join::Member;
 use crate::service::Service;
+use crate::token::CaDigest;
 
 /// The UDP port of a daemon, and the TCP port of its bulk service.
 pub const DEFAULT_PORT: u16 = 7465;
@@ -91,6 +92,14 @@ pub enum EndpointError {
 #[derive(Debug, Clone)]
 pub struct MeshEndpoint {
     endpoint: quinn::Endpoint,
+    cluster: ClusterId,
+    serves: bool,
+    shown: Arc<RwLock<Shown>>,
+}
+
+/// What new connections show. Those that are open stay as they are.
+#[derive(Debug)]
+struct Shown {
     identity: Arc<Identity>,
     dials: [quinn::ClientConfig; 4],
 }
@@ -98,14 +107,31 @@ pub struct MeshEndpoint {
 impl MeshEndpoint {
     /// A daemon's endpoint: listens on `address` for every service and dials from the same port.
     pub fn serve(address: SocketAddr, identity: Arc<Identity>) -> Result<Self, EndpointError> {
-        let config = tls::server(&identity, &Service::OVER_QUIC, true)?;
-        let endpoint = bind(address, Some(server_config(config)?), identity.key().secret_for("quic stateless reset"))?;
-        Ok(Self { endpoint, dials: dials_of(&identity)?, identity })
+        let endpoint = bind(address, Some(serve_of(&identity)?), identity.key().secret_for("quic stateless reset"))?;
+        Self::of(endpoint, identity, true)
     }
 
     /// A client's endpoint: dials only. `address` is a wildcard of the family to be dialled, with port 0.
     pub fn dial_only(address: SocketAddr, identity: Arc<Identity>) -> Result<Self, EndpointError> {
-        Ok(Self { endpoint: bind(address, None, rand::random())?, dials: dials_of(&identity)?, identity })
+        Self::of(bind(address, None, rand::random())?, identity, false)
+    }
+
+    fn of(endpoint: quinn::Endpoint, identity: Arc<Identity>, serves: bool) -> Result<Self, EndpointError> {
+        let (cluster, dials) = (identity.facts().subject.cluster(), dials_of(&identity)?);
+        Ok(Self { endpoint, cluster, serves, shown: Arc::new(RwLock::new(Shown { identity, dials })) })
+    }
+
+    /// From now on new connections, on every clone of this endpoint, show this identity of the same cluster.
+    ///
+    /// # Errors
+    /// TLS refuses it; nothing changes then.
+    pub fn show(&self, identity: Arc<Identity>) -> Result<(), EndpointError> {
+        let dials = dials_of(&identity)?;
+        if self.serves {
+            self.endpoint.set_server_config(Some(serve_of(&identity)?));
+        }
+        *self.shown.write().unwrap_or_else(PoisonError::into_inner) = Shown { identity, dials };
+        Ok(())
     }
 
     /// Opens a connection for one service and says hello. The answer tells who is there; whether its key is the wanted
@@ -117,14 +143,14 @@ impl MeshEndpoint {
         mine: &Hello,
         by: Instant,
     ) -> Result<(quinn::Connection, Welcome), CallError> {
-        let cluster = self.identity.facts().subject.cluster();
-        connect_with(&self.endpoint, self.dial_of(service, address)?, address, cluster, mine, by).await
+        connect_with(&self.endpoint, self.dial_of(service, address)?, address, self.cluster, mine, by).await
     }
 
     fn dial_of(&self, service: Service, address: SocketAddr) -> Result<quinn::ClientConfig, CallError> {
         let place = Service::OVER_QUIC.iter().position(|known| *known == service);
+        let shown = self.shown.read().unwrap_or_else(PoisonError::into_inner);
         place
-            .map(|place| self.dials[place].clone())
+            .map(|place| shown.dials[place].clone())
             .ok_or_else(|| CallError::Unreachable { to: address.to_string(), why: format!("{service} is not on QUIC") })
     }
 
@@ -141,8 +167,7 @@ impl MeshEndpoint {
         mine: &Hello,
         by: Instant,
     ) -> Result<(quinn::Connection, Welcome), CallError> {
-        let cluster = self.identity.facts().subject.cluster();
-        let connection = handshake(&self.endpoint, self.dial_of(service, address)?, address, cluster, by).await?;
+        let connection = handshake(&self.endpoint, self.dial_of(service, address)?, address, self.cluster, by).await?;
         let shown = peer_certificate(&connection).map(|shown| public_key_of(&shown));
         if !matches!(shown, Some(Ok(ref key)) if *key == member.key) {
             connection.close(CloseCode::Refused.into(), b"another host");
@@ -161,9 +186,9 @@ impl MeshEndpoint {
         self.endpoint.local_addr()
     }
 
-    /// Its identity.
-    pub fn identity(&self) -> &Arc<Identity> {
-        &self.identity
+    /// What new connections show.
+    pub fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.shown.read().unwrap_or_else(PoisonError::into_inner).identity)
     }
 
     /// The endpoint below.
@@ -212,9 +237,23 @@ async fn handshake(
         endpoint.connect_with(dial, address, &server_name(cluster)).map_err(|error| unreachable(error.to_string()))?;
     match timeout_at(by, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(unreachable(error.to_string())),
+        Ok(Err(error)) => Err(distrusted(&error, address).unwrap_or_else(|| unreachable(error.to_string()))),
         Err(_) => Err(unreachable("no answer in time".to_owned())),
     }
+}
+
+/// What it means where a handshake ended because one side does not know the authority of the other's certificate, or
+/// knows one of its name with another key.
+fn distrusted(error: &quinn::ConnectionError, to: SocketAddr) -> Option<CallError> {
+    const UNKNOWN_CA: u8 = 48;
+    const DECRYPT_ERROR: u8 = 51;
+    let (code, ours) = match error {
+        quinn::ConnectionError::TransportError(error) => (error.code, false),
+        quinn::ConnectionError::ConnectionClosed(close) => (close.error_code, true),
+        _ => return None,
+    };
+    let meant = [UNKNOWN_CA, DECRYPT_ERROR].map(quinn::TransportErrorCode::crypto).contains(&code);
+    meant.then_some(CallError::OtherAuthority { to, ours })
 }
 
 async fn greet(
@@ -225,11 +264,16 @@ async fn greet(
 ) -> Result<(quinn::Connection, Welcome), CallError> {
     let unreachable = |why: String| CallError::Unreachable { to: address.to_string(), why };
     let greeting = async {
-        let (mut send, mut receive) = connection.open_bi().await.map_err(|error| unreachable(error.to_string()))?;
+        // The refusal of our certificate may be here already.
+        let opened = connection.open_bi().await;
+        let (mut send, mut receive) =
+            opened.map_err(|error| distrusted(&error, address).unwrap_or_else(|| unreachable(error.to_string())))?;
         let welcome = hello::introduce(&mut send, &mut receive, mine, by).await;
         welcome.map_err(|error| match connection.close_reason() {
             // The refusal of our certificate arrives here, as the connection's end.
-            Some(reason) if !matches!(error, hello::HelloError::Refused(_)) => unreachable(reason.to_string()),
+            Some(reason) if !matches!(error, hello::HelloError::Refused(_)) => {
+                distrusted(&reason, address).unwrap_or_else(|| unreachable(reason.to_string()))
+            }
             _ => CallError::of_hello(address, error),
         })
     };
@@ -255,6 +299,12 @@ pub async fn port_is_free(address: SocketAddr, patience: Duration) {
 pub fn peer_certificate(connection: &quinn::Connection) -> Option<CertificateDer<'static>> {
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     chain.into_iter().next()
+}
+
+/// The digest of the CA's certificate that the other side showed behind its own.
+pub fn peer_authority(connection: &quinn::Connection) -> Option<CaDigest> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.get(1).map(|ca| CaDigest::of(ca))
 }
 
 /// The service a connection was opened for.
@@ -326,6 +376,10 @@ pub fn server_config(config: rustls::ServerConfig) -> Result<quinn::ServerConfig
 pub fn admitted(connection: &quinn::Connection) {
     connection.set_receive_window(VarInt::from_u32(WINDOW));
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS));
+}
+
+fn serve_of(identity: &Identity) -> Result<quinn::ServerConfig, EndpointError> {
+    server_config(tls::server(identity, &Service::OVER_QUIC, true)?)
 }
 
 fn dials_of(identity: &Identity) -> Result<[quinn::ClientConfig; 4], EndpointError> {

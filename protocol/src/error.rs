@@ -117,6 +117,8 @@ codes! {
     RequestConflict = 230, Conflict, "A request came again under the same id, but with other content. The first one stands; send the new one under an id of its own.";
     SessionOver = 231, Conflict, "The host acted with an epoch that is no longer its own: its session ended, or was opened anew. What it held was given up.";
     UnknownClient = 232, NotFound, "No client of this name is admitted. `vtctl cluster access list` shows the names.";
+    Rotating = 233, Conflict, "The cluster's authority is not in a state that allows this: another one follows only when the one before the present is trusted no more, and that one is dropped only when everybody has a certificate of the present one, or when it is said that some need not. `vtctl cluster ca show` names who has none, `vtctl cluster ca rotate --finish` ends it.";
+    OtherAuthority = 234, Denied, "One side showed a certificate of an authority that the other does not know. Where the authority was changed (`vtctl cluster ca show` on a host of the cluster) and this client was not used while both were trusted, it needs a new certificate: an admin revokes the old one, `vtctl cluster access revoke NAME`, and makes a token, `vtctl cluster token create --role client-runner`; the client takes it with `vtctl config use-context --join TOKEN`. Otherwise the address is of another cluster, or someone is in the middle.";
     UnknownHost = 302, NotFound, "No host of the cluster has this name. `vtctl host list` shows the names.";
     HostDown = 303, Precondition, "A host that the job needs does not answer. `vtctl host list` shows who does.";
     TooFewHosts = 304, Precondition, "The scenario needs more hosts than were given with -m.";

@@ -107,9 +107,15 @@ pub enum PeerRequest {
         /// A file that another host wrote there: its name and what must stand in it.
         written: Option<(String, String)>,
     },
+    /// Have another authority follow the cluster's present one; only a leader does.
+    RotateAuthority,
+    /// Sign for the key of this signing request (DER) what the log has on record for it.
+    Certify(Vec<u8>),
+    /// Give the key of the authority with this certificate: the caller votes and lacks it.
+    GiveAuthority(Digest),
 }
 
-/// The private key of the cluster's authority, PKCS#8 in PEM. It is only ever sent from a voter to a voter-to-be.
+/// The private key of the cluster's authority, PKCS#8 in PEM. It is only ever sent from a voter to a voter or one that is to be.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthorityKey(pub String);
 
@@ -202,6 +208,10 @@ pub enum PeerReply {
     Pulling(Pulling),
     /// Answer to `VerifyImage`, `DropImage`, `SweepImages` and `TryPool`: what was done or found, for people.
     Told(Vec<String>),
+    /// Answer to `Certify`: a certificate of the present authority, in DER.
+    Certificate(Vec<u8>),
+    /// Answer to `GiveAuthority`.
+    Authority(AuthorityKey),
 }
 
 /// One side's certificate for one migration, and what the other side's is checked with.

@@ -102,6 +102,10 @@ impl AdminRequest {
                 StorageRequest::Add(_) => change("storage add"),
                 StorageRequest::Remove(_) => change("storage remove"),
             },
+            Self::AuthorityShow => look("cluster ca show"),
+            Self::AuthorityRotate(_) => change("cluster ca rotate"),
+            // A client renews itself; what it may do stays.
+            Self::Renew(_) => Verb { changes: true, ..look("config renew") },
         }
     }
 
@@ -132,6 +136,7 @@ impl AdminRequest {
             Self::AccessRevoke(name) => format!("client {name}"),
             Self::HostChange(change) => format!("host {}{}", change.host, change.what.object()),
             Self::TransferLeader(name) => format!("host {name}"),
+            Self::AuthorityRotate(rotate) if rotate.finish => "the end of the one before".to_owned(),
             Self::Leave(leave) if leave.forget => "without asking the cluster".to_owned(),
             Self::Restore(restore) => restore.file.display().to_string(),
             Self::Image(image) => image_object(image),
@@ -150,6 +155,9 @@ impl AdminRequest {
             | Self::SnapshotSave
             | Self::Recover(_)
             | Self::Storage(StorageRequest::List)
+            | Self::AuthorityShow
+            | Self::AuthorityRotate(_)
+            | Self::Renew(_)
             | Self::Audit(_) => String::new(),
         }
     }

@@ -49,6 +49,8 @@ pub const LABELS: usize = 32;
 pub const TEXT_BYTES: usize = 256;
 /// Bytes of a public key (SubjectPublicKeyInfo).
 pub const KEY_BYTES: usize = 1024;
+/// Bytes of a certificate of an authority.
+pub const CERTIFICATE_BYTES: usize = 4096;
 /// Bytes of what a destination says of itself when it is prepared.
 pub const PREPARED_BYTES: usize = 4096;
 /// Hosts that hold the plan of a job.

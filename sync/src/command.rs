@@ -478,4 +478,27 @@ commands! {
         /// Which.
         pool: Name,
     }
+    /// Another authority follows the present one; both are trusted until [`DropAuthority`]. Open tokens end.
+    RotateAuthority {
+        /// Certificate of the present one, in DER.
+        old: Vec<u8>,
+        /// Certificate of the one that follows, in DER.
+        new: Vec<u8>,
+        /// A certificate of the present one for the key of the one that follows, in DER.
+        cross: Vec<u8>,
+    }
+    /// A host shows a certificate of the present authority, or a client was given one.
+    Certified {
+        /// Digest of the host's or client's public key.
+        key: Digest,
+        /// Digest of the authority's certificate.
+        ca: Digest,
+    }
+    /// The authority before the present one is trusted no more.
+    DropAuthority {
+        /// Digest of its certificate.
+        old: Digest,
+        /// Also where hosts or clients have no certificate of the present one.
+        anyway: bool,
+    }
 }

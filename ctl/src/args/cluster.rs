@@ -10,6 +10,7 @@ use vt_protocol::{
 
 use super::{
     access::{AccessVerb, AuditArgs},
+    authority::AuthorityVerb,
     globals::duration,
     recovery::{RecoverArgs, SnapshotVerb},
 };
@@ -43,6 +44,9 @@ pub enum ClusterVerb {
     /// Clients that may use the cluster from elsewhere
     #[command(subcommand, after_help = "Example:\n  vtctl cluster access list")]
     Access(AccessVerb),
+    /// The certificate authority
+    #[command(subcommand, after_help = "Example:\n  vtctl cluster ca show")]
+    Ca(AuthorityVerb),
     /// Who did what, and who was refused
     Audit(AuditArgs),
 }

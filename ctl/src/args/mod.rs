@@ -1,6 +1,7 @@
 //! The command line: `vtctl NOUN VERB [NAME] [flags]`. What is typed, and nothing of what is done with it.
 
 mod access;
+mod authority;
 mod cluster;
 mod config;
 mod globals;
@@ -18,6 +19,7 @@ use clap::{Arg, ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use self::{
     access::{AccessVerb, AuditArgs},
+    authority::{AuthorityVerb, RotateArgs},
     cluster::{ClusterVerb, InitArgs, JoinArgs, LeaveArgs, RoleArg, TokenCreateArgs, TokenRole, TokenVerb},
     config::{ConfigVerb, UseContextArgs},
     globals::{ColorChoice, Globals, Output, ProgressChoice, duration},

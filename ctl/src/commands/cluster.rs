@@ -10,7 +10,7 @@ use vt_protocol::{
     membership::Leave,
 };
 
-use super::{App, Code, access, host, recovery, token};
+use super::{App, Code, access, authority, host, recovery, token};
 use crate::{
     args::{ClusterVerb, InitArgs, JoinArgs, LeaveArgs, Output},
     client::{Mesh, Need},
@@ -37,6 +37,7 @@ pub(super) async fn cluster(app: &mut App, verb: ClusterVerb) -> Result<Code, Re
         ClusterVerb::Recover(args) => recovery::recover(app, args).await,
         ClusterVerb::Token(verb) => token::token(app, verb).await,
         ClusterVerb::Access(verb) => access::access(app, verb).await,
+        ClusterVerb::Ca(verb) => authority::authority(app, verb).await,
         ClusterVerb::Audit(args) => access::audit(app, args).await,
     }
 }

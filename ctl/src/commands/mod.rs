@@ -1,6 +1,7 @@
 //! One file a noun: the call and the rendering. What is typed stands in `args`.
 
 mod access;
+mod authority;
 mod cfg;
 mod chosen;
 mod cluster;

@@ -72,7 +72,8 @@ impl Host {
         let terms = terms(&state, &request, key, now)?;
         // Signed first: an entry that admits a client which then gets no certificate would strand it.
         let dates = Validity { from: now.saturating_sub(300), until: terms.until_unix_s };
-        let issued = self.authority().await?.issue_client(&request.signing_request, terms.role, &terms.name, dates);
+        let authority = self.authority().await?;
+        let issued = authority.issue_client(&request.signing_request, terms.role, &terms.name, dates);
         let certificate = issued.map_err(|error| bad(&error))?.to_vec();
         if terms.new {
             self.make_room(&state, now, by).await;
@@ -96,7 +97,7 @@ impl Host {
             name: terms.name,
             role: terms.role,
             certificate,
-            ca: self.identity().ca().to_vec(),
+            ca: authority.certificate().to_vec(),
             until_unix_s: terms.until_unix_s,
             endpoints: self.addresses(bounds::HOSTS),
         })

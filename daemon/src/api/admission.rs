@@ -93,8 +93,11 @@ impl Host {
             let title = "the key of the cluster's authority cannot be used on this host";
             JoinRefusal::Other(Box::new(Report::new(ErrorCode::StoreDamaged, title).caused_by(error)))
         };
-        authority.map_err(|error| unusable(&error))?.ok_or_else(|| {
-            let (state, consensus) = (self.state(), self.consensus());
+        let state = self.state();
+        // Not yet where another one has followed and its key has not come here.
+        let present = |ca: &ClusterCa| state.cluster.as_ref().is_none_or(|it| it.ca == Digest::of(ca.certificate()));
+        authority.map_err(|error| unusable(&error))?.filter(present).ok_or_else(|| {
+            let consensus = self.consensus();
             let voters = consensus.voters.iter().filter_map(|voter| state.hosts.get(voter));
             let voters = voters.filter(|host| host.id != self.me());
             JoinRefusal::NotHere { voters: voters.flat_map(|host| host.addresses.clone()).collect() }

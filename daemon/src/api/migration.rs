@@ -34,7 +34,7 @@ impl Host {
         let member =
             membership.hosts.get(&host).ok_or_else(|| unreachable(format!("{host} is no host of the cluster")))?;
         let address = *member.addresses.first().ok_or_else(|| unreachable(format!("{host} has no address")))?;
-        let dialer = BulkDialer::new(self.identity(), self.hello()).map_err(|error| unreachable(error.to_string()))?;
+        let dialer = BulkDialer::new(&self.identity(), self.hello()).map_err(|error| unreachable(error.to_string()))?;
         Ok(Far { dialer, address, expected: Expected { host, key: member.key.clone() } })
     }
 

@@ -5,6 +5,7 @@
 
 mod access;
 mod admission;
+mod authority;
 mod fetch;
 mod hosts;
 mod images;
@@ -93,6 +94,11 @@ impl Host {
             AdminRequest::HostChange(change) => self.change_host(change, by).await.map(AdminReply::Steps),
             AdminRequest::TransferLeader(to) => self.transfer_leader(&to, by).await.map(AdminReply::Steps),
             AdminRequest::SnapshotSave => self.save_snapshot(&replies).await.map(AdminReply::Steps),
+            AdminRequest::AuthorityShow => self.authority_view().map(AdminReply::Authority),
+            AdminRequest::AuthorityRotate(rotate) => self.rotate(rotate, by).await.map(AdminReply::Steps),
+            AdminRequest::Renew(request) => {
+                self.renew(&caller, request, by).await.map(|renewed| AdminReply::Renewed(Box::new(renewed)))
+            }
             AdminRequest::Restore(_) => {
                 Err(Report::new(ErrorCode::AlreadyClaimed, "this daemon already belongs to a cluster"))
             }

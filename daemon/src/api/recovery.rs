@@ -10,7 +10,7 @@ use vt_protocol::{
     admin::{AdminReply, FileChunk},
     error::{ErrorCode, Report},
     hello::BUILD,
-    identity::{ClusterCa, Identity, PrivateKey, store},
+    identity::{ClusterCa, Identity, store},
     ids::{Digest, Name},
     membership::{Recover, Restore},
 };
@@ -126,16 +126,22 @@ struct Authority {
 }
 
 fn authority(directory: &std::path::Path, record: &Record) -> Result<Authority, vt_protocol::identity::IdentityError> {
-    if let Some(ca) = store::load_ca(directory, record.cluster)? {
-        return Ok(Authority { ca: Digest::of(ca.certificate()), new: false });
+    let identity = store::load(directory)?;
+    let held = store::load_ca(directory, record.cluster)?;
+    let new = held.is_none();
+    let ca = match held {
+        Some(ca) => ca,
+        None => ClusterCa::generate(record.cluster)?,
+    };
+    if new {
+        store::save_ca(directory, &ca)?;
     }
-    let key = PrivateKey::from_pem(&store::load(directory)?.key().to_pem())?;
-    let ca = ClusterCa::generate(record.cluster)?;
-    let certificate = ca.issue_host(&key.signing_request()?, record.host, &record.name)?;
-    let identity = Identity::new(key, certificate, ca.certificate().clone())?;
-    store::save(directory, &identity)?;
-    store::save_ca(directory, &ca)?;
-    Ok(Authority { ca: Digest::of(ca.certificate()), new: true })
+    // A certificate of an authority whose key is not here is of no use any more.
+    if identity.ca() != ca.certificate() {
+        let certificate = ca.issue_host(&identity.key().signing_request()?, record.host, &record.name)?;
+        store::save(directory, &Identity::again(&identity, certificate, ca.certificate().clone(), None)?)?;
+    }
+    Ok(Authority { ca: Digest::of(ca.certificate()), new })
 }
 
 fn told(anew: &Anew) -> Vec<String> {

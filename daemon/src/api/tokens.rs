@@ -7,7 +7,7 @@ use vt_protocol::{
     admin::{NewToken, TokenCreate, TokenView},
     error::{ErrorCode, Report},
     ids::{Digest, RequestId, TokenId},
-    token::{ADDRESSES_MAX, Secret, Token},
+    token::{ADDRESSES_MAX, CaDigest, Secret, Token},
 };
 use vt_sync::{
     Command,
@@ -67,13 +67,21 @@ impl Host {
         }
         let token = Token {
             cluster: self.record().cluster,
-            ca: self.identity().ca_digest(),
+            ca: self.present_authority(),
             id,
             secret,
             expires,
             addresses: self.addresses(ADDRESSES_MAX),
         };
         Ok(NewToken { id, text: token.reveal(), expires_unix_s: expires })
+    }
+
+    /// What whoever comes now has to find at the other end.
+    fn present_authority(&self) -> CaDigest {
+        match &self.state().authority {
+            Some(authority) => CaDigest::of(&authority.certificate),
+            None => self.identity().ca_digest(),
+        }
     }
 
     /// Where hosts are reached: voters first, the leader before all, because they can admit.

@@ -101,6 +101,10 @@ fn notes(state: &State, consensus: &Consensus) -> Vec<String> {
             Some(SessionStatus::Live) | None => {}
         }
     }
+    if state.authority.as_ref().is_some_and(|authority| authority.previous.is_some()) {
+        notes
+            .push("two certificate authorities are trusted: vtctl cluster ca show tells what is left to do".to_owned());
+    }
     notes
 }
 

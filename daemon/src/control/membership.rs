@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use vt_protocol::{
     error::{ErrorCode, Report},
-    identity::{ClusterCa, PrivateKey, store},
+    identity::store,
     ids::HostId,
     peer::{AuthorityKey, PeerReply, PeerRequest},
 };
@@ -161,25 +161,13 @@ impl Host {
         if !self.leadership().borrow().voters.contains(&from) {
             return PeerReply::Refused(Report::new(ErrorCode::Denied, "only a voter hands over the authority's key"));
         }
-        let unusable = |error: &dyn std::error::Error| {
-            PeerReply::Refused(Report::new(ErrorCode::Denied, "the authority's key is not usable").caused_by(error))
-        };
-        let key = match PrivateKey::from_pem(&key.0) {
-            Ok(key) => key,
-            Err(error) => return unusable(&error),
-        };
-        // Refuses a key that is not the one of the certificate this host has pinned.
-        let authority = match ClusterCa::from_parts(self.record().cluster, key, self.identity().ca().clone()) {
-            Ok(authority) => authority,
-            Err(error) => return unusable(&error),
-        };
-        let directory = self.data().cluster();
-        match tokio::task::spawn_blocking(move || store::save_ca(&directory, &authority)).await {
-            Ok(Ok(())) => PeerReply::Done,
-            Ok(Err(error)) => PeerReply::Refused(
-                Report::new(ErrorCode::StorageFailed, "the authority's key could not be stored").caused_by(&error),
-            ),
-            Err(error) => unusable(&error),
+        // Refuses a key that is not that of the authority that this host knows.
+        let state = self.state();
+        let identity = self.identity();
+        let certificate = state.authority.as_ref().map_or(&identity.ca()[..], |authority| &authority.certificate[..]);
+        match self.store_authority(key, certificate).await {
+            Ok(()) => PeerReply::Done,
+            Err(report) => PeerReply::Refused(report),
         }
     }
 }

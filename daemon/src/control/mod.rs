@@ -2,6 +2,7 @@
 //! of it or by a time it asked for. Decisions are pure and live beside their loops.
 
 pub mod announce;
+pub(crate) mod authority;
 pub mod copies;
 #[cfg(test)]
 pub(crate) mod fake;

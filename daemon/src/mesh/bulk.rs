@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use vt_protocol::admin::AccessRole;
 use vt_protocol::bulk::{self, BulkAnswer, BulkError, BulkRequest};
 use vt_protocol::call;
+use vt_protocol::endpoint::MeshEndpoint;
 use vt_protocol::error::{ErrorCode, Report};
 use vt_protocol::frame::FrameError;
 use vt_protocol::hello::{self, HelloError, Welcome};
@@ -104,23 +105,36 @@ fn no_vms() -> Report {
 /// Serves bulk transfers on one TCP port.
 pub struct BulkServer {
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    endpoint: MeshEndpoint,
+    acceptor: Mutex<(Arc<Identity>, TlsAcceptor)>,
     services: Arc<dyn Services>,
     source: Arc<dyn BlobSource>,
 }
 
 impl BulkServer {
-    /// A server on `listener`, which has the port number of the QUIC endpoint.
+    /// A server on `listener`, which has the port number of `endpoint` and shows what that shows.
     ///
     /// # Errors
     /// TLS refuses the identity.
     pub fn new(
         listener: TcpListener,
-        identity: &Identity,
+        endpoint: MeshEndpoint,
         services: Arc<dyn Services>,
         source: Arc<dyn BlobSource>,
     ) -> Result<Self, IdentityError> {
-        Ok(Self { listener, acceptor: bulk::acceptor(identity)?, services, source })
+        let identity = endpoint.identity();
+        let acceptor = Mutex::new((Arc::clone(&identity), bulk::acceptor(&identity)?));
+        Ok(Self { listener, endpoint, acceptor, services, source })
+    }
+
+    /// TLS with the identity of this moment.
+    fn acceptor(&self) -> Result<TlsAcceptor, IdentityError> {
+        let identity = self.endpoint.identity();
+        let mut made = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&made.0, &identity) {
+            *made = (Arc::clone(&identity), bulk::acceptor(&identity)?);
+        }
+        Ok(made.1.clone())
     }
 
     /// Serves until `stop`.
@@ -179,7 +193,7 @@ impl BulkServer {
     ) -> Result<(), BulkFailure> {
         tcp.set_nodelay(true)?;
         let door = |who: &str, reason: String| BulkFailure::Door { who: who.to_owned(), reason };
-        let mut stream = match timeout(GREETING_TIME, self.acceptor.accept(tcp)).await {
+        let mut stream = match timeout(GREETING_TIME, self.acceptor()?.accept(tcp)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(door("unknown", error.to_string())),
             Err(_) => return Err(door("unknown", "the handshake took too long".to_owned())),
@@ -398,6 +412,8 @@ enum BulkFailure {
     Hello(#[from] HelloError),
     #[error(transparent)]
     Transfer(#[from] BulkError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     #[error("{reason}")]
     Door { who: String, reason: String },
 }

@@ -71,6 +71,10 @@ impl DialFailure {
     fn of(error: CallError, to: SocketAddr) -> Self {
         match error {
             CallError::Refused { to, refusal } => DialFailure::Refused { to, refusal },
+            // A host is its admitted key, whoever signed for it: this one's key is not admitted there.
+            CallError::OtherAuthority { to, ours: true } => {
+                DialFailure::Refused { to: to.to_string(), refusal: Refusal::NotAdmitted }
+            }
             CallError::Unreachable { to, why } => DialFailure::Unreachable { to, why },
             other => DialFailure::Unreachable { to: to.to_string(), why: other.to_string() },
         }

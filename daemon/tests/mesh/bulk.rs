@@ -115,13 +115,13 @@ async fn serve(host: &Host, shelf: Shelf) -> SocketAddr {
     // The same port number as the host's UDP port.
     let listener = TcpListener::bind(host.at).await.unwrap();
     let services = Arc::clone(&host.services) as Arc<dyn Services>;
-    let server = BulkServer::new(listener, host.endpoint.identity(), services, Arc::new(shelf)).unwrap();
+    let server = BulkServer::new(listener, host.endpoint.clone(), services, Arc::new(shelf)).unwrap();
     tokio::spawn(server.run(CancellationToken::new()));
     host.at
 }
 
 fn dialer(host: &Host) -> BulkDialer {
-    BulkDialer::new(host.endpoint.identity(), host.hello.clone()).unwrap()
+    BulkDialer::new(&host.endpoint.identity(), host.hello.clone()).unwrap()
 }
 
 fn client_dialer(identity: &Identity) -> BulkDialer {

@@ -14,6 +14,7 @@ use vt_daemon::mesh::join::claim::Claim;
 use vt_daemon::mesh::join::joiner::{self, JoinError, Joining};
 use vt_protocol::error::ErrorCode;
 use vt_protocol::ids::ClusterId;
+use vt_protocol::round::NotNow;
 use vt_protocol::token::Token;
 use vt_sync::command::{ExpireToken, RevokeToken};
 use vt_sync::state::TokenStatus;
@@ -111,7 +112,7 @@ async fn each_bad_token_has_its_own_error_and_leaves_no_trace() {
 
     let nowhere = lab.token(now() + 600, &[address(), address()]);
     let error = machine.join(&machine.plan(&nowhere, "host2"), by()).await.unwrap_err();
-    let JoinError::Unreachable(tried) = &error else { panic!("{error}") };
+    let JoinError::NotNow(NotNow::Unreachable(tried)) = &error else { panic!("{error}") };
     assert_eq!(tried.len(), 2, "each address with its reason");
     assert_eq!(error.report().code, ErrorCode::JoinUnreachable);
 
@@ -237,7 +238,7 @@ async fn killed_and_repeated(lab: &Lab, mut host: Host, seed: u64, text: &str) -
         joining.abort();
         let _ = joining.await;
     } else {
-        let (identity, at) = (Arc::clone(host.endpoint.identity()), host.at);
+        let (identity, at) = (host.endpoint.identity(), host.at);
         host.die().await;
         host = lab.start(identity, "host1", at);
         let _ = joining.await;

@@ -116,7 +116,7 @@ async fn a_peer_that_goes_silent_is_dropped_and_found_again() {
 async fn those_connected_to_a_killed_daemon_learn_of_its_restart_at_once() {
     // A daemon that is killed says no goodbye: the wire is cut while it dies, so that its goodbye is lost.
     let (lab, host) = Lab::with_host().await;
-    let (identity, at) = (Arc::clone(host.endpoint.identity()), host.at);
+    let (identity, at) = (host.endpoint.identity(), host.at);
     let wire = Wire::to(at).await;
     let client = lab.client(AccessRole::Viewer, Validity::from_now(Duration::from_secs(3600)));
     let dialler = MeshEndpoint::dial_only("127.0.0.1:0".parse().unwrap(), client).unwrap();

@@ -47,13 +47,13 @@ async fn a_wrong_ca_is_refused_by_either_side() {
     let hello = Hello::of(Some(CLUSTER), Some(host_id_of(&stranger.key().public())), 1);
     for service in Service::OVER_QUIC {
         let error = dialler(&stranger).connect(host.at, service, &hello, by()).await.unwrap_err();
-        assert!(matches!(error, CallError::Unreachable { .. }), "{service}: {error}");
-        assert_eq!(error.report().code, ErrorCode::Unreachable);
+        assert!(matches!(error, CallError::OtherAuthority { ours: true, .. }), "{service}: {error}");
+        assert_eq!(error.report().code, ErrorCode::OtherAuthority);
     }
     // The stranger does not trust the host.
     let stranger = identity_of(&foreign, &foreign);
     let error = dialler(&stranger).connect(host.at, Service::Raft, &hello, by()).await.unwrap_err();
-    assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
+    assert!(matches!(error, CallError::OtherAuthority { ours: false, .. }), "{error}");
     lives_on(&host, &other).await;
 }
 
@@ -131,7 +131,7 @@ async fn oversized_and_garbled_frames_end_in_a_reason() {
     call::ask(&mut send, &mut receive, &ping, 4096, by()).await.unwrap();
 
     // A hello that is none.
-    let tls = tls::client(other.endpoint.identity(), Service::Peer).unwrap();
+    let tls = tls::client(&other.endpoint.identity(), Service::Peer).unwrap();
     let dial = endpoint::client_config(tls, Service::Peer).unwrap();
     let sni = vt_protocol::identity::subject::server_name(CLUSTER);
     let connection = other.endpoint.quic().connect_with(dial, host.at, &sni).unwrap().await.unwrap();
@@ -146,7 +146,7 @@ async fn oversized_and_garbled_frames_end_in_a_reason() {
 async fn a_peer_that_says_no_hello_is_dropped() {
     let (lab, host) = Lab::with_host().await;
     let other = lab.add("host2").await;
-    let tls = tls::client(other.endpoint.identity(), Service::Raft).unwrap();
+    let tls = tls::client(&other.endpoint.identity(), Service::Raft).unwrap();
     let dial = endpoint::client_config(tls, Service::Raft).unwrap();
     let sni = vt_protocol::identity::subject::server_name(CLUSTER);
     let connection = other.endpoint.quic().connect_with(dial, host.at, &sni).unwrap().await.unwrap();

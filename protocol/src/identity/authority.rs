@@ -54,11 +54,15 @@ impl ClusterCa {
     /// A new CA for a new cluster.
     pub fn generate(cluster: ClusterId) -> Result<Self, IdentityError> {
         let key = PrivateKey::generate()?;
-        let mut params = params_of(&format!("vtmesh cluster {cluster}"), UNBOUNDED);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params.self_signed(&key.0)?.der().clone();
+        let certificate = params_of_ca(cluster).self_signed(&key.0)?.der().clone();
         Ok(Self { cluster, key, certificate })
+    }
+
+    /// A certificate of this authority for the key of the one that follows it: who trusts this one alone finds the way to
+    /// what the other signed.
+    pub fn vouch_for(&self, next: &ClusterCa) -> Result<CertificateDer<'static>, IdentityError> {
+        let issuer = Issuer::from_ca_cert_der(&self.certificate, &self.key.0)?;
+        Ok(params_of_ca(next.cluster).signed_by(&next.key.0, &issuer)?.der().clone())
     }
 
     /// Puts key and certificate together again; refuses a certificate of another key.
@@ -187,6 +191,13 @@ fn read_request(request: &[u8]) -> Result<CertificateSigningRequestParams, Ident
         return Err(IdentityError::Request("its key is not ECDSA P-256"));
     }
     Ok(parsed)
+}
+
+fn params_of_ca(cluster: ClusterId) -> CertificateParams {
+    let mut params = params_of(&format!("vtmesh cluster {cluster}"), UNBOUNDED);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params
 }
 
 fn params_of(common_name: &str, dates: Validity) -> CertificateParams {

@@ -3,6 +3,7 @@
 //! Private keys are made where they are used and never travel. They are not printed.
 
 use std::fmt;
+use std::sync::Arc;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::IdentityError;
 use super::subject::{Facts, server_name};
+use super::trust::Trust;
 use crate::ids::{ClusterId, Digest};
 use crate::token::CaDigest;
 
@@ -92,6 +94,9 @@ pub struct Identity {
     key: PrivateKey,
     certificate: CertificateDer<'static>,
     ca: CertificateDer<'static>,
+    /// A certificate of the authority before, for the key of the present one, while that is trusted as well.
+    cross: Option<CertificateDer<'static>>,
+    trust: Arc<Trust>,
     facts: Facts,
 }
 
@@ -106,7 +111,23 @@ impl Identity {
         if facts.key != key.public() {
             return Err(IdentityError::Certificate("it carries another key"));
         }
-        Ok(Self { key, certificate, ca, facts })
+        let trust = Trust::of(&ca)?;
+        Ok(Self { key, certificate, ca, cross: None, trust, facts })
+    }
+
+    /// The same key with another certificate, or another way to it; what is trusted stays.
+    ///
+    /// # Errors
+    /// The certificate carries another key.
+    pub fn again(
+        old: &Self,
+        certificate: CertificateDer<'static>,
+        ca: CertificateDer<'static>,
+        cross: Option<CertificateDer<'static>>,
+    ) -> Result<Self, IdentityError> {
+        // The key is copied by way of its text: rcgen's key pairs cannot be cloned.
+        let key = PrivateKey::from_pem(&old.key.to_pem())?;
+        Ok(Self { cross, trust: Arc::clone(&old.trust), ..Self::new(key, certificate, ca)? })
     }
 
     /// What the certificate says.
@@ -129,13 +150,24 @@ impl Identity {
         &self.ca
     }
 
+    /// The certificate that leads to [`Identity::ca`] from the authority before it, where that is trusted as well.
+    pub fn cross(&self) -> Option<&CertificateDer<'static>> {
+        self.cross.as_ref()
+    }
+
+    /// Whom it lets through; shared with every identity made of this one.
+    pub fn trust(&self) -> &Arc<Trust> {
+        &self.trust
+    }
+
     /// The CA's digest, as tokens carry it and users compare it.
     pub fn ca_digest(&self) -> CaDigest {
         CaDigest::of(&self.ca)
     }
 
-    /// What is sent in a handshake: the certificate, and the CA's for those who know only its digest.
+    /// What is sent in a handshake: the certificate, the CA's for those who know only its digest, and the way there for
+    /// those who know only the one before.
     pub(super) fn chain(&self) -> Vec<CertificateDer<'static>> {
-        vec![self.certificate.clone(), self.ca.clone()]
+        [&self.certificate, &self.ca].into_iter().chain(&self.cross).cloned().collect()
     }
 }

@@ -10,11 +10,13 @@ pub mod keys;
 pub mod store;
 pub mod subject;
 pub mod tls;
+pub mod trust;
 pub mod verify;
 
 pub use authority::{ClusterCa, Validity};
 pub use keys::{Identity, PrivateKey, PublicKey};
 pub use subject::Subject;
+pub use trust::Trust;
 
 /// Why a key, certificate or TLS setting could not be made or read.
 #[derive(Debug, thiserror::Error)]

@@ -20,6 +20,8 @@ const CLIENT_KEY: &str = "client.key";
 const CLIENT_CERTIFICATE: &str = "client.crt";
 const CA_CERTIFICATE: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
+/// The key of an authority that was made here and that the log may name soon.
+const STAGED_CA_KEY: &str = "ca.next.key";
 
 /// Writes key and certificates of a host or client into `dir`.
 pub fn save(dir: &Path, identity: &Identity) -> Result<(), IdentityError> {
@@ -28,8 +30,9 @@ pub fn save(dir: &Path, identity: &Identity) -> Result<(), IdentityError> {
         Subject::Client { .. } => (CLIENT_KEY, CLIENT_CERTIFICATE),
     };
     write(dir, key, identity.key().to_pem().as_bytes(), 0o600)?;
-    write(dir, CA_CERTIFICATE, to_pem(identity.ca()).as_bytes(), 0o644)?;
+    // The CA's comes last: where it is the new one, all of it is new.
     write(dir, certificate, to_pem(identity.certificate()).as_bytes(), 0o644)?;
+    write(dir, CA_CERTIFICATE, to_pem(identity.ca()).as_bytes(), 0o644)?;
     sync(dir)
 }
 
@@ -48,22 +51,52 @@ fn load_as(dir: &Path, key: &str, certificate: &str) -> Result<Identity, Identit
     Identity::new(key, read_certificate(&dir.join(certificate))?, read_certificate(&dir.join(CA_CERTIFICATE))?)
 }
 
-/// Writes the CA's key: on voters only.
+/// Writes the CA's key with its certificate: on voters only.
 pub fn save_ca(dir: &Path, ca: &ClusterCa) -> Result<(), IdentityError> {
-    write(dir, CA_CERTIFICATE, to_pem(ca.certificate()).as_bytes(), 0o644)?;
-    write(dir, CA_KEY, ca.key().to_pem().as_bytes(), 0o600)?;
+    write_ca(dir, CA_KEY, ca)
+}
+
+/// Writes the key of an authority that is not the cluster's yet, beside the present one's.
+pub fn stage_ca(dir: &Path, ca: &ClusterCa) -> Result<(), IdentityError> {
+    write_ca(dir, STAGED_CA_KEY, ca)
+}
+
+/// Puts what [`stage_ca`] wrote in the place of the present authority's key.
+pub fn take_staged_ca(dir: &Path) -> Result<(), IdentityError> {
+    let path = dir.join(CA_KEY);
+    fs::rename(dir.join(STAGED_CA_KEY), &path).map_err(|source| IdentityError::File {
+        path,
+        what: "cannot be replaced",
+        source,
+    })?;
+    sync(dir)
+}
+
+fn write_ca(dir: &Path, name: &str, ca: &ClusterCa) -> Result<(), IdentityError> {
+    let text = ca.key().to_pem() + &to_pem(ca.certificate());
+    write(dir, name, text.as_bytes(), 0o600)?;
     sync(dir)
 }
 
 /// Reads the CA with its key; none where this host holds no CA key.
 pub fn load_ca(dir: &Path, cluster: ClusterId) -> Result<Option<ClusterCa>, IdentityError> {
-    let path = dir.join(CA_KEY);
+    read_ca(dir, CA_KEY, cluster)
+}
+
+/// Reads what [`stage_ca`] wrote.
+pub fn staged_ca(dir: &Path, cluster: ClusterId) -> Result<Option<ClusterCa>, IdentityError> {
+    read_ca(dir, STAGED_CA_KEY, cluster)
+}
+
+fn read_ca(dir: &Path, name: &str, cluster: ClusterId) -> Result<Option<ClusterCa>, IdentityError> {
+    let path = dir.join(name);
     match path.try_exists() {
         Ok(false) => return Ok(None),
         Ok(true) => {}
         Err(source) => return Err(IdentityError::File { path, what: "cannot be looked at", source }),
     }
-    let certificate = read_certificate(&dir.join(CA_CERTIFICATE))?;
+    // The first builds kept the certificate in its own file alone.
+    let certificate = read_certificate(&path).or_else(|_| read_certificate(&dir.join(CA_CERTIFICATE)))?;
     Ok(Some(ClusterCa::from_parts(cluster, read_key(&path)?, certificate)?))
 }
 
@@ -74,13 +107,16 @@ pub fn holds_ca_key(dir: &Path) -> bool {
 
 /// Removes the CA's key: a voter that is demoted.
 pub fn remove_ca_key(dir: &Path) -> Result<(), IdentityError> {
-    let path = dir.join(CA_KEY);
-    match fs::remove_file(&path) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(IdentityError::File { path, what: "cannot be removed", source })
+    for name in [CA_KEY, STAGED_CA_KEY] {
+        let path = dir.join(name);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(IdentityError::File { path, what: "cannot be removed", source });
+            }
+            _ => {}
         }
-        _ => sync(dir),
     }
+    sync(dir)
 }
 
 /// A certificate as PEM text.
@@ -155,6 +191,13 @@ mod tests {
             let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
+        let next = ClusterCa::generate(ClusterId(7)).unwrap();
+        stage_ca(dir.path(), &next).unwrap();
+        assert_eq!(load_ca(dir.path(), ClusterId(7)).unwrap().unwrap().digest(), ca.digest(), "it waits");
+        assert_eq!(staged_ca(dir.path(), ClusterId(7)).unwrap().unwrap().digest(), next.digest());
+        take_staged_ca(dir.path()).unwrap();
+        assert_eq!(load_ca(dir.path(), ClusterId(7)).unwrap().unwrap().digest(), next.digest());
+        assert!(staged_ca(dir.path(), ClusterId(7)).unwrap().is_none());
         remove_ca_key(dir.path()).unwrap();
         remove_ca_key(dir.path()).unwrap();
         assert!(load_ca(dir.path(), ClusterId(7)).unwrap().is_none());

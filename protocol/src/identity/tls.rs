@@ -13,6 +13,7 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::CertificateDer;
 
+use super::trust::Trust;
 use super::verify::{ClientOfCluster, HostOfCluster, PinnedCa, PinnedKey};
 use super::{Identity, IdentityError, PrivateKey, PublicKey};
 use crate::ids::ClusterId;
@@ -27,8 +28,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 
 /// A client that shows `identity` and accepts hosts of its cluster.
 pub fn client(identity: &Identity, service: Service) -> Result<ClientConfig, IdentityError> {
-    let verifier = HostOfCluster::new(identity.ca(), &provider())?;
-    shown(verifier, identity, service)
+    shown(HostOfCluster::new(Arc::clone(identity.trust()), &provider()), identity, service)
 }
 
 /// A client that shows `identity` and accepts only the holder of `key`: the probe back to a joiner.
@@ -47,7 +47,7 @@ pub fn client_pinning(ca: CaDigest, service: Service) -> Result<(ClientConfig, A
 
 /// A client without a certificate that accepts hosts of a known CA. Only `join` is open to it.
 pub fn client_without_certificate(ca: &CertificateDer<'_>, service: Service) -> Result<ClientConfig, IdentityError> {
-    let mut config = dangerous(HostOfCluster::new(ca, &provider())?)?.with_no_client_auth();
+    let mut config = dangerous(HostOfCluster::new(Trust::of(ca)?, &provider()))?.with_no_client_auth();
     finish_client(&mut config, service);
     Ok(config)
 }
@@ -56,7 +56,7 @@ pub fn client_without_certificate(ca: &CertificateDer<'_>, service: Service) -> 
 /// them is the router's decision.
 pub fn server(identity: &Identity, services: &[Service], anonymous: bool) -> Result<ServerConfig, IdentityError> {
     let cluster = identity.facts().subject.cluster();
-    let verifier = ClientOfCluster::new(cluster, identity.ca(), !anonymous, provider())?;
+    let verifier = ClientOfCluster::new(cluster, Arc::clone(identity.trust()), !anonymous, &provider());
     let config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
@@ -71,7 +71,7 @@ pub fn server_of_joiner(
     cluster: ClusterId,
     ca: &CertificateDer<'_>,
 ) -> Result<ServerConfig, IdentityError> {
-    let verifier = ClientOfCluster::new(cluster, ca, true, provider())?;
+    let verifier = ClientOfCluster::new(cluster, Trust::of(ca)?, true, &provider());
     let config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)

@@ -1,9 +1,9 @@
 //! What TLS checks about the other side.
 //!
-//! - [`HostOfCluster`]: a server that the known CA signed for this cluster; dates ignored.
+//! - [`HostOfCluster`]: a server that is an admitted host, or that a trusted CA signed for this cluster; dates ignored.
 //! - [`PinnedCa`]: the same, for one who knows only the CA's digest (a joiner).
 //! - [`PinnedKey`]: a server that holds one given key (the probe back to a joiner).
-//! - [`ClientOfCluster`]: a client that the CA signed, or none at all; dates ignored.
+//! - [`ClientOfCluster`]: a client that is an admitted host, or that a trusted CA signed, or none at all; dates ignored.
 //!
 //! Whether a key is admitted, and whether a client's dates hold, is not decided here: the router does, for every
 //! request, and can say why not.
@@ -15,13 +15,14 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 
 use super::IdentityError;
 use super::keys::PublicKey;
 use super::subject::{Facts, Subject, public_key_of, server_name};
+use super::trust::Trust;
 use crate::ids::ClusterId;
 use crate::token::CaDigest;
 
@@ -54,17 +55,18 @@ macro_rules! signatures_by_algorithms {
     };
 }
 
-/// Accepts a server whose certificate the cluster's CA signed for a host; its dates are ignored.
+/// Accepts a server that is an admitted host, or whose certificate a trusted authority signed for a host of the cluster;
+/// its dates are ignored.
 #[derive(Debug)]
 pub struct HostOfCluster {
-    roots: RootCertStore,
+    trust: Arc<Trust>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl HostOfCluster {
-    /// For hosts signed by `ca`.
-    pub fn new(ca: &CertificateDer<'_>, provider: &CryptoProvider) -> Result<Arc<Self>, IdentityError> {
-        Ok(Arc::new(Self { roots: roots_of(ca)?, algorithms: provider.signature_verification_algorithms }))
+    /// For hosts that are let through by `trust`.
+    pub fn new(trust: Arc<Trust>, provider: &CryptoProvider) -> Arc<Self> {
+        Arc::new(Self { trust, algorithms: provider.signature_verification_algorithms })
     }
 }
 
@@ -77,7 +79,15 @@ impl ServerCertVerifier for HostOfCluster {
         _ocsp: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        verify_host(end_entity, intermediates, name, &self.roots, &self.algorithms)
+        let trusted = self.trust.now();
+        let admitted = Facts::read(end_entity).is_ok_and(|facts| {
+            let cluster = facts.subject.cluster();
+            is_name_of(name, cluster) && trusted.is_host(&facts, cluster)
+        });
+        if admitted {
+            return Ok(ServerCertVerified::assertion());
+        }
+        verify_host(end_entity, intermediates, name, &trusted.roots, &self.algorithms)
     }
 
     signatures_by_algorithms!();
@@ -157,7 +167,7 @@ impl ServerCertVerifier for PinnedCa {
     ) -> Result<ServerCertVerified, Error> {
         let pinned = intermediates.iter().take(CHAIN_MAX).find(|ca| CaDigest::of(ca) == self.digest);
         let Some(ca) = pinned else {
-            let shown = intermediates.last().map(|ca| CaDigest::of(ca));
+            let shown = intermediates.first().map(|ca| CaDigest::of(ca));
             let cluster = Facts::read(end_entity).ok().map(|facts| facts.subject.cluster());
             self.seen().failure = Some(PinFailure::OtherCa { shown, cluster });
             return Err(CertificateError::UnknownIssuer.into());
@@ -208,26 +218,20 @@ impl ServerCertVerifier for PinnedKey {
     signatures_by_algorithms!();
 }
 
-/// Accepts a client that the CA signed, and, where the service allows it, one without a certificate.
+/// Accepts a client that is an admitted host, or that a trusted authority signed, and, where the service allows it, one
+/// without a certificate.
 #[derive(Debug)]
 pub struct ClientOfCluster {
-    chain: Arc<dyn ClientCertVerifier>,
+    trust: Arc<Trust>,
+    algorithms: WebPkiSupportedAlgorithms,
     cluster: ClusterId,
     mandatory: bool,
 }
 
 impl ClientOfCluster {
-    /// For clients of `cluster` signed by `ca`.
-    pub fn new(
-        cluster: ClusterId,
-        ca: &CertificateDer<'_>,
-        mandatory: bool,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<Arc<Self>, IdentityError> {
-        let chain = WebPkiClientVerifier::builder_with_provider(Arc::new(roots_of(ca)?), provider)
-            .build()
-            .map_err(|_| IdentityError::Certificate("the CA cannot verify clients"))?;
-        Ok(Arc::new(Self { chain, cluster, mandatory }))
+    /// For clients of `cluster` that are let through by `trust`.
+    pub fn new(cluster: ClusterId, trust: Arc<Trust>, mandatory: bool, provider: &CryptoProvider) -> Arc<Self> {
+        Arc::new(Self { trust, algorithms: provider.signature_verification_algorithms, cluster, mandatory })
     }
 }
 
@@ -236,8 +240,9 @@ impl ClientCertVerifier for ClientOfCluster {
         self.mandatory
     }
 
+    /// None: whoever dials has one certificate and needs no hint which to show.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
+        &[]
     }
 
     fn verify_client_cert(
@@ -251,31 +256,15 @@ impl ClientCertVerifier for ClientOfCluster {
         if facts.subject.cluster() != self.cluster {
             return Err(CertificateError::ApplicationVerificationFailure.into());
         }
+        let trusted = self.trust.now();
+        if trusted.is_host(&facts, self.cluster) {
+            return Ok(ClientCertVerified::assertion());
+        }
         let at = UnixTime::since_unix_epoch(Duration::from_secs(facts.not_before));
-        self.chain.verify_client_cert(end_entity, intermediates, at)
+        trusted.clients.verify_client_cert(end_entity, intermediates, at)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
+    signatures_by_algorithms!();
 }
 
 fn roots_of(ca: &CertificateDer<'_>) -> Result<RootCertStore, IdentityError> {
@@ -305,8 +294,14 @@ fn verify_host(
     let at = UnixTime::since_unix_epoch(Duration::from_secs(facts.not_before));
     verify_server_cert_signed_by_trust_anchor(&parsed, roots, intermediates, at, algorithms.all)?;
     verify_server_name(&parsed, name)?;
-    match name {
-        ServerName::DnsName(dns) if dns.as_ref() == server_name(cluster) => Ok(ServerCertVerified::assertion()),
-        _ => Err(CertificateError::NotValidForName.into()),
+    if is_name_of(name, cluster) {
+        Ok(ServerCertVerified::assertion())
+    } else {
+        Err(CertificateError::NotValidForName.into())
     }
+}
+
+/// Whether a server that is dialled as `name` is to be a host of this cluster.
+fn is_name_of(name: &ServerName<'_>, cluster: ClusterId) -> bool {
+    matches!(name, ServerName::DnsName(dns) if dns.as_ref() == server_name(cluster))
 }

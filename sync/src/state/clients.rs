@@ -70,6 +70,8 @@ impl State {
             admitted_at: entry.epoch(),
         };
         Arc::make_mut(&mut self.clients).insert(c.key, client);
+        // Its token was made after the present authority came.
+        self.certify(c.key);
         if let Some(token) = self.tokens.get_mut(&c.token) {
             Arc::make_mut(token).status = TokenStatus::Enrolled { client: c.key };
         }

@@ -113,6 +113,8 @@ impl State {
         self.check_new_host(&c.host)?;
         within("hosts of the cluster", self.hosts.len() + 1, bounds::HOSTS)?;
         self.add_host(entry, &c.host, role, Some(c.token));
+        // Its token was made after the present authority came.
+        self.certify(Digest::of(&c.host.public_key));
         if let Some(token) = self.tokens.get_mut(&c.token) {
             Arc::make_mut(token).status = TokenStatus::Used { host: c.host.id };
         }

@@ -7,6 +7,7 @@
 //! Epochs are log indexes: whatever begins later has the larger one.
 
 mod attempts;
+mod authority;
 mod barriers;
 mod clients;
 mod cluster;
@@ -29,6 +30,7 @@ use vt_protocol::{
 
 pub use self::{
     attempts::{Attempt, Ending, PartyState},
+    authority::{Authority, Previous, Uncertified},
     barriers::{Barrier, BarrierKey, BarrierState},
     clients::{Client, Clients},
     cluster::{Cluster, Host, RemovedHost, Role},
@@ -79,6 +81,8 @@ pub struct State {
     pub images: BTreeMap<Name, Arc<Image>>,
     /// Pools beside the one that every host has.
     pub pools: BTreeMap<Name, Arc<Pool>>,
+    /// The authority, once it is not the cluster's first.
+    pub authority: Option<Arc<Authority>>,
 }
 
 /// What a command's handler gives: an answer, or a refusal made before anything was changed.
@@ -165,6 +169,9 @@ impl State {
             Command::PinImage(c) => self.pin_image(entry, c),
             Command::AddPool(c) => self.add_pool(entry, c),
             Command::RemovePool(c) => self.remove_pool(entry, c),
+            Command::RotateAuthority(c) => self.rotate_authority(entry, c),
+            Command::Certified(c) => self.certified(entry, c),
+            Command::DropAuthority(c) => self.drop_authority(entry, c),
         }
     }
 

@@ -10,7 +10,7 @@ use vt_protocol::{
     ids::{Digest, HostId, Name},
 };
 
-use super::{Entry, Role, State, TokenStatus, reject};
+use super::{Entry, Role, State, reject};
 use crate::{answer::Rejected, command::NewHost};
 
 /// The one host of a cluster that begins anew.
@@ -31,6 +31,11 @@ impl State {
     pub fn begin_anew(&mut self, index: u64, survivor: &Survivor, ca: Digest) -> Result<Vec<Name>, Rejected> {
         let Some(cluster) = &mut self.cluster else { return reject(ErrorCode::Unclaimed, "there is no cluster yet") };
         cluster.generation += 1;
+        if cluster.ca != ca {
+            // Their certificates are of an authority that is trusted no more, and nobody else's names are to be taken.
+            self.clients = Arc::default();
+            self.authority = None;
+        }
         cluster.ca = ca;
         self.index = index;
         let mut entry = Entry { index, effects: Vec::new() };
@@ -58,9 +63,7 @@ impl State {
             }
         }
         // Whoever holds one may have been told of another cluster by now.
-        for token in self.tokens.values_mut().filter(|token| token.status == TokenStatus::Open) {
-            Arc::make_mut(token).status = TokenStatus::Revoked;
-        }
+        self.revoke_open_tokens(&mut entry);
         Ok(left)
     }
 }

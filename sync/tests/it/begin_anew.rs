@@ -3,17 +3,18 @@
 use std::time::Duration;
 
 use vt_protocol::{
+    admin::AccessRole,
     error::ErrorCode,
-    ids::{Digest, HostId},
+    ids::{Digest, HostId, TokenId},
 };
 use vt_sync::{
     Request,
-    command::{AdmitHost, InitCluster, OpenSession, SetSetting},
+    command::{AdmitClient, AdmitHost, CreateClientToken, InitCluster, OpenSession, SetSetting},
     raft::{
         StoreError,
         offline::{self, AnewError},
     },
-    state::{Role, Survivor, TokenStatus, VmState},
+    state::{ClientGrant, Role, Survivor, TokenStatus, VmState},
 };
 
 use crate::{
@@ -57,6 +58,21 @@ fn a_learner_that_goes_on_alone_votes_and_a_stranger_comes_in_as_voter() {
     assert_eq!(new.cluster.as_ref().unwrap().ca, Digest::of(b"new"));
     let refused = world.state.clone().begin_anew(world.index + 1, &Survivor::Known(h(9)), Digest::of(b"ca"));
     assert_eq!(refused.unwrap_err().code, ErrorCode::UnknownHost);
+}
+
+#[test]
+fn clients_of_an_authority_that_is_gone_are_gone_with_it() {
+    let mut world = World::of(2);
+    let (token, secret_hash) = (TokenId(50), Digest::of(b"s"));
+    let grant = ClientGrant { role: AccessRole::Admin, name: None, valid_s: 60 };
+    world.ok(CreateClientToken { token, secret_hash, grant, made_by: "x".into(), expires_unix_s: 1 });
+    let (key, name) = (Digest::of(b"key"), "alice".parse().unwrap());
+    world.ok(AdmitClient { token, secret_hash, key, name, until_unix_s: 1 });
+    for (ca, left) in [(Digest::of(b"ca"), 1), (Digest::of(b"new"), 0)] {
+        let mut anew = world.state.clone();
+        anew.begin_anew(world.index + 1, &Survivor::Known(h(2)), ca).unwrap();
+        assert_eq!(anew.clients.len(), left, "{ca}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

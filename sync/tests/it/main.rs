@@ -7,6 +7,7 @@ mod damage;
 mod harness;
 mod invariants;
 mod leader_dies;
+mod rules_authority;
 mod rules_barriers;
 mod rules_hosts;
 mod rules_images;

@@ -221,7 +221,7 @@ impl QuicProber {
     async fn echo(&self, address: SocketAddr, key: &PublicKey, by: Instant) -> Result<(), String> {
         let identity = self.endpoint.identity();
         let said = |error: &dyn std::fmt::Display| error.to_string();
-        let tls = tls::client_of_key(identity, key.clone(), Service::Join).map_err(|error| said(&error))?;
+        let tls = tls::client_of_key(&identity, key.clone(), Service::Join).map_err(|error| said(&error))?;
         let dial = endpoint::client_config(tls, Service::Join).map_err(|error| said(&error))?;
         let cluster = identity.facts().subject.cluster();
         let (connection, _) = endpoint::connect_with(self.endpoint.quic(), dial, address, cluster, &self.mine, by)
