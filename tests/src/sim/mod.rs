@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
+use rand::{Rng, SeedableRng, rngs::StdRng};
 use turmoil::Sim;
 use vt_protocol::{chance, ids::HostId};
 
@@ -48,8 +48,10 @@ const CLIENTS: usize = 2;
 const TICK: Duration = Duration::from_millis(4);
 /// A stage of a transfer takes so many ticks.
 const STAGE_TICKS: u64 = 10;
-/// How long a transfer may take, of which a run draws one: a short one is over while votes are on their way.
-const TRANSFERS: [Duration; 3] = [Duration::from_millis(300), Duration::from_millis(800), Duration::from_secs(10)];
+/// How long a transfer may take.
+const TRANSFER: Duration = Duration::from_secs(10);
+/// And in some runs: such a time is over while the votes are on their way, or just before or after.
+const SHORT_TRANSFER: std::ops::Range<u64> = 100..400;
 /// How long faults go on, in simulated time.
 const TROUBLE: Duration = Duration::from_secs(40);
 /// How long a healed cluster may take until everybody has everything.
@@ -128,7 +130,8 @@ impl World<'_> {
         let ready = Arc::new(AtomicBool::new(false));
         let disks: Vec<Disk> = HOSTS.iter().map(|_| Disk::default()).collect();
         let moves = rng.random_range(1..4);
-        let transfer = *TRANSFERS.choose(&mut rng).expect("there are some");
+        let short = rng.random_bool(0.3).then(|| Duration::from_millis(rng.random_range(SHORT_TRANSFER)));
+        let transfer = short.unwrap_or(TRANSFER);
         let machines: Vec<Machine> = HOSTS
             .iter()
             .map(|host| {

@@ -112,8 +112,13 @@ fn a_move_on_one_vote_is_caught() {
 }
 
 #[test]
+fn a_source_that_lets_the_guest_run_again_when_its_time_is_over_is_caught() {
+    is_caught(Mutation::SourceResumesOnTimeout, 7, "at most one copy");
+}
+
+#[test]
 fn a_leader_that_leaves_the_guards_no_time_is_caught() {
-    is_caught(Mutation::MarginZero, 18, "at most one copy");
+    is_caught(Mutation::MarginZero, 10, "at most one copy");
 }
 
 #[test]

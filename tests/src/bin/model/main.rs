@@ -45,6 +45,8 @@ fn many(words: &Words) -> ExitCode {
             println!("{walked} walks, no rule broken: {tally:?}");
         }
     }
+    let hours = tally.get("simulated ms").copied().unwrap_or(0) as f64 / 3.6e6;
     println!("{walked} walks from seed {} in {:?}, no rule broken: {tally:?}", words.from, begun.elapsed());
+    println!("{hours:.2} h simulated, {:.2} h in a real minute", hours / (begun.elapsed().as_secs_f64() / 60.0));
     ExitCode::SUCCESS
 }
