@@ -6,7 +6,7 @@ help:
 	@echo "make test    all tests, real guests included (root)"
 	@echo "make bench   the figures of README.md, measured here"
 	@echo "make bench-cfg  the configuration language against the reference implementation, and its other figures"
-	@echo "make proofs  the counts that the tests take a share of: 100 joins, 20 reboots, 20 leaders killed at a barrier (root)"
+	@echo "make proofs  the counts that the tests take a share of: 100 joins, 20 reboots, 20 leaders killed at a barrier, 4000 power failures, 4000 changed bytes (root)"
 	@echo "make model   random walks of many hosts' decisions for MINUTES (60); SEED=17 tells one walk"
 	@echo "make sim     whole hosts under simulated faults for MINUTES (60); SEED=17 tells one run"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600) each; needs g++"
@@ -56,10 +56,12 @@ $(REFERENCE):
 	$@.new/bin/pip install --quiet avocado-framework-plugin-vt==113.0
 	mv $@.new $@
 
-# Byte flips and lost disk writes are counted to 20 by every run. Seeds are printed: a failure can be done again.
+# Seeds are printed: a failure can be done again.
 proofs: build
 	target/debug/vtctl image build --if-missing
 	VTMESH_JOINS=100 cargo test --locked -p vt-daemon --test mesh joins_survive -- --nocapture
+	VTMESH_FLIPS=2000 cargo test --locked -p vt-sync --test it damage -- --nocapture
+	VTMESH_POWER_SEEDS=1000 cargo test --locked -p vt-tests --test it disk:: -- --nocapture
 	VTMESH_LEADER_DEATHS=20 cargo test --locked -p vt-sync --test it leader_dies -- --nocapture
 	VTMESH_REBOOTS=20 cargo test --locked -p vt-ctl --test image is_found -- --nocapture --test-threads 1
 
