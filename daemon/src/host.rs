@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vt_protocol::{
     admin::AdminRequest,
-    bulk::{BulkDialer, Outgoing},
+    bulk::Outgoing,
     codec,
     endpoint::MeshEndpoint,
     error::{ErrorCode, Report},
@@ -176,12 +176,8 @@ impl Host {
         let mine = Hello::of(Some(record.cluster), Some(record.host), incarnation);
         let peers = Peers::new(endpoint.clone(), members.clone(), mine);
         let blobs = BlobStore::open(data.blobs())?;
-        let hello = Hello::of(Some(record.cluster), Some(record.host), incarnation);
-        let dialer =
-            BulkDialer::new(&endpoint.identity(), hello.in_generation(record.generation)).map_err(|error| {
-                Report::new(ErrorCode::StoreDamaged, "the identity of this host does not serve TLS").caused_by(&error)
-            })?;
-        let images = Images::new(Pools::new(&settings), dialer);
+        let hello = Hello::of(Some(record.cluster), Some(record.host), incarnation).in_generation(record.generation);
+        let images = Images::new(Pools::new(&settings), &endpoint.identity(), hello)?;
         let replica = open_replica(&settings, &data, &record, Arc::clone(&peers)).await?;
         members.follow(replica.watch());
         let places = Places::new(&settings, record.advertise.ip());

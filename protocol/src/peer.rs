@@ -89,6 +89,8 @@ pub enum PeerRequest {
     PullImage {
         /// Which.
         image: Name,
+        /// The version that counts, as the caller knows it.
+        root: Digest,
         /// Most bytes a second; 0: no bound.
         rate: u64,
         /// How long to wait for its end, ms, at most 5000.

@@ -21,7 +21,7 @@ use vt_protocol::{
         WriterView,
     },
     error::{ErrorCode, Report},
-    ids::{HostId, Name, RequestId},
+    ids::{Digest, HostId, Name, RequestId},
     manifest::block_bytes,
     peer::{PeerReply, PeerRequest},
 };
@@ -167,7 +167,7 @@ impl Host {
     /// Has hosts take an image, all at the same time, and tells how far they are.
     async fn sync_image(&self, sync: SyncImage, replies: &ReplySink) -> Result<Vec<HostOutcome>, Report> {
         let state = self.state();
-        state.images.get(&sync.image).ok_or_else(|| unknown(&state, &sync.image))?;
+        let root = state.images.get(&sync.image).ok_or_else(|| unknown(&state, &sync.image))?.content.root;
         let mut hosts = Vec::new();
         for name in &sync.hosts {
             hosts.push(state.host_named(name.as_str()).ok_or_else(|| unknown_host(&state, name))?.id);
@@ -175,17 +175,17 @@ impl Host {
         if hosts.is_empty() {
             hosts.extend(state.hosts.values().filter(|host| host.role != Role::Witness).map(|host| host.id));
         }
-        let mut outcomes = join_all(hosts.into_iter().map(|host| self.sync_to(host, &sync, replies))).await;
+        let mut outcomes = join_all(hosts.into_iter().map(|host| self.sync_to(host, &sync, root, replies))).await;
         outcomes.sort_by(|a, b| natural(a.host.as_str(), b.host.as_str()));
         Ok(outcomes)
     }
 
-    async fn sync_to(&self, host: HostId, sync: &SyncImage, replies: &ReplySink) -> HostOutcome {
+    async fn sync_to(&self, host: HostId, sync: &SyncImage, root: Digest, replies: &ReplySink) -> HostOutcome {
         let name = self.name_of(host);
         let mut silent = 0;
         loop {
             let wait_ms = TELLS.as_millis() as u32;
-            let pull = PeerRequest::PullImage { image: sync.image.clone(), rate: sync.rate, wait_ms };
+            let pull = PeerRequest::PullImage { image: sync.image.clone(), root, rate: sync.rate, wait_ms };
             let now = match self.ask(host, pull, DECIDES).await {
                 Ok(PeerReply::Pulling(now)) => now,
                 Ok(_) => return trouble(name, Report::new(ErrorCode::WireVersion, "it gave another kind of answer")),

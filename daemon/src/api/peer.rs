@@ -90,9 +90,9 @@ impl Host {
                 }
                 None => starting(),
             },
-            PeerRequest::PullImage { image, rate, wait_ms } => {
+            PeerRequest::PullImage { image, root, rate, wait_ms } => {
                 let wait = Duration::from_millis(wait_ms.into()).min(WAIT_MAX);
-                refused_or(self.pull_image(image, rate, wait).await, PeerReply::Pulling)
+                refused_or(self.pull_image(image, root, rate, wait).await, PeerReply::Pulling)
             }
             PeerRequest::VerifyImage(image) => refused_or(self.verify_image(&image).await, PeerReply::Told),
             PeerRequest::DropImage(image) => refused_or(self.drop_image(&image).await, PeerReply::Told),

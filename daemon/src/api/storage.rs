@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use vt_protocol::{
     admin::AdminReply,
     catalogue::{DEFAULT_POOL, HostOutcome, PoolKind, PoolView, StorageRequest},
@@ -19,7 +19,7 @@ use super::{ASKS, DECIDES, blocking, left};
 use crate::{
     cluster::Cluster,
     host::Host,
-    images::{store::Store, trial},
+    images::{BEHIND, store::Store, trial},
 };
 
 impl Host {
@@ -95,6 +95,9 @@ impl Host {
 
     /// Tries a pool on this host.
     pub(super) async fn try_pool(&self, pool: &Name, written: Option<(String, String)>) -> Result<Vec<String>, Report> {
+        // Who asks may know of a pool that this host has not heard of yet.
+        let mut watch = self.watch();
+        let _ = timeout(BEHIND, watch.wait_for(|state| self.store_called(state, pool).is_ok())).await;
         let store = self.store_called(&self.state(), pool)?;
         blocking(move || trial::run(&store, written.as_ref())).await
     }

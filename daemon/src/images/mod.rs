@@ -38,6 +38,8 @@ use vt_protocol::{
     bulk::BulkDialer,
     catalogue::{DEFAULT_POOL, PlacementState},
     error::{ErrorCode, Report},
+    hello::Hello,
+    identity::Identity,
     ids::{Digest, Name, RequestId},
     manifest::Manifest,
     peer::Pulling,
@@ -50,6 +52,8 @@ use self::{
 };
 use crate::{cluster::Cluster, host::Host, mesh::MembershipView, settings::Settings};
 
+/// How far this host may be behind one that asks it for something.
+pub(crate) const BEHIND: Duration = Duration::from_secs(5);
 /// How long an entry about a copy may take.
 const DECIDES: Duration = Duration::from_secs(20);
 
@@ -102,8 +106,14 @@ pub struct Images {
 
 impl Images {
     /// Nothing is on its way yet.
-    pub fn new(pools: Pools, dialer: BulkDialer) -> Self {
-        Self { pools, dialer, pulls: Mutex::default() }
+    ///
+    /// # Errors
+    /// TLS refuses the identity.
+    pub fn new(pools: Pools, identity: &Identity, hello: Hello) -> Result<Self, Report> {
+        let dialer = BulkDialer::new(identity, hello).map_err(|error| {
+            Report::new(ErrorCode::StoreDamaged, "the identity of this host does not serve TLS").caused_by(&error)
+        })?;
+        Ok(Self { pools, dialer, pulls: Mutex::default() })
     }
 
     /// The pools.
@@ -125,9 +135,14 @@ impl Host {
     pub(crate) async fn pull_image(
         self: &Arc<Self>,
         image: Name,
+        root: Digest,
         rate: u64,
         wait: Duration,
     ) -> Result<Pulling, Report> {
+        // Who asks may know of a version that this host has not heard of yet.
+        let mut watch = self.watch();
+        let heard = |state: &Arc<State>| state.images.get(&image).is_some_and(|known| known.content.root == root);
+        let _ = timeout(BEHIND, watch.wait_for(heard)).await;
         let state = self.state();
         let known = known(&state, &image)?;
         if self.has_image(&state, known) {

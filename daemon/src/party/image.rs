@@ -122,7 +122,7 @@ impl LocalAttempt {
         }
         loop {
             let wait_ms = LOOKS.as_millis() as u32;
-            let pull = PeerRequest::PullImage { image: name.clone(), rate: 0, wait_ms };
+            let pull = PeerRequest::PullImage { image: name.clone(), root: image.content.root, rate: 0, wait_ms };
             let now = match self.cluster.ask(self.me(), pull, ASKS).await {
                 Ok(PeerReply::Pulling(now)) => now,
                 Ok(_) => return Err(caused(Report::new(ErrorCode::WireVersion, "an image was not asked for well"))),
