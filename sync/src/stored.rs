@@ -47,6 +47,7 @@ stored! {
 
 /// What the journal says of the log, one after the other. Append only: the encoding counts variants.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "one at a time on its way to or from the disk; nearly all are entries")]
 pub(crate) enum Record {
     /// An entry, behind the last one.
     Entry(Entry),

@@ -299,7 +299,7 @@ pub(super) fn show_outcomes(
                 let told = if outcome.told.is_empty() { "nothing to do".to_owned() } else { outcome.told.join("; ") };
                 match &outcome.trouble {
                     None => {
-                        app.ui.line(format_args!("{} {}: {}", app.ui.out.symbol(symbol), outcome.host, safe(&told)))
+                        app.ui.line(format_args!("{} {}: {}", app.ui.out.symbol(symbol), outcome.host, safe(&told)));
                     }
                     Some(trouble) => {
                         let title = safe(&trouble.title);

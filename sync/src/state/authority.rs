@@ -123,8 +123,8 @@ impl State {
             None => return Ok(Answer::Done),
             Some(_) => return reject(ErrorCode::Rotating, "another authority is the former one by now"),
         }
-        if !c.anyway && !(hosts.is_empty() && clients.is_empty()) {
-            let waiting = hosts.len() + clients.len();
+        let waiting = hosts.len() + clients.len();
+        if waiting > 0 && !c.anyway {
             return reject(ErrorCode::Rotating, format!("{waiting} hosts and clients have no new certificate yet"));
         }
         Arc::make_mut(authority).previous = None;
