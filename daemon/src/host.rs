@@ -176,8 +176,7 @@ impl Host {
         let mine = Hello::of(Some(record.cluster), Some(record.host), incarnation);
         let peers = Peers::new(endpoint.clone(), members.clone(), mine);
         let blobs = BlobStore::open(data.blobs())?;
-        let hello = Hello::of(Some(record.cluster), Some(record.host), incarnation).in_generation(record.generation);
-        let images = Images::new(Pools::new(&settings), &endpoint.identity(), hello)?;
+        let images = Images::new(Pools::new(&settings));
         let replica = open_replica(&settings, &data, &record, Arc::clone(&peers)).await?;
         members.follow(replica.watch());
         let places = Places::new(&settings, record.advertise.ip());
@@ -329,11 +328,6 @@ impl Host {
     /// Closes log and state, and waits until another may open them.
     pub(crate) async fn close_log(&self) {
         self.replica.shutdown().await;
-    }
-
-    /// Resolves when the daemon stops.
-    pub(crate) async fn stopping(&self) {
-        self.stop.cancelled().await;
     }
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {

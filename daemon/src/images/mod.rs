@@ -38,8 +38,6 @@ use vt_protocol::{
     bulk::BulkDialer,
     catalogue::{DEFAULT_POOL, PlacementState},
     error::{ErrorCode, Report},
-    hello::Hello,
-    identity::Identity,
     ids::{Digest, Name, RequestId},
     manifest::Manifest,
     peer::Pulling,
@@ -50,7 +48,12 @@ use self::{
     pull::{Pull, Source},
     store::{Store, trouble},
 };
-use crate::{cluster::Cluster, host::Host, mesh::MembershipView, settings::Settings};
+use crate::{
+    cluster::Cluster,
+    host::Host,
+    mesh::{AdminService, MembershipView},
+    settings::Settings,
+};
 
 /// How far this host may be behind one that asks it for something.
 pub(crate) const BEHIND: Duration = Duration::from_secs(5);
@@ -100,20 +103,13 @@ impl Pools {
 /// Pools of this host, and copies that are on their way to it.
 pub struct Images {
     pools: Pools,
-    dialer: BulkDialer,
     pulls: Mutex<BTreeMap<Name, watch::Receiver<Pulling>>>,
 }
 
 impl Images {
     /// Nothing is on its way yet.
-    ///
-    /// # Errors
-    /// TLS refuses the identity.
-    pub fn new(pools: Pools, identity: &Identity, hello: Hello) -> Result<Self, Report> {
-        let dialer = BulkDialer::new(identity, hello).map_err(|error| {
-            Report::new(ErrorCode::StoreDamaged, "the identity of this host does not serve TLS").caused_by(&error)
-        })?;
-        Ok(Self { pools, dialer, pulls: Mutex::default() })
+    pub fn new(pools: Pools) -> Self {
+        Self { pools, pulls: Mutex::default() }
     }
 
     /// The pools.
@@ -145,23 +141,25 @@ impl Host {
         let _ = timeout(BEHIND, watch.wait_for(heard)).await;
         let state = self.state();
         let known = known(&state, &image)?;
-        if self.has_image(&state, known) {
-            let bytes = known.content.bytes;
-            return Ok(Pulling { done: bytes, total: bytes, moved: 0, ended: Some(Ok(())) });
-        }
+        let here = self.has_image(&state, known);
         let mut progress = {
             let mut pulls = self.images().pulls();
-            match pulls.get(&image).filter(|pull| pull.borrow().ended.is_none()) {
-                Some(running) => running.clone(),
-                None => {
+            let last = pulls.get(&image).cloned();
+            let runs = last.as_ref().is_some_and(|pull| pull.borrow().ended.is_none());
+            let arrived = here && last.as_ref().is_some_and(|pull| matches!(pull.borrow().ended, Some(Ok(()))));
+            match last {
+                // One that has just ended tells what it moved.
+                Some(pull) if runs || arrived => pull,
+                _ if here => {
+                    let bytes = known.content.bytes;
+                    return Ok(Pulling { done: bytes, total: bytes, moved: 0, ended: Some(Ok(())) });
+                }
+                _ => {
                     let (sender, receiver) = watch::channel(Pulling::default());
                     pulls.insert(image.clone(), receiver.clone());
-                    let host = Arc::clone(self);
+                    let (host, image) = (Arc::clone(self), image.clone());
                     self.spawn(async move {
-                        let ended = tokio::select! {
-                            ended = host.pull_chain(&image, rate, &sender) => ended,
-                            () = host.stopping() => Err(Report::new(ErrorCode::Unreachable, "the daemon is stopping")),
-                        };
+                        let ended = host.pull_chain(&image, rate, &sender).await;
                         if let Err(report) = &ended {
                             tracing::warn!(%image, %report, "a copy of an image was not made");
                         }
@@ -174,6 +172,9 @@ impl Host {
         // Its end, or the end of its task, which says so before.
         let _ = timeout(wait, progress.wait_for(|now| now.ended.is_some())).await;
         let now = progress.borrow().clone();
+        if now.ended.is_some() {
+            self.images().pulls().remove(&image);
+        }
         Ok(now)
     }
 
@@ -224,7 +225,10 @@ impl Host {
             return Err(Report::new(ErrorCode::NoSource, title).help(format!("vtctl image show {name}")).retryable());
         }
         self.place_image(image, PlacementState::Copying, store.shared).await?;
-        let dialer = self.images().dialer.clone();
+        // Made anew each time: the identity may have been changed meanwhile.
+        let dialer = BulkDialer::new(&self.identity(), self.hello()).map_err(|error| {
+            Report::new(ErrorCode::StoreDamaged, "the identity of this host does not serve TLS").caused_by(&error)
+        })?;
         let pull =
             Pull { dialer, store: store.clone(), image: name.clone(), root, sources, rate, progress: progress.clone() };
         if let Err(report) = pull.run().await {
