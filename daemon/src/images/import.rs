@@ -254,7 +254,7 @@ fn image_below(store: &Store, state: &State, disk: &Path, written: &str) -> Resu
     if written.split('/').next().is_some_and(|word| word.contains(':')) {
         return Err(refused("it is built upon something that is no file of this pool".to_owned()));
     }
-    let named = disk.parent().unwrap_or(Path::new("/")).join(written);
+    let named = disk.parent().unwrap_or_else(|| Path::new("/")).join(written);
     let found = fs::canonicalize(&named)
         .map_err(|error| refused("the file that it is built upon is not there".to_owned()).caused_by(&error))?;
     if found == disk {

@@ -145,7 +145,7 @@ async fn every_verb_is_open_to_its_role_and_those_above_and_to_no_other() {
             let asked = service.asked.lock().unwrap().clone();
             if role >= least {
                 answer.unwrap();
-                assert_eq!(asked, [request.clone()], "{role:?}");
+                assert_eq!(asked, std::slice::from_ref(&request), "{role:?}");
             } else {
                 let Err(CallError::Failed(report)) = answer else { panic!("{role:?} did {request:?}") };
                 assert_eq!(report.code, ErrorCode::Denied);
