@@ -179,7 +179,12 @@ pub fn meant<'a>(
     match (scenario, absent) {
         (Some((keys, scenario)), Some((more, _))) if keys >= more => Ok(scenario),
         (Some((_, scenario)), None) => Ok(scenario),
-        (_, absent) => ALL.iter().find(|scenario| scenario.name == kind).ok_or_else(|| absent.map(|(_, why)| why)),
+        (_, absent) => {
+            // One that is called like a type of several tests is meant by its name only where the other keys say so.
+            let plainly =
+                |scenario: &&Scenario| scenario.name == kind && scenario.types.iter().all(|called| called.kind != kind);
+            ALL.iter().find(plainly).ok_or_else(|| absent.map(|(_, why)| why))
+        }
     }
 }
 
