@@ -29,7 +29,11 @@ impl DataDir {
         let failed = |error: &dyn std::error::Error| {
             Report::new(ErrorCode::StorageFailed, "the data directory cannot be used")
                 .with("directory", path.display().to_string())
-                .caused_by(error)
+                .with("system", error.to_string())
+                .help(format!(
+                    "see to its disk (findmnt -T {} tells whether it is read-only), then start vtd again",
+                    path.display()
+                ))
         };
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         made.and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o700))).map_err(|e| failed(&e))?;

@@ -1,10 +1,13 @@
 //! The program by itself: its words, its settings, its locks.
 
-use std::{fs, process::Command};
+use std::{fs, path::PathBuf, process::Command};
 
 use vt_protocol::error::Exit;
 
-use crate::daemons::{Daemons, VTD};
+use crate::{
+    cluster::tokens,
+    daemons::{Daemons, VTD},
+};
 
 fn vtd(words: &[&str]) -> (i32, String, String) {
     let out = Command::new(VTD).args(words).env_remove("RUST_LOG").output().unwrap();
@@ -50,6 +53,55 @@ async fn a_second_daemon_on_one_data_directory_is_refused() {
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("another vtd uses this data directory"), "{said}");
     assert!(daemons.all[0].ask(&vt_protocol::admin::AdminRequest::Hello).await.is_ok(), "the first one lives on");
+}
+
+/// A small file system of its own, taken away again.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(place: PathBuf, options: &str) -> Self {
+        fs::create_dir(&place).unwrap();
+        let small = Self(place);
+        small.run("mount", &["-t", "tmpfs", "-o", options, "vtmesh-test"]);
+        small
+    }
+
+    fn remount(&self, options: &str) {
+        self.run("mount", &["-o", &format!("remount,{options}")]);
+    }
+
+    fn run(&self, program: &str, words: &[&str]) {
+        assert!(Command::new(program).args(words).arg(&self.0).status().unwrap().success(), "{program} {words:?}");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // Whatever became of the test, it does not stay mounted.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test]
+async fn a_read_only_disk_is_said_clearly_and_the_host_comes_back() {
+    let mut daemons = Daemons::new(1);
+    let daemon = &mut daemons.all[0];
+    let disk = Small::mount(daemon.dir.join("data"), "size=64m");
+    daemon.start().await;
+    daemon.init().await.unwrap();
+    let token = daemon.token().await;
+    daemon.kill();
+    disk.remount("ro");
+    let (code, _, said) = vtd(&["--config", daemon.settings().to_str().unwrap()]);
+    assert_eq!(code, i32::from(Exit::Internal.code()), "{said}");
+    for part in ["E0405", "Read-only file system", "findmnt"] {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    disk.remount("rw");
+    daemon.start().await;
+    daemon.wait("itself again", |status| status.quorum).await;
+    assert!(tokens(daemon).await.contains(&token.id), "what was acknowledged is there");
+    daemon.kill();
 }
 
 #[tokio::test]
