@@ -16,8 +16,8 @@ pub enum AuthorityVerb {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  vtctl cluster ca rotate\n  vtctl cluster ca show\n  vtctl cluster ca rotate --finish\n\nBoth are trusted from the first command to the last; jobs go on. Hosts get a new\n\
-                  certificate as soon as they are there, also after the end. A client gets one when\n\
-                  vtctl is used with it before the end; after it, it needs a new token.\n\
+                  certificate as soon as they are there, also after the end. A client gets one when it\n\
+                  is used before the end; after the end it needs a new token.\n\
                   Where the old key may be in wrong hands, go on to --finish --yes at once."
 )]
 pub struct RotateArgs {

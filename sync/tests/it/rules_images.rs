@@ -114,6 +114,8 @@ fn a_pool_with_images_stays_and_a_host_that_leaves_takes_its_copies_off_the_reco
     disk.pool = name("fast");
     world.ok(disk);
     assert_eq!(world.no(RemovePool { pool: name("fast") }), ImageInUse);
+    // It serves an attempt: it goes when its session has ended.
+    world.expire(2);
     world.ok(RemoveHost { host: h(2) });
     assert!(image(&world, "disk").placements.is_empty(), "it is told that no copy is left");
 }
