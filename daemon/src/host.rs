@@ -212,8 +212,16 @@ impl Host {
         let founded = host.found(first).await;
         let served = founded.and_then(|()| host.serve(bulk));
         if let Err(report) = served {
+            let failure = host.replica.status().failure;
             host.stop().await;
-            return Err(report);
+            return Err(failure.map_or(report, |why| {
+                Report::new(ErrorCode::StorageFailed, "the log of the cluster cannot be kept on this host")
+                    .with("system", why)
+                    .help(format!(
+                        "see to the disk of {} (df -h, findmnt -T), then do it again",
+                        host.data.path().display()
+                    ))
+            }));
         }
         // Before the session is opened: what this host still holds from before is taken up first.
         host.supervise();

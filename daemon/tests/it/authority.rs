@@ -153,9 +153,8 @@ async fn both_are_trusted_until_the_old_one_is_dropped_and_a_host_that_was_off_c
 
     // The host that was off slept through all of it. It is its key, and takes up what it missed.
     daemons.all[off].start().await;
-    let missed = |view: &AuthorityView| {
-        view.fingerprint == both.fingerprint && view.previous.is_none() && view.hosts.is_empty()
-    };
+    let missed =
+        |view: &AuthorityView| view.fingerprint == both.fingerprint && view.previous.is_none() && view.hosts.is_empty();
     let seen = becomes(&daemons.all[off], "certified", missed).await;
     assert_eq!(seen.clients.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["bob"]);
     daemons.settled(3).await;

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf, process::Command};
 
-use vt_protocol::error::Exit;
+use vt_protocol::error::{ErrorCode, Exit};
 
 use crate::{
     cluster::tokens,
@@ -101,6 +101,22 @@ async fn a_read_only_disk_is_said_clearly_and_the_host_comes_back() {
     daemon.start().await;
     daemon.wait("itself again", |status| status.quorum).await;
     assert!(tokens(daemon).await.contains(&token.id), "what was acknowledged is there");
+    daemon.kill();
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_clearly_and_the_cluster_is_made_when_there_is_room() {
+    let mut daemons = Daemons::new(1);
+    let daemon = &mut daemons.all[0];
+    let disk = Small::mount(daemon.dir.join("data"), "size=1m");
+    daemon.start().await;
+    let report = daemon.init().await.unwrap_err();
+    assert_eq!(report.code, ErrorCode::StorageFailed, "{report:?}");
+    assert!(format!("{:?}", report.evidence).contains("No space left"), "{report:?}");
+    assert!(report.help.iter().any(|line| line.contains("df -h")), "{report:?}");
+    disk.remount("size=64m");
+    daemon.init().await.unwrap();
+    daemon.wait("a cluster", |status| status.quorum).await;
     daemon.kill();
 }
 
