@@ -7,6 +7,7 @@
 //! | `sender`, `receiver` | the transfer, the votes, and what follows |
 //! | [`rules`] | which ways of moving exclude each other, pure |
 //! | `outlet`, `inlet`, [`carry`] | the source's way out, the destination's way in, and what daemons carry between them |
+//! | [`lanes`] | how many leave this host at once |
 //! | `credentials` | TLS between two QEMUs |
 //! | `moments` | what is to be done at which moment of a transfer, pure |
 //! | `postcopy` | what follows the decision of a post-copy |
@@ -23,6 +24,7 @@ mod disks;
 pub mod features;
 mod figures;
 pub(crate) mod inlet;
+pub mod lanes;
 mod moments;
 mod outlet;
 mod postcopy;

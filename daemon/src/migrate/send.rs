@@ -227,6 +227,10 @@ impl LocalAttempt {
                 return Err(caused(report));
             }
         };
+        let lane = tokio::select! {
+            lane = self.places.lanes.enter(to) => lane,
+            () = self.closing.cancelled() => return Err(Failure::Followed(Consequence::Closed)),
+        };
         let phase = self.begin_or_resume(&vm, &ready, call, &outlet).await?;
         let started = called.elapsed();
         let sender = Sender {
@@ -242,7 +246,9 @@ impl LocalAttempt {
             interventions: Interventions::new(&call.spec.interventions),
             times: Times { prepared, started, ..Times::default() },
         };
-        sender.run(phase).await
+        let done = sender.run(phase).await;
+        drop(lane);
+        done
     }
 
     /// Begins the transfer, or finds out where one that this daemon did not begin is.

@@ -3,6 +3,7 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use vt_protocol::ids::{AttemptId, VmId};
@@ -10,6 +11,7 @@ use vt_protocol::ids::{AttemptId, VmId};
 use crate::{
     cgroup::Cgroups,
     guard::Times,
+    migrate::lanes::Lanes,
     qemu::remains,
     settings::{GuestRange, Settings},
 };
@@ -35,6 +37,8 @@ pub struct Places {
     pub guests: Option<GuestRange>,
     /// Where migrations come in.
     pub migration: IpAddr,
+    /// How many VMs leave this host at once.
+    pub lanes: Arc<Lanes>,
     /// The vtd binary.
     pub vtd: PathBuf,
     /// What is run as a party, before `--socket` and `--attempt`.
@@ -68,6 +72,7 @@ impl Places {
             bridge: settings.network.bridge.clone(),
             guests: settings.network.guests,
             migration: settings.network.migration.unwrap_or(migration),
+            lanes: Lanes::new(settings.moves.at_once, settings.moves.per_link),
             party: vec![vtd.display().to_string(), "party".to_owned()],
             vtd,
             cgroups,

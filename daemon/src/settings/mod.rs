@@ -34,6 +34,8 @@ pub struct Settings {
     pub pool_shared: bool,
     /// The network of guests and migrations.
     pub network: Network,
+    /// How many VMs leave this host at once.
+    pub moves: Moves,
     /// The QEMU binary: a path, or a name in PATH.
     pub qemu_binary: String,
     /// Times of the session.
@@ -116,6 +118,15 @@ pub struct Network {
     pub guests: Option<GuestRange>,
     /// Where migrations come in; `None`: the address of `advertise`.
     pub migration: Option<IpAddr>,
+}
+
+/// How many VMs leave a host at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moves {
+    /// In all.
+    pub at_once: usize,
+    /// To each other host.
+    pub per_link: usize,
 }
 
 /// Addresses for guests.
@@ -205,6 +216,7 @@ impl Default for Settings {
             },
             pool_shared: false,
             network: Network { bridge: None, guests: None, migration: None },
+            moves: Moves { at_once: 8, per_link: 4 },
             qemu_binary: "qemu-system-x86_64".into(),
             session: SessionTimes {
                 renew: Duration::from_millis(1000),

@@ -143,6 +143,12 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
     network.parsed("migration", "an address such as 10.77.0.11", |ip| settings.network.migration = Some(ip));
     network.finish();
 
+    let migration = root.section("migration");
+    let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    migration.number("at_once", 1, 1000, |number| settings.moves.at_once = count(number));
+    migration.number("per_link", 1, 1000, |number| settings.moves.per_link = count(number));
+    migration.finish();
+
     let qemu = root.section("qemu");
     qemu.text("binary", |binary| settings.qemu_binary = binary);
     qemu.finish();

@@ -16,6 +16,7 @@ use vt_daemon::{
     cluster::{AskError, Cluster, ProposeError},
     evidence::EvidenceStore,
     guard::{Times, clock::BootTime},
+    migrate::lanes::Lanes,
     party::{Party, Places, Plans, Supervisor, giveback::cgroup_name, places::secret_file},
     plan::OpenPlan,
 };
@@ -262,6 +263,7 @@ impl World {
             bridge: None,
             guests: None,
             migration: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            lanes: Lanes::new(8, 8),
             vtd: env!("CARGO_BIN_EXE_vtd").into(),
             party,
             cgroups: Cgroups::detect("vtmesh-tests".as_ref()).ok(),
