@@ -5,9 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
     net::SocketAddr,
-    os::unix::fs::DirBuilderExt,
     path::Path,
     sync::{Arc, OnceLock, Weak},
     time::Duration,
@@ -24,22 +22,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vt_protocol::{
     admin::AdminRequest,
     bulk::Outgoing,
-    codec,
     endpoint::MeshEndpoint,
     error::{ErrorCode, Report},
-    frame::MESSAGE_CAP,
     hello::{BUILD, Hello},
     identity::Identity,
     ids::{Digest, HostId, MigrationId, RequestId},
     join::{EnrollRequest, JoinAnswer, JoinRequest},
     peer::{Certified, PeerReply, PeerRequest},
-    service::Service,
-    transport::Transport,
 };
 use vt_sync::{
-    Applied, Command, Rejected, Request, State,
+    Applied, Command, Request, State,
     command::{InitCluster, NewHost},
-    raft::{self, Leadership, RaftTransport, Replica, ReplicaConfig, ReplicaRole, Storage, Unreachable},
+    raft::{Leadership, Replica, ReplicaRole},
     state::Role,
 };
 
@@ -74,13 +68,11 @@ use crate::{
     settings::Settings,
 };
 
+mod log;
+mod propose;
+
 /// How long the first entry of a cluster may take.
 const FOUNDS: Duration = Duration::from_secs(20);
-/// Longest single try to have another host propose.
-const FORWARD: Duration = Duration::from_secs(5);
-/// Pauses between tries of a proposal.
-const RETRY_MIN: Duration = Duration::from_millis(20);
-const RETRY_MAX: Duration = Duration::from_millis(400);
 /// Handing over leadership at the end of the daemon may take this long.
 const HANDOVER: Duration = Duration::from_millis(1000);
 /// The last renewal before that may take this long.
@@ -177,7 +169,7 @@ impl Host {
         let peers = Peers::new(endpoint.clone(), members.clone(), mine);
         let blobs = BlobStore::open(data.blobs())?;
         let images = Images::new(Pools::new(&settings));
-        let replica = open_replica(&settings, &data, &record, Arc::clone(&peers)).await?;
+        let replica = log::open_replica(&settings, &data, &record, Arc::clone(&peers)).await?;
         members.follow(replica.watch());
         let places = Places::new(&settings, record.advertise.ip());
         let (renewals, keeper) = keeper::renewals();
@@ -504,79 +496,6 @@ impl Host {
         let live = state.hosts.values().filter(|host| host.is_live()).count();
         format!("{role}, {leader}, {live}/{} live, {} VMs", state.hosts.len(), state.vms.len())
     }
-
-    /// Proposes for another host, where this one leads.
-    pub(crate) async fn propose_for(&self, from: HostId, bytes: &[u8], by: Instant) -> PeerReply {
-        let request: Request = match codec::decode_wire(bytes, MESSAGE_CAP) {
-            Ok(request) => request,
-            Err(error) => {
-                let report = Report::new(ErrorCode::WireVersion, "the proposal was not understood");
-                return PeerReply::Refused(report.with("from", from.to_string()).caused_by(&error));
-            }
-        };
-        let left = by.saturating_duration_since(Instant::now()).min(FORWARD);
-        let outcome: Result<Applied, Rejected> = match self.replica.propose(request, left).await {
-            Ok(applied) => Ok(applied),
-            Err(raft::ProposeError::Rejected(rejected)) => Err(rejected),
-            Err(raft::ProposeError::NotLeader { leader }) => return PeerReply::NotLeader(leader),
-            Err(error @ raft::ProposeError::TooLarge { .. }) => {
-                Err(Rejected::new(ErrorCode::TooLarge, error.to_string()))
-            }
-            Err(error) => {
-                return PeerReply::Refused(Report::new(ErrorCode::DeadlinePassed, error.to_string()).retryable());
-            }
-        };
-        match codec::encode_wire(&outcome, MESSAGE_CAP) {
-            Ok(bytes) => PeerReply::Proposed(bytes),
-            Err(error) => {
-                PeerReply::Refused(Report::new(ErrorCode::Internal, "the outcome cannot be sent").caused_by(&error))
-            }
-        }
-    }
-
-    /// One try to have `request` applied; `None`: try again.
-    async fn propose_once(
-        &self,
-        leader: HostId,
-        request: &Request,
-        left: Duration,
-    ) -> Option<Result<Applied, ProposeError>> {
-        if leader == self.me() {
-            return match self.replica.propose(request.clone(), left).await {
-                Ok(applied) => Some(Ok(applied)),
-                Err(raft::ProposeError::Rejected(rejected)) => Some(Err(rejected.into())),
-                Err(error @ raft::ProposeError::TooLarge { .. }) => {
-                    Some(Err(Rejected::new(ErrorCode::TooLarge, error.to_string()).into()))
-                }
-                Err(raft::ProposeError::Stopped(_)) => Some(Err(ProposeError::Stopping)),
-                Err(error) => {
-                    tracing::debug!(%error, "a proposal is tried again");
-                    None
-                }
-            };
-        }
-        let bytes = match codec::encode_wire(request, MESSAGE_CAP) {
-            Ok(bytes) => bytes,
-            Err(error) => return Some(Err(Rejected::new(ErrorCode::TooLarge, error.to_string()).into())),
-        };
-        let by = Instant::now() + left.min(FORWARD);
-        match self.peers.peer(leader, &PeerRequest::Propose(bytes), by).await {
-            Ok(PeerReply::Proposed(bytes)) => {
-                match codec::decode_wire::<Result<Applied, Rejected>>(&bytes, MESSAGE_CAP) {
-                    Ok(outcome) => Some(outcome.map_err(Into::into)),
-                    Err(error) => Some(Err(Rejected::new(ErrorCode::WireVersion, error.to_string()).into())),
-                }
-            }
-            Ok(other) => {
-                tracing::debug!(?other, "a forwarded proposal is tried again");
-                None
-            }
-            Err(error) => {
-                tracing::debug!(%error, "a forwarded proposal is tried again");
-                None
-            }
-        }
-    }
 }
 
 fn port(address: SocketAddr, error: &dyn std::error::Error) -> Report {
@@ -601,49 +520,6 @@ async fn extend_guards(supervisor: Arc<Supervisor>, mut held: watch::Receiver<Op
     }
 }
 
-/// Opens log and state. They are made once, for a host that was just claimed: one that lost them must not come back.
-async fn open_replica(
-    settings: &Settings,
-    data: &DataDir,
-    record: &Record,
-    peers: Arc<Peers>,
-) -> Result<Replica, Report> {
-    let path = data.raft();
-    let fresh = data.fresh();
-    let create = fresh.exists();
-    let failed = |error: io::Error| {
-        Report::new(ErrorCode::StorageFailed, "the directory of the log cannot be used").caused_by(&error)
-    };
-    if create {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed)?;
-    }
-    let config = ReplicaConfig {
-        heartbeat: Duration::from_millis(settings.raft.heartbeat_ms),
-        election_min: Duration::from_millis(settings.raft.election_ms.0),
-        election_max: Duration::from_millis(settings.raft.election_ms.1),
-        ..ReplicaConfig::default()
-    };
-    let transport = Arc::new(RaftOverPeers(peers));
-    let storage = Storage::Directory { path: path.clone(), create };
-    let opened = Replica::open(storage, record.host, &config, transport).await;
-    let replica = opened.map_err(|error| Report::from(&error).with("directory", path.display().to_string()))?;
-    if create {
-        fs::remove_file(&fresh).map_err(failed)?;
-    }
-    Ok(replica)
-}
-
-/// Messages between replicas go over the mesh.
-struct RaftOverPeers(Arc<Peers>);
-
-#[async_trait]
-impl RaftTransport for RaftOverPeers {
-    async fn call(&self, target: HostId, request: Vec<u8>, deadline: Duration) -> Result<Vec<u8>, Unreachable> {
-        let by = Instant::now() + deadline;
-        self.0.call(target, Service::Raft, request, by).await.map_err(|error| Unreachable(error.to_string()))
-    }
-}
-
 #[async_trait]
 impl Cluster for Host {
     fn me(&self) -> HostId {
@@ -659,56 +535,7 @@ impl Cluster for Host {
     }
 
     async fn propose(&self, id: RequestId, command: Command, deadline: Duration) -> Result<Applied, ProposeError> {
-        let until = Instant::now() + deadline;
-        let request = Request::with_id(id, command);
-        let mut leadership = self.leadership.clone();
-        let mut pause = RETRY_MIN;
-        let mut asked = false;
-        loop {
-            if self.stop.is_cancelled() {
-                return Err(ProposeError::Stopping);
-            }
-            let leader = leadership.borrow_and_update().leader;
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let late = asked && self.consensus().quorum;
-                return Err(if late { ProposeError::TimedOut(deadline) } else { ProposeError::NoQuorum });
-            }
-            if let Some(leader) = leader {
-                let moved = async {
-                    while leadership.changed().await.is_ok() {
-                        if leadership.borrow_and_update().leader != Some(leader) {
-                            return;
-                        }
-                    }
-                    std::future::pending::<()>().await;
-                };
-                let outcome = tokio::select! {
-                    biased;
-                    outcome = self.propose_once(leader, &request, left) => outcome,
-                    () = moved => None,
-                    () = self.stop.cancelled() => Some(Err(ProposeError::Stopping)),
-                };
-                match outcome {
-                    Some(Ok(applied)) => {
-                        // A caller reads its own writes. That it took effect is true even where this takes too long.
-                        let left = until.saturating_duration_since(Instant::now());
-                        if let Err(error) = self.replica.wait_applied(applied.index, left).await {
-                            tracing::debug!(%error, "this host has not applied yet what it proposed");
-                        }
-                        return Ok(applied);
-                    }
-                    Some(Err(error)) => return Err(error),
-                    None => asked = true,
-                }
-            }
-            // Somebody else may lead any moment; without news there is a pause.
-            let wait = timeout_at(until.min(Instant::now() + pause), leadership.changed()).await;
-            if matches!(wait, Ok(Err(_))) {
-                return Err(ProposeError::Stopping);
-            }
-            pause = (pause * 2).min(RETRY_MAX);
-        }
+        self.propose_until_decided(Request::with_id(id, command), deadline).await
     }
 
     async fn ask(&self, host: HostId, request: PeerRequest, deadline: Duration) -> Result<PeerReply, AskError> {
