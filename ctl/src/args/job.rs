@@ -5,7 +5,10 @@ use std::{path::PathBuf, str::FromStr};
 use clap::{Args, Subcommand};
 use vt_protocol::ids::{IdError, JobId};
 
-use super::{provider::SetArgs, run::ReportFile};
+use super::{
+    provider::SetArgs,
+    run::{Outcome, ReportFile},
+};
 
 /// Which job is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,15 +102,9 @@ pub struct RerunArgs {
     /// Only cases that did not pass, and those that waited for them
     #[arg(long)]
     pub failed: bool,
-    /// Directory for the evidence [default: vtmesh-results/JOB]
-    #[arg(short = 'r', long, value_name = "DIR")]
-    pub results: Option<PathBuf>,
-    /// Also write reports: junit=F, json=F, md=F; repeatable
-    #[arg(long, value_name = "KIND=FILE", value_delimiter = ',')]
-    pub report: Vec<ReportFile>,
-    /// Print the new job's id and do not wait
-    #[arg(long, visible_alias = "no-wait")]
-    pub detach: bool,
+    /// What is done about the job
+    #[command(flatten)]
+    pub outcome: Outcome,
     /// A remark kept with the new job [default: again: JOB]
     #[arg(long, value_name = "TEXT")]
     pub note: Option<String>,

@@ -32,7 +32,7 @@ pub use self::{
     later::Later,
     provider::{GuestArgs, GuestVerb, ProviderVerb, ProvidersArgs, SetArgs},
     recovery::{RecoverArgs, RestoreArgs, SnapshotVerb},
-    run::{GroupHosts, ReportFile, RunArgs},
+    run::{GroupHosts, Outcome, ReportFile, RunArgs},
     variants::{CfgVerb, ExpandArgs, Selection, VariantsVerb},
 };
 

@@ -1,6 +1,10 @@
 //! `run SCENARIO`.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::Args;
 
@@ -36,15 +40,9 @@ pub struct RunArgs {
     /// The test matrix, and parameters
     #[command(flatten)]
     pub matrix: Selection,
-    /// Directory for the evidence [default: vtmesh-results/JOB]
-    #[arg(short = 'r', long, value_name = "DIR")]
-    pub results: Option<PathBuf>,
-    /// Also write reports: junit=F, json=F, md=F; repeatable
-    #[arg(long, value_name = "KIND=FILE", value_delimiter = ',')]
-    pub report: Vec<ReportFile>,
-    /// Print the job's id and do not wait
-    #[arg(long, visible_alias = "no-wait")]
-    pub detach: bool,
+    /// What is done about the job
+    #[command(flatten)]
+    pub outcome: Outcome,
     /// How long one case may take
     #[arg(long, value_name = "TIME", value_parser = duration, default_value = "20m")]
     pub case_timeout: Duration,
@@ -57,6 +55,27 @@ pub struct RunArgs {
     /// Run every case this often
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub repeat: u32,
+}
+
+/// What is done about a job that was submitted.
+#[derive(Debug, Clone, Args)]
+pub struct Outcome {
+    /// Directory for the evidence [default: vtmesh-results/JOB]
+    #[arg(short = 'r', long, value_name = "DIR")]
+    pub results: Option<PathBuf>,
+    /// Also write reports: junit=F, json=F, md=F; repeatable
+    #[arg(long, value_name = "KIND=FILE", value_delimiter = ',')]
+    pub report: Vec<ReportFile>,
+    /// Print the job's id and do not wait
+    #[arg(long, visible_alias = "no-wait")]
+    pub detach: bool,
+}
+
+impl Outcome {
+    /// Where its evidence is to go, if that was said and somebody waits for it.
+    pub fn goal(&self) -> Option<&Path> {
+        self.results.as_deref().filter(|_| !self.detach)
+    }
 }
 
 impl RunArgs {

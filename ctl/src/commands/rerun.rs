@@ -10,12 +10,12 @@ use vt_protocol::{
 
 use super::{
     App, Code, job,
-    run::{Outcome, submitted, user},
+    run::{submitted, user},
 };
 use crate::{args::RerunArgs, client::Need, job::plan::again, results::bundle::check_goal, ui::report::unexpected};
 
 pub(super) async fn rerun(app: &mut App, id: JobId, args: RerunArgs) -> Result<Code, Report> {
-    if let Some(goal) = args.results.as_deref().filter(|_| !args.detach) {
+    if let Some(goal) = args.outcome.goal() {
         check_goal(goal)?;
     }
     let plan = match app.mesh.call(&AdminRequest::JobPlan(id), Need::Read).await? {
@@ -36,8 +36,7 @@ pub(super) async fn rerun(app: &mut App, id: JobId, args: RerunArgs) -> Result<C
     }
     let note = args.note.unwrap_or_else(|| format!("again: {id}"));
     let plan = Plan { user: user(), note: Some(note), ..plan };
-    let outcome = Outcome { detach: args.detach, results: args.results, report: args.report };
-    submitted(app, plan, &earlier.scenario, outcome).await
+    submitted(app, plan, &earlier.scenario, args.outcome).await
 }
 
 /// Whether a case did not come to a good end: it failed, has no verdict, or waited for one that failed.

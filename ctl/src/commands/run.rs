@@ -19,7 +19,7 @@ use super::{
     host, scenario,
 };
 use crate::{
-    args::{Output, ReportFile, RunArgs},
+    args::{Outcome, Output, ReportFile, RunArgs},
     client::Need,
     exit,
     job::{
@@ -41,7 +41,7 @@ const HOSTS_FILE_MAX: u64 = 1 << 20;
 pub(super) async fn run(app: &mut App, args: RunArgs) -> Result<Code, Report> {
     // What can be wrong without asking anybody comes first.
     let hosts = hosts(&args)?;
-    if let Some(goal) = args.results.as_deref().filter(|_| !args.detach) {
+    if let Some(goal) = args.outcome.goal() {
         check_goal(goal)?;
     }
     let expanded = if args.has_matrix() { Some(chosen::expand(&app.ui, &args)?) } else { None };
@@ -55,18 +55,7 @@ pub(super) async fn run(app: &mut App, args: RunArgs) -> Result<Code, Report> {
     let chosen = Chosen::new(&args, expanded, &scenarios)?;
     chosen.tell(&app.ui, &args)?;
     let plan = chosen.plan(&args, &hosts)?;
-    let outcome = Outcome { detach: args.detach, results: args.results, report: args.report };
-    submitted(app, plan, &chosen.label(), outcome).await
-}
-
-/// What is done about a job that was submitted.
-pub(super) struct Outcome {
-    /// Not wait for it.
-    pub(super) detach: bool,
-    /// Where its evidence goes.
-    pub(super) results: Option<PathBuf>,
-    /// Reports besides.
-    pub(super) report: Vec<ReportFile>,
+    submitted(app, plan, &chosen.label(), args.outcome).await
 }
 
 /// Submits a plan, watches the job and fetches its evidence.
