@@ -182,11 +182,12 @@ async fn a_destination_that_dies_in_the_transfer_is_told_and_the_guest_goes_on_a
     pair.finish(Verdict::Pass).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_destination_that_its_guard_ends_in_the_transfer_is_our_sides_fault_and_the_guest_goes_on() {
+/// A transfer in which the guard of one side ends its QEMU. The source says why, and it is our side's fault; the
+/// destination follows.
+async fn guard_ends_its_qemu_in_the_transfer(side: usize) -> (Pair, Report) {
     let mut world = World::new(2, shell("exec sleep 10000")).await;
-    world.guard_soon(1).await;
-    let renewals = Renewals::of(&world, 1);
+    world.guard_soon(side).await;
+    let renewals = Renewals::of(&world, side);
     let pair = Pair::on(world).await;
     let moving = pair.go(slow(LONG * 10));
     pair.sending().await;
@@ -195,26 +196,22 @@ async fn a_destination_that_its_guard_ends_in_the_transfer_is_our_sides_fault_an
     let failure = source.unwrap_err();
     let (blame, report) = cause(&failure);
     assert_eq!((blame, report.code), (Blame::Infrastructure, ErrorCode::VmFenced), "{report:?}");
-    assert!(report.title.contains("destination") && report.title.contains("guard"), "{report:?}");
+    let report = report.clone();
     assert!(matches!(destination.unwrap_err(), Failure::Followed(Consequence::PeerGone(_))));
+    (pair, report)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_destination_that_its_guard_ends_in_the_transfer_is_our_sides_fault_and_the_guest_goes_on() {
+    let (pair, report) = guard_ends_its_qemu_in_the_transfer(1).await;
+    assert!(report.title.contains("destination") && report.title.contains("guard"), "{report:?}");
     pair.runs_on(0).await;
     pair.finish(Verdict::Pass).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_its_guard_ends_in_the_transfer_is_our_sides_fault() {
-    let mut world = World::new(2, shell("exec sleep 10000")).await;
-    world.guard_soon(0).await;
-    let renewals = Renewals::of(&world, 0);
-    let pair = Pair::on(world).await;
-    let moving = pair.go(slow(LONG * 10));
-    pair.sending().await;
-    renewals.stop();
-    let (source, destination) = tokio::time::timeout(2 * LONG, moving).await.unwrap().unwrap();
-    let failure = source.unwrap_err();
-    let (blame, report) = cause(&failure);
-    assert_eq!((blame, report.code), (Blame::Infrastructure, ErrorCode::VmFenced), "{report:?}");
-    assert!(matches!(destination.unwrap_err(), Failure::Followed(Consequence::PeerGone(_))));
+    let (pair, _) = guard_ends_its_qemu_in_the_transfer(0).await;
     pair.finish(Verdict::Pass).await;
 }
 
@@ -394,6 +391,7 @@ async fn a_guest_that_stood_for_want_of_a_decision_is_no_fault_of_the_product() 
         assert!(Instant::now() < deadline, "the transfer does not complete: {now:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    // The fault lasts: longer than the guest may stand, and than its clock may be off.
     tokio::time::sleep(Duration::from_secs(8)).await;
     world.shared.faults.lock().unwrap().no_quorum = false;
     let (verdict, cause) = world.verdict().await;
