@@ -1,11 +1,14 @@
 //! `vtd`: the daemon, and the programs it starts from its own binary (a party, a VM's guard).
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use vt_daemon::{
     party, qemu, run,
-    settings::{DEFAULT, Settings},
+    settings::{DEFAULT, Flags, Settings},
     telemetry,
 };
 use vt_protocol::{error::Exit, ids::AttemptId};
@@ -14,9 +17,11 @@ use vt_protocol::{error::Exit, ids::AttemptId};
 #[derive(Debug, Parser)]
 #[command(name = "vtd", version)]
 struct Words {
-    /// The settings; without it /etc/vtmesh/vtd.toml where that exists.
-    #[arg(long, global = true, value_name = "FILE")]
+    /// The settings [default: /etc/vtmesh/vtd.toml where that exists]; drop-ins are FILE.d/*.toml
+    #[arg(long, global = true, value_name = "FILE", env = "VTD_CONFIG")]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
     #[command(subcommand)]
     command: Option<Action>,
 }
@@ -27,6 +32,12 @@ enum Action {
     Run,
     /// Show or check settings.
     Settings(SettingsWords),
+    /// Write the manual page into a directory; for packages.
+    #[command(hide = true)]
+    Man {
+        /// The directory.
+        directory: PathBuf,
+    },
     /// One host's part in an attempt; started by the daemon.
     #[command(hide = true)]
     Party(PartyWords),
@@ -48,9 +59,9 @@ struct SettingsWords {
     /// Print every key with its default.
     #[arg(long)]
     default: bool,
-    /// Check a file; say nothing where it is good.
+    /// Check a file with its drop-ins, the daemon's own where none is named; say nothing where they are good.
     #[arg(long, value_name = "FILE")]
-    check: Option<PathBuf>,
+    check: Option<Option<PathBuf>>,
 }
 
 fn main() -> ExitCode {
@@ -60,20 +71,21 @@ fn main() -> ExitCode {
     }
     let words = Words::parse();
     match words.command {
-        None | Some(Action::Run) => daemon(words.config),
-        Some(Action::Settings(wanted)) => settings(&wanted),
+        None | Some(Action::Run) => daemon(words.config.as_deref(), &words.flags),
+        Some(Action::Settings(wanted)) => settings(words.config.as_deref(), &wanted),
+        Some(Action::Man { directory }) => man(&directory),
         Some(Action::Party(words)) => {
             party::program::run(party::program::Args { socket: words.socket, attempt: words.attempt })
         }
     }
 }
 
-fn settings(wanted: &SettingsWords) -> ExitCode {
+fn settings(config: Option<&Path>, wanted: &SettingsWords) -> ExitCode {
     let Some(file) = &wanted.check else {
         print!("{DEFAULT}");
         return ExitCode::SUCCESS;
     };
-    match Settings::load(Some(file)) {
+    match Settings::load(file.as_deref().or(config), &Flags::default()) {
         Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{}", run::told(error.report()));
@@ -82,8 +94,18 @@ fn settings(wanted: &SettingsWords) -> ExitCode {
     }
 }
 
-fn daemon(config: Option<PathBuf>) -> ExitCode {
-    let settings = match Settings::load(config.as_deref()) {
+fn man(directory: &Path) -> ExitCode {
+    match clap_mangen::generate_to(Words::command(), directory) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("vtd: the manual page cannot be written into {}: {error}", directory.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn daemon(config: Option<&Path>, flags: &Flags) -> ExitCode {
+    let settings = match Settings::load(config, flags) {
         Ok(settings) => settings,
         Err(error) => {
             eprintln!("{}", run::told(error.report()));

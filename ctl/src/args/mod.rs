@@ -120,6 +120,12 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages into a directory; for packages
+    #[command(hide = true, after_help = "Example:\n  vtctl man target/man")]
+    Man {
+        /// The directory; it exists
+        directory: std::path::PathBuf,
+    },
     /// Version of vtctl, and of the daemon that answers
     #[command(after_help = "Example:\n  vtctl version")]
     Version,

@@ -1,6 +1,6 @@
-//! `explain`, `completion` and `version`: what needs no cluster.
+//! `explain`, `completion`, `man` and `version`: what needs no cluster.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use serde_json::json;
 use vt_protocol::{
@@ -73,6 +73,14 @@ pub(super) fn completion(ui: &Ui, shell: clap_complete::Shell) -> Result<Code, R
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut args::command(), "vtctl", &mut script);
     ui.raw(&String::from_utf8_lossy(&script));
+    Ok(Exit::Ok.into())
+}
+
+/// A page for vtctl and one for each of its commands.
+pub(super) fn man(directory: &Path) -> Result<Code, Report> {
+    clap_mangen::generate_to(args::command(), directory).map_err(|error| {
+        usage(format!("the manual pages cannot be written into {}", directory.display())).caused_by(&error)
+    })?;
     Ok(Exit::Ok.into())
 }
 

@@ -54,6 +54,7 @@ pub fn run(cli: Cli) -> u8 {
         Command::Variants(Later(verb)) if !verb.asks() => variants::variants(&ui, verb),
         Command::Guest(Later(verb)) => guest::guest(&ui, verb),
         Command::Completion { shell } => explain::completion(&ui, *shell),
+        Command::Man { directory } => explain::man(directory),
         _ => with_runtime(cli, ui.clone()),
     };
     match done {
@@ -115,7 +116,7 @@ async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
         Command::Storage(Later(verb)) => storage::storage(&mut app, verb).await,
         Command::Version => explain::version(&mut app).await,
         Command::Variants(Later(verb)) => variants::lint_keys(&mut app, &verb).await,
-        Command::Explain(_) | Command::Cfg(_) | Command::Guest(_) => Ok(Exit::Ok.into()),
+        Command::Explain(_) | Command::Cfg(_) | Command::Guest(_) | Command::Man { .. } => Ok(Exit::Ok.into()),
         Command::Config(_) | Command::Completion { .. } | Command::Lab(_) | Command::Provider(_) => Ok(Exit::Ok.into()),
     }
 }

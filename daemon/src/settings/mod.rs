@@ -1,9 +1,11 @@
-//! The settings of a daemon: what the file says, with defaults for all it does not say.
+//! The settings of a daemon: what files and flags say, with defaults for all they do not say.
 //!
 //! `default.toml` is the documentation and is read by the same reader as a user's file. Nothing here looks at the
 //! machine except for the defaults that depend on it, which [`Settings::resolve`] fills in.
 
 mod read;
+mod rules;
+mod sources;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -16,7 +18,12 @@ use vt_protocol::{
     ids::Name,
 };
 
-pub use read::{Mistake, SettingsError};
+use sources::Layer;
+
+pub use self::{
+    read::{Mistake, SettingsError},
+    sources::{Flags, Origin},
+};
 
 /// The documented default, as `vtd settings --default` prints it.
 pub const DEFAULT: &str = include_str!("default.toml");
@@ -239,20 +246,18 @@ impl Settings {
     /// # Errors
     /// Every mistake in it, with line and column.
     pub fn parse(file: &str, text: &str) -> Result<Self, SettingsError> {
-        read::settings(file, text)
+        read::settings(&[Layer { origin: Origin::File(file.to_owned()), text: text.to_owned() }])
     }
 
-    /// Reads `file`, or [`DEFAULT_FILE`] where none is named and that one exists.
+    /// Reads `file`, or [`DEFAULT_FILE`] where none is named and that one exists, then its drop-ins (`FILE.d/*.toml`), then
+    /// `flags`.
     ///
     /// # Errors
-    /// A file that cannot be read, or holds a mistake.
-    pub fn load(file: Option<&Path>) -> Result<Self, SettingsError> {
-        let path = file.unwrap_or_else(|| Path::new(DEFAULT_FILE));
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&path.display().to_string(), &text),
-            Err(error) if file.is_none() && error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(source) => Err(SettingsError::Unreadable { file: path.display().to_string(), source }),
-        }
+    /// A file that cannot be read, or every mistake in all of them.
+    pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Self, SettingsError> {
+        let mut layers = sources::files(file)?;
+        layers.extend(flags.layers());
+        read::settings(&layers)
     }
 
     /// The name this host takes where nobody gives it another one.

@@ -1,5 +1,5 @@
-//! From TOML text to [`Settings`]: every mistake is found in one pass, with its line and, where a word is near to a
-//! known one, the one that was meant.
+//! From TOML texts to [`Settings`]: every mistake is found in one pass, with its line and, where a word is near to a
+//! known one, the one that was meant. Of several texts the later one wins, key by key.
 
 use std::{
     cell::RefCell,
@@ -13,15 +13,18 @@ use std::{
 use toml::de::{DeTable, DeValue};
 use vt_protocol::error::{ErrorCode, Report};
 
-use super::{GuestRange, Kind, SessionTimes, Settings};
+use super::{
+    GuestRange, Kind, Settings,
+    rules::broken_rules,
+    sources::{Layer, Origin},
+};
 use crate::nearest::nearest;
 
-/// Longest path of the run directory, bytes: a socket's path has at most 107, and names are put behind it.
-const RUN_PATH_MAX: usize = 60;
-
-/// One mistake in a settings file.
+/// One mistake in the settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
+    /// The file or flag it is in.
+    pub origin: Origin,
     /// Line, from 1.
     pub line: usize,
     /// Column, from 1.
@@ -44,18 +47,23 @@ pub enum SettingsError {
         #[source]
         source: std::io::Error,
     },
-    /// There are mistakes in it.
-    #[error("the settings file {file} has {}", count(.mistakes.len()))]
-    Mistakes {
-        /// Its path.
-        file: String,
-        /// What they are, in order of lines; at least one.
-        mistakes: Vec<Mistake>,
-    },
+    /// There are mistakes in them.
+    #[error("the settings have {}", count(.0.len()))]
+    Mistakes(Vec<Mistake>),
 }
 
 fn count(mistakes: usize) -> String {
     if mistakes == 1 { "a mistake".into() } else { format!("{mistakes} mistakes") }
+}
+
+impl Mistake {
+    /// Where it is, as an editor takes it.
+    fn place(&self) -> String {
+        match &self.origin {
+            Origin::File(file) => format!("{file}:{}:{}", self.line, self.column),
+            Origin::Flag(names) => (*names).to_owned(),
+        }
+    }
 }
 
 impl SettingsError {
@@ -64,37 +72,64 @@ impl SettingsError {
         let report = Report::new(ErrorCode::BadConfig, self.to_string());
         match self {
             Self::Unreadable { source, .. } => report.caused_by(source),
-            Self::Mistakes { file, mistakes } => mistakes
+            Self::Mistakes(mistakes) => mistakes
                 .iter()
                 .fold(report, |report, mistake| {
                     let hint = mistake.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
-                    let place = format!("{file}:{}:{}", mistake.line, mistake.column);
-                    report.with(place, format!("{}{hint}", mistake.text))
+                    report.with(mistake.place(), format!("{}{hint}", mistake.text))
                 })
                 .help("vtd settings --default prints every key with its default"),
         }
     }
 }
 
-/// Reads all settings.
-pub(super) fn settings(file: &str, text: &str) -> Result<Settings, SettingsError> {
-    let (document, errors) = DeTable::parse_recoverable(text);
-    let reader = Reader { text, mistakes: RefCell::default() };
-    for error in errors {
-        reader.mistake(error.span().unwrap_or_default(), error.message().to_owned(), None);
-    }
+/// Reads all settings; a later layer wins over an earlier one, key by key.
+pub(super) fn settings(layers: &[Layer]) -> Result<Settings, SettingsError> {
     let mut settings = Settings::default();
-    // What could not be parsed is not there: further complaints would only follow from it.
-    if reader.mistakes.borrow().is_empty() {
-        read_sections(&reader, document.get_ref(), &mut settings);
+    let mut read = Vec::new();
+    let mut parsed = true;
+    for layer in layers {
+        let (document, errors) = DeTable::parse_recoverable(&layer.text);
+        let reader = Reader { layer, mistakes: RefCell::default() };
+        // What could not be parsed is not there: further complaints would only follow from it.
+        if errors.is_empty() {
+            read_sections(&reader, document.get_ref(), &mut settings);
+        }
+        parsed &= errors.is_empty();
+        for error in errors {
+            reader.mistake(error.span().unwrap_or_default(), error.message().to_owned(), None);
+        }
+        read.push((reader, document));
     }
-    let mut mistakes = reader.mistakes.into_inner();
-    if mistakes.is_empty() {
-        return Ok(settings);
+    if parsed {
+        for rule in broken_rules(&settings) {
+            // Where it was set last, or the beginning where nobody set it and something else was set wrong for it.
+            let set = read.iter().rev().find_map(|(reader, document)| {
+                value_at(document.get_ref(), rule.section, rule.key).map(|place| (reader, place))
+            });
+            let (reader, place) = match (set, read.first()) {
+                (Some(set), _) => set,
+                (None, Some((reader, _))) => (reader, 0..0),
+                (None, None) => continue,
+            };
+            reader.mistake(place, rule.text, rule.hint.map(str::to_owned));
+        }
     }
-    mistakes.sort_by_key(|mistake| (mistake.line, mistake.column));
-    mistakes.dedup();
-    Err(SettingsError::Mistakes { file: file.to_owned(), mistakes })
+    let mut mistakes = Vec::new();
+    for (reader, _) in read {
+        let mut here = reader.mistakes.into_inner();
+        here.sort_by_key(|mistake| (mistake.line, mistake.column));
+        here.dedup();
+        mistakes.append(&mut here);
+    }
+    if mistakes.is_empty() { Ok(settings) } else { Err(SettingsError::Mistakes(mistakes)) }
+}
+
+/// Where a text sets a key.
+fn value_at(document: &DeTable<'_>, section: &str, key: &str) -> Option<Range<usize>> {
+    let (_, section) = document.iter().find(|(name, _)| name.get_ref() == section)?;
+    let DeValue::Table(table) = section.get_ref() else { return None };
+    table.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value.span())
 }
 
 fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Settings) {
@@ -123,10 +158,6 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
             settings.paths.cgroup = folder.0;
         },
     );
-    if settings.paths.run.as_os_str().len() > RUN_PATH_MAX {
-        let text = format!("run is longer than {RUN_PATH_MAX} bytes, too long for the paths of sockets");
-        reader.mistake(paths.place("run"), text, None);
-    }
     paths.finish();
 
     let pool = root.section("pool");
@@ -164,39 +195,12 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
     ] {
         session.number(key, 100, 3_600_000, |ms| *time = Duration::from_millis(ms));
     }
-    for pair in settings.session.named().windows(2) {
-        let [(before, short), (after, long)] = [pair[0], pair[1]];
-        if short >= long {
-            let text =
-                format!("{after} ({} ms) is not longer than {before} ({} ms)", long.as_millis(), short.as_millis());
-            reader.mistake(session.place(after), text, Some("renew < suspect < pause < kill < expire".into()));
-        }
-    }
-    for (later, least, rule) in margins(&settings.session) {
-        let (name, time) = later;
-        if time < least {
-            let text = format!("{name} ({} ms) is less than {} ms", time.as_millis(), least.as_millis());
-            reader.mistake(session.place(name), text, Some(rule.into()));
-        }
-    }
     session.finish();
 
     let raft = root.section("raft");
     raft.number("heartbeat_ms", 10, 10_000, |ms| settings.raft.heartbeat_ms = ms);
     raft.pair("election_ms", 50, 60_000, |range| settings.raft.election_ms = range);
-    let (low, high) = settings.raft.election_ms;
-    if low < 3 * settings.raft.heartbeat_ms {
-        let text = format!("election_ms begins at {low}, less than three heartbeats of {}", settings.raft.heartbeat_ms);
-        reader.mistake(raft.place("election_ms"), text, None);
-    }
-    if low >= high {
-        reader.mistake(raft.place("election_ms"), "election_ms is not a range from less to more".into(), None);
-    }
     raft.number("voter_away_ms", 1_000, 7 * 86_400_000, |ms| settings.voter_away = Duration::from_millis(ms));
-    if settings.voter_away <= settings.session.expire {
-        let text = format!("voter_away_ms ({}) is not longer than a session lasts", settings.voter_away.as_millis());
-        reader.mistake(raft.place("voter_away_ms"), text, Some("session.expire < raft.voter_away_ms".into()));
-    }
     raft.finish();
 
     let evidence = root.section("evidence");
@@ -206,32 +210,10 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
 
     let log = root.section("log");
     log.text("filter", |filter| settings.log.filter = filter);
-    if tracing_subscriber::EnvFilter::try_new(&settings.log.filter).is_err() {
-        let text = format!("filter {:?} is not a level or a list of MODULE=LEVEL", settings.log.filter);
-        reader.mistake(log.place("filter"), text, None);
-    }
     log.choice("format", &[("text", false), ("json", true)], |json| settings.log.json = json);
     log.finish();
 
     root.finish();
-}
-
-/// A time with its key, the least it may be, and the rule that says so.
-type Margin = ((&'static str, Duration), Duration, &'static str);
-
-/// What has to lie between the times of a session, each for a reason of its own.
-fn margins(times: &SessionTimes) -> [Margin; 4] {
-    let SessionTimes { renew, suspect, pause, kill, expire } = *times;
-    [
-        // One renewal that is lost is no silence.
-        (("suspect", suspect), 2 * renew, "suspect >= 2 x renew"),
-        // A new leader has to be found and to answer before VMs stand still.
-        (("pause", pause), suspect + renew, "pause >= suspect + renew"),
-        // `stop` may take its time before the process is killed.
-        (("kill", kill), pause + renew, "kill >= pause + renew"),
-        // Nothing of the old owner may run when the next one begins, however late its guard was woken.
-        (("expire", expire), kill + 2 * renew, "expire >= kill + 2 x renew"),
-    ]
 }
 
 struct CgroupFolder(PathBuf);
@@ -273,18 +255,19 @@ impl FromStr for GuestRange {
     }
 }
 
-/// The text with the mistakes found so far.
+/// A text with the mistakes found so far.
 struct Reader<'t> {
-    text: &'t str,
+    layer: &'t Layer,
     mistakes: RefCell<Vec<Mistake>>,
 }
 
 impl Reader<'_> {
     fn mistake(&self, place: Range<usize>, text: String, hint: Option<String>) {
-        let before = self.text.get(..place.start).unwrap_or_default();
+        let before = self.layer.text.get(..place.start).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
-        self.mistakes.borrow_mut().push(Mistake { line, column, text, hint });
+        let origin = self.layer.origin.clone();
+        self.mistakes.borrow_mut().push(Mistake { origin, line, column, text, hint });
     }
 }
 
@@ -315,13 +298,8 @@ impl<'r, 't, 'd> Section<'r, 't, 'd> {
         Section { reader: self.reader, name: key, table, asked: RefCell::default() }
     }
 
-    fn place(&self, key: &str) -> Range<usize> {
-        let found = self.table.and_then(|table| table.iter().find(|(name, _)| name.get_ref() == key));
-        found.map(|(_, value)| value.span()).unwrap_or_default()
-    }
-
     fn wrong(&self, key: &str, place: Range<usize>, want: &str) {
-        let found = self.reader.text.get(place.clone()).unwrap_or_default();
+        let found = self.reader.layer.text.get(place.clone()).unwrap_or_default();
         let found: String = found.chars().take(80).collect();
         self.reader.mistake(place, format!("{key} = {found} is not {want}"), None);
     }
@@ -431,7 +409,7 @@ mod tests {
 
     fn mistakes(text: &str) -> Vec<Mistake> {
         match Settings::parse("vtd.toml", text) {
-            Err(SettingsError::Mistakes { mistakes, .. }) => mistakes,
+            Err(SettingsError::Mistakes(mistakes)) => mistakes,
             other => panic!("{text}: {other:?}"),
         }
     }
