@@ -1,9 +1,10 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo bench bench-cfg proofs model sim faults faults-mutations notice attacks fuzz lint fmt
+.PHONY: help setup build release test demo deb bench bench-cfg proofs model sim faults faults-mutations notice attacks fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
 	@echo "make test    all tests, real guests included (root)"
+	@echo "make deb     Debian packages vtd and vtctl, in target/deb"
 	@echo "make bench   the figures of README.md, measured here"
 	@echo "make bench-cfg  the configuration language against the reference implementation, and its other figures"
 	@echo "make proofs  the counts that the tests take a share of: 100 joins, 20 reboots, 20 leaders killed at a barrier, 4000 power failures, 4000 changed bytes (root)"
@@ -37,6 +38,11 @@ test: build
 
 demo: release
 	@tests/demo.sh target/release
+
+VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+
+deb: release
+	packaging/deb/build target/release target/deb $(VERSION)
 
 bench: release
 	@.ci/install .ci/packages-bench
