@@ -13,7 +13,7 @@ use crate::{
     ids::{AttemptId, ClusterId, Digest, Epoch, HostId, JobId, Name, RequestId, TokenId},
     job::{AttemptEvent, JobView, Plan, ScenarioInfo},
     join::Enrolled,
-    membership::{HostChange, Leave, Recover, Restore},
+    membership::{HostChange, Leave, Recover, Reserved, Restore},
 };
 
 /// What a certificate allows. Later roles include the earlier ones.
@@ -422,6 +422,8 @@ pub struct HostView {
     pub lag: Option<u64>,
     /// No new case begins on it.
     pub cordoned: bool,
+    /// Who holds it.
+    pub reserved: Option<Reserved>,
 }
 
 /// One host, with what it says of itself.

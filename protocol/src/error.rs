@@ -129,6 +129,7 @@ codes! {
     CaseClosed = 309, Conflict, "The case or attempt has ended, or is not in a state that allows this. `vtctl job show` tells where it stands.";
     Cordoned = 310, Precondition, "The host is cordoned: no new case begins on it. `vtctl host uncordon HOST` lets cases come again.";
     HostInUse = 311, Conflict, "The host serves an attempt or owns a VM. `vtctl host drain HOST` keeps new cases off and waits for those that run; `vtctl job cancel JOB` ends them.";
+    HostReserved = 312, Conflict, "A person holds the host for a while; `vtctl host list` tells who, what for and until when. Jobs of others wait. `vtctl host release HOST` ends the hold.";
     LabExists = 320, Conflict, "A lab of this name exists. `vtctl lab status` shows it, `vtctl lab down` removes it.";
     LabBroken = 321, Precondition, "The lab is half made or its record is damaged. `vtctl lab down` clears what is left of it.";
     LabPrecondition = 322, Precondition, "A lab needs root and the programs ip and nft (packages iproute2 and nftables).";

@@ -42,6 +42,28 @@ pub enum Change {
         /// The host that comes in its place; already in the cluster.
         by: Name,
     },
+    /// A person holds it: only cases of that person begin on it, until then. What runs there goes on.
+    Reserve {
+        /// Who.
+        by: String,
+        /// What for.
+        reason: String,
+        /// For how long, seconds, at most 30 days.
+        for_s: u32,
+    },
+    /// The hold is over.
+    Release,
+}
+
+/// A person's hold on a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reserved {
+    /// Who.
+    pub by: String,
+    /// What for.
+    pub reason: String,
+    /// When it ends, seconds since 1970 by the leader's clock.
+    pub until_unix_s: u64,
 }
 
 impl Change {
@@ -56,6 +78,8 @@ impl Change {
             Self::Role(HostRole::Voter | HostRole::Witness) => "host promote",
             Self::Remove => "host remove",
             Self::Replace { .. } => "host replace",
+            Self::Reserve { .. } => "host reserve",
+            Self::Release => "host release",
         }
     }
 
@@ -70,6 +94,7 @@ impl Change {
                 shown.collect()
             }
             Self::Replace { by } => format!(" by {by}"),
+            Self::Reserve { by, reason, for_s } => format!(" for {by}, {for_s} s: {reason}"),
             _ => String::new(),
         }
     }

@@ -6,6 +6,7 @@
 use crate::{
     admin::{AccessRole, AdminRequest},
     catalogue::{ImageRequest, StorageRequest, SyncImage},
+    membership::Change,
 };
 
 /// What is to be known of a request before it is done.
@@ -86,7 +87,11 @@ impl AdminRequest {
             Self::AccessRevoke(_) => change("cluster access revoke"),
             // It tells who did what from where.
             Self::Audit(_) => Verb { needs: AccessRole::Admin, ..look("cluster audit") },
-            Self::HostChange(host) => change(host.what.verb()),
+            Self::HostChange(host) => match host.what {
+                // Who may run jobs may ask the others to wait.
+                Change::Reserve { .. } | Change::Release => run(host.what.verb()),
+                _ => change(host.what.verb()),
+            },
             Self::TransferLeader(_) => change("cluster transfer"),
             Self::Leave(_) => change("cluster leave"),
             // It tells all there is, of everybody.

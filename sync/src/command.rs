@@ -10,6 +10,7 @@ use vt_protocol::{
     catalogue::{PlacementState, PoolKind},
     error::Report,
     ids::{AttemptId, CaseId, ClusterId, Digest, Epoch, HostId, JobId, MigrationId, Name, RequestId, TokenId, VmId},
+    membership::Reserved,
     verdict::{Outcome, Verdict},
 };
 
@@ -500,5 +501,19 @@ commands! {
         old: Digest,
         /// Also where hosts or clients have no certificate of the present one.
         anyway: bool,
+    }
+    /// A person holds a host. It fences nothing: what runs there goes on.
+    ReserveHost {
+        /// Which.
+        host: HostId,
+        /// Who, what for, and until when; the end is data only: [`ReleaseHost`] ends it.
+        hold: Reserved,
+    }
+    /// A hold is over.
+    ReleaseHost {
+        /// Which host.
+        host: HostId,
+        /// The end that has come, where the leader found that; a hold that was prolonged meanwhile stays.
+        until_unix_s: Option<u64>,
     }
 }

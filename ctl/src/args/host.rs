@@ -1,5 +1,7 @@
 //! `host …`.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use vt_protocol::ids::Name;
 
@@ -35,6 +37,14 @@ pub enum HostVerb {
     },
     /// Make a host idle: cordon it, and wait for what runs there
     Drain(DrainArgs),
+    /// Hold a host for yourself for a while
+    Reserve(ReserveArgs),
+    /// End a hold on a host
+    #[command(after_help = "Example:\n  vtctl host release host1")]
+    Release {
+        /// Its name
+        host: Name,
+    },
     /// Set labels of a host, or clear them
     #[command(after_help = "Examples:\n  vtctl host label host1 nic=100g rack=a\n  vtctl host label host1 rack-")]
     Label {
@@ -86,6 +96,23 @@ pub struct DrainArgs {
     /// Do not wait for what runs there
     #[arg(long)]
     pub no_wait: bool,
+}
+
+/// `host reserve`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  vtctl host reserve host1 --for 2h --reason bisecting\n\nCases of others do not begin there until it ends or is released; yours do.\n\
+                  It fences nothing: what runs there goes on. Reserving again sets a new end."
+)]
+pub struct ReserveArgs {
+    /// Its name
+    pub host: Name,
+    /// For how long, at most 30d
+    #[arg(long = "for", value_name = "TIME", value_parser = super::duration)]
+    pub time: Duration,
+    /// What for; others see it
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub reason: String,
 }
 
 /// `host promote`.

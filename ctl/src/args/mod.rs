@@ -23,7 +23,7 @@ pub use self::{
     cluster::{ClusterVerb, InitArgs, JoinArgs, LeaveArgs, RoleArg, TokenCreateArgs, TokenRole, TokenVerb},
     config::{ConfigVerb, UseContextArgs},
     globals::{ColorChoice, Globals, Output, ProgressChoice, duration},
-    host::{DrainArgs, HostVerb, PromoteArgs},
+    host::{DrainArgs, HostVerb, PromoteArgs, ReserveArgs},
     image::{
         FormatArg, ImageBuildArgs, ImageImportArgs, ImageSyncArgs, ImageVerb, PoolKindArg, StorageAddArgs, StorageVerb,
     },

@@ -265,6 +265,7 @@ pub(super) mod tests {
             vms: 0,
             lag: Some(0),
             cordoned: false,
+            reserved: None,
         }
     }
 

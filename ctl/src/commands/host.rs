@@ -13,14 +13,14 @@ use vt_protocol::{
 
 use super::{App, Code};
 use crate::{
-    args::{DrainArgs, HostVerb, Output},
+    args::{DrainArgs, HostVerb, Output, ReserveArgs},
     client::{Mesh, Need},
     suggest,
     ui::{
         report::unexpected,
         style::Style,
         table::Table,
-        text::{bytes, natural, safe},
+        text::{bytes, date, natural, rfc3339, safe},
     },
 };
 
@@ -39,6 +39,11 @@ pub(super) async fn host(app: &mut App, verb: HostVerb) -> Result<Code, Report> 
         }
         HostVerb::Demote { host } => change(app, host, Change::Role(HostRole::Learner)).await,
         HostVerb::Remove { host } => change(app, host, Change::Remove).await,
+        HostVerb::Reserve(ReserveArgs { host, time, reason }) => {
+            let for_s = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+            change(app, host, Change::Reserve { by: super::run::user(), reason, for_s }).await
+        }
+        HostVerb::Release { host } => change(app, host, Change::Release).await,
         HostVerb::Replace { old, new } => change(app, old, Change::Replace { by: new }).await,
     }
 }
@@ -142,7 +147,13 @@ pub(super) fn table(hosts: &[HostView], wide: bool, style: Style) -> Table {
 /// Whether it answers, and whether cases may begin on it.
 fn state(host: &HostView) -> String {
     let cordoned = if host.cordoned { ", cordoned" } else { "" };
-    format!("{}{cordoned}", safe(&host.state))
+    let reserved = match &host.reserved {
+        Some(hold) => {
+            format!(", reserved by {} until {}", safe(&hold.by), date(hold.until_unix_s.saturating_mul(1000)))
+        }
+        None => String::new(),
+    };
+    format!("{}{cordoned}{reserved}", safe(&host.state))
 }
 
 pub(super) fn role(role: HostRole) -> &'static str {
@@ -167,6 +178,11 @@ pub(super) fn json(host: &HostView) -> Value {
         "vms": host.vms,
         "lag": host.lag,
         "cordoned": host.cordoned,
+        "reserved": host.reserved.as_ref().map(|hold| json!({
+            "by": hold.by,
+            "reason": hold.reason,
+            "until": rfc3339(hold.until_unix_s.saturating_mul(1000)),
+        })),
     })
 }
 

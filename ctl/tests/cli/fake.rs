@@ -234,6 +234,7 @@ pub(crate) fn status(quorum: bool) -> ClusterStatus {
         vms: 0,
         lag: Some(0),
         cordoned: false,
+        reserved: None,
     };
     ClusterStatus {
         cluster: ClusterId(1),

@@ -10,12 +10,12 @@ use tokio::time::{Instant, timeout_at};
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{HostId, Name, RequestId},
-    membership::{Change, HostChange},
+    membership::{Change, HostChange, Reserved},
     peer::{PeerReply, PeerRequest},
 };
 use vt_sync::{
     Command, State,
-    command::{Cordon, RemoveHost, SetLabels, SetRole},
+    command::{Cordon, ReleaseHost, RemoveHost, ReserveHost, SetLabels, SetRole},
     state::{self, Role, VmState},
 };
 
@@ -29,6 +29,8 @@ use crate::{cluster::Cluster, control::leads, host::Host};
 const VOTES: Duration = Duration::from_secs(25);
 /// How long another host may take to lead.
 const LEADS: Duration = Duration::from_secs(10);
+/// Longest hold of a person on a host, seconds.
+const RESERVED_MAX_S: u32 = 30 * 24 * 3600;
 /// How often a leader is asked to hand over: one that is behind, or was just elected, may not be able to yet.
 const ASKS_AGAIN: Duration = Duration::from_millis(1500);
 
@@ -51,6 +53,8 @@ impl Host {
                 let new = known(&state, &by)?;
                 run.replace(&host, &new).await?;
             }
+            Change::Reserve { by, reason, for_s } => run.reserve(&host, by, reason, for_s).await?,
+            Change::Release => run.release(&host).await?,
         }
         Ok(run.steps)
     }
@@ -186,6 +190,29 @@ impl Run<'_> {
         self.done(match cordoned {
             true => format!("no new case begins on {}", host.name),
             false => format!("cases may begin on {} again", host.name),
+        });
+        Ok(())
+    }
+
+    async fn reserve(&mut self, host: &state::Host, by: String, reason: String, for_s: u32) -> Result<(), Report> {
+        if !(1..=RESERVED_MAX_S).contains(&for_s) {
+            let title = format!("a host is reserved for 1 to {RESERVED_MAX_S} seconds, not {for_s}");
+            return Err(Report::new(ErrorCode::Usage, title));
+        }
+        let until_unix_s = self.cluster.cluster_clock().await?.saturating_add(for_s.into());
+        let step =
+            format!("{} is reserved by {by} for {for_s} s; cases of others wait, what runs there goes on", host.name);
+        self.decide("reserve", ReserveHost { host: host.id, hold: Reserved { by, reason, until_unix_s } }).await?;
+        self.done(step);
+        Ok(())
+    }
+
+    async fn release(&mut self, host: &state::Host) -> Result<(), Report> {
+        let held = self.cluster.state().reservations.get(&host.id).map(|hold| hold.by.clone());
+        self.decide("release", ReleaseHost { host: host.id, until_unix_s: None }).await?;
+        self.done(match held {
+            Some(by) => format!("{} is no longer reserved by {by}", host.name),
+            None => format!("{} was not reserved", host.name),
         });
         Ok(())
     }

@@ -141,6 +141,7 @@ pub fn host_view(state: &State, consensus: &Consensus, host: &Host) -> HostView 
         vms: state.vms.values().filter(|vm| vm.owner == host.id && vm.state == VmState::Owned).count() as u32,
         lag: consensus.lag.get(&host.id).copied(),
         cordoned: host.cordoned,
+        reserved: state.reservations.get(&host.id).map(|hold| (**hold).clone()),
     }
 }
 
@@ -258,7 +259,9 @@ fn cases(state: &State, job: &Job, plan: &OpenPlan) -> Vec<CaseView> {
                 CaseState::Pending => CaseStateView::Pending {
                     why: match job.waits_for(case) {
                         Some(parent) => Some(format!("{} has no verdict yet", name_of(parent))),
-                        None => schedule::why(&case.hosts, |host| condition(state, host), |host| state.host_name(host)),
+                        None => state.held_from(&job.submitted_by, &case.hosts).or_else(|| {
+                            schedule::why(&case.hosts, |host| condition(state, host), |host| state.host_name(host))
+                        }),
                     },
                 },
                 CaseState::Running { attempt } => CaseStateView::Running { attempt: *attempt },

@@ -61,8 +61,11 @@ pub fn decisions(state: &State) -> Vec<Decision> {
     let mut jobs: Vec<_> = state.jobs.values().filter(|job| may_begin(job.state)).collect();
     jobs.sort_by_key(|job| job.submitted_at);
     let waiting = jobs.into_iter().flat_map(|job| {
-        // One that waits for another case keeps no hosts from those behind it.
-        let ready = |case: &Case| case.state == CaseState::Pending && job.waits_for(case).is_none();
+        // One that waits for another case, or for a host that somebody holds, keeps no hosts from those behind it.
+        let ready = |case: &Case| {
+            let pending = case.state == CaseState::Pending && job.waits_for(case).is_none();
+            pending && state.held_from(&job.submitted_by, &case.hosts).is_none()
+        };
         job.cases().filter(move |(_, case)| ready(case)).map(|(id, case)| Waiting {
             case: id,
             hosts: case.hosts.clone(),

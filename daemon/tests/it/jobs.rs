@@ -9,6 +9,7 @@ use vt_protocol::{
     ids::{JobId, RequestId},
     job::{CaseStateView, Happening, JobState, JobView, Plan, PlannedCase},
     matrix::MatrixBuilder,
+    membership::{Change, HostChange},
     params::{Origin, Params},
     verdict::Verdict,
 };
@@ -291,4 +292,29 @@ async fn the_same_request_is_one_job() {
     let refused = daemons.all[0].ask(&AdminRequest::RunSubmit(other)).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::RequestConflict);
     done(&daemons.all[0], jobs[0]).await;
+}
+
+#[tokio::test]
+async fn a_job_of_another_waits_for_a_host_that_is_reserved_and_ones_own_does_not() {
+    let daemons = Daemons::cluster(1).await;
+    let host = &daemons.all[0];
+    let change = |what| {
+        let host = "host1".parse().unwrap();
+        AdminRequest::HostChange(HostChange { request: RequestId::random(), host, what })
+    };
+    let hold = |by: &str, for_s| change(Change::Reserve { by: by.into(), reason: "bisecting".into(), for_s });
+    host.ask(&hold("alice", 3600)).await.unwrap();
+    assert_eq!(host.ask(&hold("bob", 60)).await.unwrap_err().code, ErrorCode::HostReserved);
+    assert_eq!(host.ask(&hold("alice", 0)).await.unwrap_err().code, ErrorCode::Usage);
+    let others = submit(host, plan(&[&["host1"]])).await.unwrap();
+    let own = submit(host, Plan { user: "alice".into(), ..plan(&[&["host1"]]) }).await.unwrap();
+    done(host, own).await;
+    let waiting = show(host, others).await;
+    let CaseStateView::Pending { why: Some(why) } = &waiting.cases[0].state else { panic!("{waiting:#?}") };
+    assert_eq!(why, "host1 is reserved by alice: bisecting");
+    host.ask(&change(Change::Release)).await.unwrap();
+    done(host, others).await;
+    // One that nobody releases ends by itself.
+    host.ask(&hold("alice", 1)).await.unwrap();
+    host.wait("free", |status| status.hosts[0].reserved.is_none()).await;
 }

@@ -240,6 +240,7 @@ impl State {
         let host = Arc::clone(self.known_host(id)?);
         self.fence_host(entry, id, why);
         self.drop_copies_of(entry, id);
+        self.reservations.remove(&id);
         self.hosts.remove(&id);
         let removed = Arc::make_mut(&mut self.removed);
         removed.push(RemovedHost {

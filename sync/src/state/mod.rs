@@ -16,6 +16,7 @@ mod jobs;
 mod migrations;
 mod recovery;
 mod requests;
+mod reservations;
 mod sessions;
 mod tokens;
 mod vms;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{AttemptId, CaseId, Epoch, HostId, JobId, MigrationId, Name, TokenId, VmId},
+    membership::Reserved,
 };
 
 pub use self::{
@@ -83,6 +85,8 @@ pub struct State {
     pub pools: BTreeMap<Name, Arc<Pool>>,
     /// The authority, once it is not the cluster's first.
     pub authority: Option<Arc<Authority>>,
+    /// Hosts that a person holds.
+    pub reservations: BTreeMap<HostId, Arc<Reserved>>,
 }
 
 /// What a command's handler gives: an answer, or a refusal made before anything was changed.
@@ -169,6 +173,8 @@ impl State {
             Command::PinImage(c) => self.pin_image(entry, c),
             Command::AddPool(c) => self.add_pool(entry, c),
             Command::RemovePool(c) => self.remove_pool(entry, c),
+            Command::ReserveHost(c) => self.reserve_host(entry, c),
+            Command::ReleaseHost(c) => self.release_host(entry, c),
             Command::RotateAuthority(c) => self.rotate_authority(entry, c),
             Command::Certified(c) => self.certified(entry, c),
             Command::DropAuthority(c) => self.drop_authority(entry, c),

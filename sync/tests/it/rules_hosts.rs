@@ -3,16 +3,17 @@
 use vt_protocol::{
     admin::AccessRole,
     error::ErrorCode::{
-        AlreadyClaimed, BadParameter, HostRemoved, NameTaken, RequestConflict, SessionOver, TokenExpired,
+        AlreadyClaimed, BadParameter, HostRemoved, HostReserved, NameTaken, RequestConflict, SessionOver, TokenExpired,
         TokenForOther, TokenRevoked, TokenUnknown, TokenUsed, TooLarge, Unclaimed, UnknownClient, UnknownHost,
     },
     ids::{ClusterId, Digest, RequestId, TokenId},
+    membership::Reserved,
 };
 use vt_sync::{
     Answer, Request, bounds,
     command::{
-        AdmitClient, CreateClientToken, ExpireSession, ExpireToken, InitCluster, OpenSession, RemoveClient, RemoveHost,
-        RenewSessions, RevokeToken, SetRole, SetSetting, SuspectHost,
+        AdmitClient, CreateClientToken, ExpireSession, ExpireToken, InitCluster, OpenSession, ReleaseHost,
+        RemoveClient, RemoveHost, RenewSessions, ReserveHost, RevokeToken, SetRole, SetSetting, SuspectHost,
     },
     state::{ClientGrant, Role, SessionStatus},
 };
@@ -262,4 +263,26 @@ fn clients_are_bounded() {
             assert_eq!(world.no(next), TooLarge);
         }
     }
+}
+
+#[test]
+fn a_host_is_held_by_one_person_and_a_hold_that_was_prolonged_does_not_end_early() {
+    let mut world = World::running();
+    let hold = |by: &str, until_unix_s| {
+        let hold = Reserved { by: by.into(), reason: "bisecting".into(), until_unix_s };
+        ReserveHost { host: h(1), hold }
+    };
+    let release = |until_unix_s| ReleaseHost { host: h(1), until_unix_s };
+    world.ok(hold("alice", 100));
+    assert_eq!(world.no(hold("bob", 100)), HostReserved);
+    assert_eq!(world.state.held_from("bob", &[h(2), h(1)]).unwrap(), "host1 is reserved by alice: bisecting");
+    assert_eq!(world.state.held_from("alice", &[h(1)]), None);
+    world.ok(hold("alice", 200));
+    world.ok(release(Some(100)));
+    assert!(world.state.held_from("bob", &[h(1)]).is_some(), "its end is another one now");
+    world.ok(release(Some(200)));
+    assert_eq!(world.state.held_from("bob", &[h(1)]), None);
+    world.ok(hold("bob", 300));
+    world.ok(release(None));
+    assert!(world.state.reservations.is_empty());
 }
