@@ -4,6 +4,7 @@ pub mod args;
 pub mod client;
 pub mod commands;
 pub mod contexts;
+mod downloads;
 pub mod endpoint;
 pub mod exit;
 pub mod image;

@@ -97,6 +97,10 @@ pub enum ImageRequest {
     Gc,
     /// Who writes which image.
     Writers,
+    /// Make another image with the same content. A stream of [`ImageProgress`].
+    Convert(ConvertImage),
+    /// Take a disk from an address. Unix socket only. A stream of [`ImageProgress`].
+    Fetch(FetchImage),
 }
 
 /// Takes an image into the catalogue.
@@ -110,8 +114,91 @@ pub struct ImportImage {
     pub pool: Option<Name>,
     /// Its format; `None`: what its first bytes say.
     pub format: Option<ImageFormat>,
-    /// Digest that its bytes must have: `sha1` or `sha256`, and hexadecimal digits.
+    /// Digest that its bytes must have: `md5`, `sha1` or `sha256`, and hexadecimal digits.
     pub sum: Option<(String, String)>,
+}
+
+/// Makes an image that stands alone out of another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConvertImage {
+    /// Out of which.
+    pub image: Name,
+    /// What the new one is to be called.
+    pub name: Name,
+    /// Its format.
+    pub format: ImageFormat,
+    /// Whether its blocks are packed; qcow2 alone can do that.
+    pub compress: bool,
+    /// Where it is to lie; `None`: beside the one that it is made of.
+    pub pool: Option<Name>,
+}
+
+/// Takes a disk from an address into the catalogue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchImage {
+    /// `http://`, `https://` or `file://`.
+    pub url: String,
+    /// What it is to be called.
+    pub name: Name,
+    /// Where it is to lie; `None`: [`DEFAULT_POOL`].
+    pub pool: Option<Name>,
+    /// Its format, unpacked; `None`: what its first bytes say.
+    pub format: Option<ImageFormat>,
+    /// The digest that what comes must have.
+    pub sum: FetchSum,
+    /// How it is packed.
+    pub packing: Option<Packing>,
+}
+
+/// Where the digest of a download is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FetchSum {
+    /// It is known: kind and hexadecimal digits, as in [`ImportImage::sum`].
+    Known(String, String),
+    /// It stands in a list that has to be fetched, in the line of the file.
+    ListedAt {
+        /// `md5`, `sha1` or `sha256`.
+        kind: String,
+        /// Where the list is.
+        url: String,
+    },
+}
+
+/// How a download is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Packing {
+    /// `.xz`
+    Xz,
+    /// `.gz`
+    Gzip,
+    /// `.bz2`
+    Bzip2,
+    /// `.zst`
+    Zstd,
+}
+
+impl Packing {
+    /// The program that unpacks it.
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Xz => "xz",
+            Self::Gzip => "gzip",
+            Self::Bzip2 => "bzip2",
+            Self::Zstd => "zstd",
+        }
+    }
+
+    /// By the ending of a file's name.
+    pub fn of(name: &str) -> Option<Self> {
+        match name.rsplit_once('.')?.1 {
+            "xz" => Some(Self::Xz),
+            "gz" => Some(Self::Gzip),
+            "bz2" => Some(Self::Bzip2),
+            "zst" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
 }
 
 /// Copies an image to hosts.

@@ -44,6 +44,9 @@ fn image_verb(request: &ImageRequest) -> Verb {
         ImageRequest::Import(_) => change("image import"),
         ImageRequest::Export { .. } => change("image export"),
         ImageRequest::Delete(_) => change("image delete"),
+        ImageRequest::Convert(_) => change("image convert"),
+        // It has the host speak to any address.
+        ImageRequest::Fetch(_) => change("image fetch"),
         ImageRequest::Gc => change("image gc"),
     }
 }
@@ -53,6 +56,8 @@ fn image_object(request: &ImageRequest) -> String {
         ImageRequest::List | ImageRequest::Gc | ImageRequest::Writers => String::new(),
         ImageRequest::Import(import) => format!("image {} from {}", import.name, import.path.display()),
         ImageRequest::Export { image, to } => format!("image {image} to {}", to.display()),
+        ImageRequest::Convert(convert) => format!("image {} from image {}", convert.name, convert.image),
+        ImageRequest::Fetch(fetch) => format!("image {} from {}", fetch.name, fetch.url),
         ImageRequest::Sync(SyncImage { image, .. })
         | ImageRequest::Verify(image)
         | ImageRequest::Delete(image)

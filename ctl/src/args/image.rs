@@ -21,6 +21,10 @@ pub enum ImageVerb {
     Build(ImageBuildArgs),
     /// Take a disk, or the folder of a built image
     Import(ImageImportArgs),
+    /// Download a disk by its definition, and take it
+    Fetch(ImageFetchArgs),
+    /// Make another image of one: in another format, packed, standing alone
+    Convert(ImageConvertArgs),
     /// Copy an image to hosts
     Sync(ImageSyncArgs),
     /// Read every copy and compare it with its digests
@@ -123,12 +127,65 @@ pub struct ImageImportArgs {
     /// Its format [default: what its first bytes say]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub format: Option<FormatArg>,
-    /// Digest that the file must have, sha1:HEX or sha256:HEX
+    /// Digest that the file must have, md5:HEX, sha1:HEX or sha256:HEX
     #[arg(long, value_name = "KIND:HEX", value_parser = digest)]
     pub digest: Option<(String, String)>,
     /// In a lab: the host that takes it
     #[arg(long)]
     pub host: Option<Name>,
+}
+
+/// `image fetch`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  vtctl image fetch jeos-27-64\n  vtctl image fetch jeos-27-64 --from ./avocado-vt/shared/downloads\n  \
+                  vtctl image fetch mini --url https://example.org/mini.qcow2 --digest sha256:HEX\n\n\
+                  The definition is NAME.ini with url and sha256, sha1 or md5 (or sha1_url), looked\n\
+                  for in ~/.config/vtctl/downloads, /etc/vtmesh/downloads and the providers folder's\n\
+                  shared/downloads. The daemon of this host downloads it with curl. What breaks off\n\
+                  goes on where it was when it is asked for again; another digest is refused."
+)]
+pub struct ImageFetchArgs {
+    /// Name of the definition and of the image
+    pub name: Name,
+    /// Folder of definitions
+    #[arg(long, value_name = "DIR", conflicts_with = "url")]
+    pub from: Option<PathBuf>,
+    /// Without a definition: http://, https:// or file:///
+    #[arg(long, requires = "digest")]
+    pub url: Option<String>,
+    /// Without a definition: the digest of what comes, md5:HEX, sha1:HEX or sha256:HEX
+    #[arg(long, value_name = "KIND:HEX", value_parser = digest, requires = "url")]
+    pub digest: Option<(String, String)>,
+    /// The pool it is to lie in [default: the hosts' own]
+    #[arg(long)]
+    pub pool: Option<Name>,
+    /// In a lab: the host that takes it
+    #[arg(long)]
+    pub host: Option<Name>,
+}
+
+/// `image convert`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  vtctl image convert rhel9 rhel9-raw --format raw\n  vtctl image convert layer whole --compress\n\n\
+                  The new image stands alone, whatever the old one is built upon. The old one is\n\
+                  compared with its digests first, and stays."
+)]
+pub struct ImageConvertArgs {
+    /// The image
+    pub image: Name,
+    /// Name of the new one
+    pub name: Name,
+    /// Format of the new one
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "qcow2")]
+    pub format: FormatArg,
+    /// Pack its blocks (qcow2 alone)
+    #[arg(long)]
+    pub compress: bool,
+    /// The pool it is to lie in [default: that of the image]
+    #[arg(long)]
+    pub pool: Option<Name>,
 }
 
 /// `image sync`.
@@ -211,9 +268,10 @@ pub struct StorageAddArgs {
 }
 
 fn digest(text: &str) -> Result<(String, String), String> {
-    let wrong = || format!("{text:?} is not sha1: and 40, or sha256: and 64 hexadecimal digits");
+    let wrong = || format!("{text:?} is not md5: and 32, sha1: and 40, or sha256: and 64 hexadecimal digits");
     let (kind, digits) = text.split_once(':').ok_or_else(wrong)?;
     let length = match kind {
+        "md5" => 32,
         "sha1" => 40,
         "sha256" => 64,
         _ => return Err(wrong()),

@@ -25,7 +25,8 @@ pub use self::{
     globals::{ColorChoice, Globals, Output, ProgressChoice, duration},
     host::{DrainArgs, HostVerb, PromoteArgs, ReserveArgs},
     image::{
-        FormatArg, ImageBuildArgs, ImageImportArgs, ImageSyncArgs, ImageVerb, PoolKindArg, StorageAddArgs, StorageVerb,
+        FormatArg, ImageBuildArgs, ImageConvertArgs, ImageFetchArgs, ImageImportArgs, ImageSyncArgs, ImageVerb,
+        PoolKindArg, StorageAddArgs, StorageVerb,
     },
     job::{ExplainArgs, FetchArgs, JobVerb, RerunArgs, ScenarioVerb, VmVerb, WhichJob},
     lab::{LabUpArgs, LabVerb},

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use vt_protocol::{
     admin::{AdminReply, AdminRequest},
     catalogue::{
-        HostOutcome, ImageProgress, ImageRequest, ImageView, ImportImage, PlacementState, SyncImage, WriterView,
+        ConvertImage, FetchImage, FetchSum, HostOutcome, ImageProgress, ImageRequest, ImageView, ImportImage, Packing,
+        PlacementState, SyncImage, WriterView,
     },
     error::{ErrorCode, Exit, Report},
     ids::Name,
@@ -17,8 +18,9 @@ use vt_protocol::{
 
 use super::{App, Code};
 use crate::{
-    args::{ImageImportArgs, ImageSyncArgs, ImageVerb, Output},
+    args::{ImageConvertArgs, ImageFetchArgs, ImageImportArgs, ImageSyncArgs, ImageVerb, Output},
     client::{Mesh, Need, Next},
+    downloads,
     endpoint::Way,
     suggest,
     ui::{
@@ -36,6 +38,8 @@ pub(super) async fn image(app: &mut App, verb: ImageVerb) -> Result<Code, Report
         // Done before a daemon is looked for.
         ImageVerb::Build(_) => Ok(Exit::Ok.into()),
         ImageVerb::Import(args) => import(app, args).await,
+        ImageVerb::Fetch(args) => fetch(app, args).await,
+        ImageVerb::Convert(args) => convert(app, args).await,
         ImageVerb::Sync(args) => sync(app, args).await,
         ImageVerb::Verify { image } => {
             let outcomes = on_hosts(app, ImageRequest::Verify(image.clone())).await?;
@@ -176,10 +180,40 @@ async fn import(app: &mut App, args: ImageImportArgs) -> Result<Code, Report> {
         sum: args.digest,
     };
     let mut mesh = local_daemon(app, args.host.as_ref())?;
-    let request = AdminRequest::Image(ImageRequest::Import(import));
-    match follow(app, &mut mesh, &request, "read").await? {
-        AdminReply::Steps(steps) => Ok(app.steps("vtmesh/v1/image_import", "image", &json!(name), &steps)),
-        other => Err(unexpected("image import", &other)),
+    new_image(app, &mut mesh, ImageRequest::Import(import), "import", &name).await
+}
+
+async fn fetch(app: &mut App, args: ImageFetchArgs) -> Result<Code, Report> {
+    let name = args.name;
+    let fetch = match (args.url, args.digest) {
+        (Some(url), Some((kind, digits))) => {
+            let packing = Packing::of(&url);
+            let sum = FetchSum::Known(kind, digits);
+            FetchImage { url, name: name.clone(), pool: None, format: None, sum, packing }
+        }
+        _ => {
+            let named = args.from.map(|folder| vec![folder]);
+            downloads::find(&name, &named.unwrap_or_else(|| downloads::folders(|key| std::env::var(key).ok())))?
+        }
+    };
+    let mut mesh = local_daemon(app, args.host.as_ref())?;
+    let request = ImageRequest::Fetch(FetchImage { pool: args.pool, ..fetch });
+    new_image(app, &mut mesh, request, "fetch", &name).await
+}
+
+async fn convert(app: &mut App, args: ImageConvertArgs) -> Result<Code, Report> {
+    let ImageConvertArgs { image, name, format, compress, pool } = args;
+    app.mesh.reach(Need::Decide).await?;
+    let mut mesh = app.mesh.clone();
+    let convert = ConvertImage { image, name: name.clone(), format: format.into(), compress, pool };
+    new_image(app, &mut mesh, ImageRequest::Convert(convert), "convert", &name).await
+}
+
+/// Has a daemon make an image, and shows how far it is and what was done.
+async fn new_image(app: &App, mesh: &mut Mesh, request: ImageRequest, verb: &str, name: &Name) -> Result<Code, Report> {
+    match follow(app, mesh, &AdminRequest::Image(request), "read").await? {
+        AdminReply::Steps(steps) => Ok(app.steps(&format!("vtmesh/v1/image_{verb}"), "image", &json!(name), &steps)),
+        other => Err(unexpected(&format!("image {verb}"), &other)),
     }
 }
 

@@ -1,36 +1,36 @@
 //! The ini files of provider definitions, by the rules of Python's configparser as far as definitions use them.
 
 /// Longest ini file, bytes.
-pub(super) const INI_MAX: u64 = 64 << 10;
+pub(crate) const INI_MAX: u64 = 64 << 10;
 
 /// A section.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Section {
-    pub(super) name: String,
+pub(crate) struct Section {
+    pub(crate) name: String,
     /// Line of its header, from 1.
-    pub(super) line: u32,
-    pub(super) entries: Vec<Entry>,
+    pub(crate) line: u32,
+    pub(crate) entries: Vec<Entry>,
 }
 
 /// An option.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     /// In lower case: configparser does not tell cases apart.
-    pub(super) key: String,
-    pub(super) value: String,
+    pub(crate) key: String,
+    pub(crate) value: String,
     /// Line from 1.
-    pub(super) line: u32,
+    pub(crate) line: u32,
 }
 
 /// What is wrong, and in which line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mistake {
-    pub(super) line: u32,
-    pub(super) what: String,
+pub(crate) struct Mistake {
+    pub(crate) line: u32,
+    pub(crate) what: String,
 }
 
 impl Section {
-    pub(super) fn get(&self, key: &str) -> Option<&Entry> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.key == key)
     }
 }
@@ -39,7 +39,7 @@ impl Section {
 ///
 /// # Errors
 /// The first line that is neither section, option, comment nor continuation, or that repeats one.
-pub(super) fn parse(text: &str) -> Result<Vec<Section>, Mistake> {
+pub(crate) fn parse(text: &str) -> Result<Vec<Section>, Mistake> {
     let mut sections: Vec<Section> = Vec::new();
     for (line, written) in (1..).zip(text.lines()) {
         let trimmed = written.trim();
@@ -59,7 +59,7 @@ pub(super) fn parse(text: &str) -> Result<Vec<Section>, Mistake> {
             continue;
         }
         let Some(section) = sections.last_mut() else {
-            return mistake(format!("{trimmed:?} stands in no section; definitions begin with [provider]"));
+            return mistake(format!("{trimmed:?} stands in no section"));
         };
         if indented {
             let Some(entry) = section.entries.last_mut() else {

@@ -14,7 +14,7 @@ mod git;
 mod guest_os;
 mod guests;
 mod host_os;
-mod ini;
+pub(crate) mod ini;
 mod offers;
 mod set;
 mod subtests;

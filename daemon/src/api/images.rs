@@ -3,31 +3,21 @@
 //! Bytes are moved by the hosts that have them and want them ([`crate::images`]); here it is said which, in what order,
 //! and what a user is told meanwhile.
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use tokio::time::interval;
 use vt_protocol::{
     admin::AdminReply,
     catalogue::{
-        DEFAULT_POOL, HostOutcome, ImageProgress, ImageRequest, ImageView, ImportImage, PlacementView, SyncImage,
-        WriterView,
+        HostOutcome, ImageProgress, ImageRequest, ImageView, PlacementState, PlacementView, SyncImage, WriterView,
     },
     error::{ErrorCode, Report},
     ids::{Digest, HostId, Name, RequestId},
-    manifest::block_bytes,
     peer::{PeerReply, PeerRequest},
 };
 use vt_sync::{
     State,
-    command::{DropPlacement, PinImage, RegisterImage},
+    command::{DropPlacement, PinImage},
     state::{Image, Migration, Role, VmState},
 };
 
@@ -42,7 +32,7 @@ use crate::{
 /// How long a host may take to read a whole image.
 const READS: Duration = Duration::from_secs(3600);
 /// How often progress is told.
-const TELLS: Duration = Duration::from_millis(300);
+pub(super) const TELLS: Duration = Duration::from_millis(300);
 /// A host that does not answer while an image comes to it is asked this often again.
 const TRIES: u32 = 10;
 const AGAIN: Duration = Duration::from_secs(2);
@@ -58,10 +48,12 @@ impl Host {
         match request {
             ImageRequest::List => Ok(AdminReply::Images(views(&self.state()))),
             ImageRequest::Writers => Ok(AdminReply::Writers(writers(&self.state()))),
-            ImageRequest::Import(_) | ImageRequest::Export { .. } if !caller.is_local() => {
+            ImageRequest::Import(_) | ImageRequest::Export { .. } | ImageRequest::Fetch(_) if !caller.is_local() => {
                 Err(Report::new(ErrorCode::Denied, "this goes over the host's own socket only"))
             }
             ImageRequest::Import(import) => self.import(import, replies).await.map(AdminReply::Steps),
+            ImageRequest::Fetch(fetch) => self.fetch(fetch, replies).await.map(AdminReply::Steps),
+            ImageRequest::Convert(convert) => self.convert(convert, replies).await.map(AdminReply::Steps),
             ImageRequest::Export { image, to } => self.export(&image, &to).await.map(AdminReply::Steps),
             ImageRequest::Sync(sync) => self.sync_image(sync, replies).await.map(AdminReply::Outcomes),
             ImageRequest::Verify(image) => self.verify_everywhere(&image).await.map(AdminReply::Outcomes),
@@ -78,87 +70,12 @@ impl Host {
         }
     }
 
-    async fn import(&self, import: ImportImage, replies: &ReplySink) -> Result<Vec<String>, Report> {
-        let state = self.state();
-        let pool = match &import.pool {
-            Some(pool) => pool.clone(),
-            None => DEFAULT_POOL.parse().map_err(|_| Report::new(ErrorCode::Internal, "no pool has a name"))?,
-        };
-        let Some(store) = self.images().pools().store(&state, &pool) else {
-            let title = format!("there is no pool {pool}");
-            return Err(Report::new(ErrorCode::UnknownPool, title).help("vtctl storage list"));
-        };
-        let known = state.images.get(&import.name);
-        if let (Some(_), Some(holder)) = (known, state.image_held_by(&import.name)) {
-            let title = format!("{} is used by {holder}: another version cannot take its place", import.name);
-            return Err(Report::new(ErrorCode::ImageInUse, title).help(format!("--name another-{}", import.name)));
-        }
-        let folder = store.folder(&import.name);
-        if known.is_none() && folder.exists() && !import.path.is_dir() {
-            let title = format!("there is a folder {} already, which is not in the catalogue", folder.display());
-            return Err(Report::new(ErrorCode::NameTaken, title)
-                .help(format!("vtctl image import {}", folder.display()))
-                .help("vtctl image import FILE --name ANOTHER"));
-        }
-        let done = Arc::new(AtomicU64::new(0));
-        let total = {
-            let path = import.path.clone();
-            blocking(move || import::total(&path)).await
-        };
-        let taken = {
-            let taking = import::take(&store, &state, &import, &done);
-            tokio::pin!(taking);
-            let mut tick = interval(TELLS);
-            loop {
-                tokio::select! {
-                    taken = &mut taking => break taken?,
-                    _ = tick.tick() => {
-                        let (host, image) = (self.record().name.clone(), import.name.clone());
-                        let done = done.load(Ordering::Relaxed).min(total);
-                        self.tell(replies, ImageProgress { host, image, done, total, moved: 0 }).await;
-                    }
-                }
-            }
-        };
-        let content = taken.content.clone();
-        let mut steps = vec![format!(
-            "{} ({}, the guest sees {} bytes, {} bytes in blocks of {}) is in pool {pool} of {}",
-            import.name,
-            content.format.name(),
-            content.virtual_bytes,
-            content.bytes,
-            block_bytes(content.bytes),
-            self.record().name
-        )];
-        steps.extend(taken.notes.iter().cloned());
-        let in_place = taken.in_place();
-        let (at, name) = (store.clone(), import.name.clone());
-        blocking(move || taken.place(&at, &name)).await?;
-        let register = RegisterImage {
-            image: import.name.clone(),
-            pool,
-            content: content.clone(),
-            host: self.me(),
-            shared: store.shared,
-        };
-        if let Err(error) = self.propose(RequestId::random(), register.into(), DECIDES).await {
-            // What the catalogue does not want does not stay; the user's own folder does.
-            blocking(move || import::undo(&store, &import.name, in_place)).await;
-            return Err(error.into());
-        }
-        steps.push(format!("content root {}", content.root));
-        Ok(steps)
-    }
-
     async fn export(&self, name: &Name, to: &Path) -> Result<Vec<String>, Report> {
         let state = self.state();
         let image = state.images.get(name).ok_or_else(|| unknown(&state, name))?;
         let store = self.images().pools().store(&state, &image.pool);
         let Some(store) = store.filter(|store| store.has(name, image.content.root)) else {
-            let hosts: Vec<String> = image.sources().map(|host| state.host_name(host)).collect();
-            return Err(Report::new(ErrorCode::ImageMissing, format!("image {name} is not on {}", self.record().name))
-                .with("it is on", hosts.join(", "))
-                .help(format!("vtctl image sync {name} -m {}", self.record().name)));
+            return Err(not_here(self, &state, image));
         };
         let (name, to, root) = (name.clone(), to.to_owned(), image.content.root);
         blocking(move || import::export(&store, &name, root, &to)).await
@@ -228,7 +145,9 @@ impl Host {
     async fn verify_everywhere(&self, name: &Name) -> Result<Vec<HostOutcome>, Report> {
         let state = self.state();
         let image = state.images.get(name).ok_or_else(|| unknown(&state, name))?;
-        let hosts = image.placements.keys().copied().collect();
+        // One that is on its way is compared as it comes.
+        let settled = image.placements.iter().filter(|(_, copy)| copy.state != PlacementState::Copying);
+        let hosts = settled.map(|(host, _)| *host).collect();
         Ok(self.ask_each(hosts, |_| PeerRequest::VerifyImage(name.clone()), READS).await)
     }
 
@@ -280,10 +199,19 @@ impl Host {
         state.hosts.get(&host).map_or_else(|| self.record().name.clone(), |host| host.name.clone())
     }
 
-    async fn tell(&self, replies: &ReplySink, progress: ImageProgress) {
+    pub(super) async fn tell(&self, replies: &ReplySink, progress: ImageProgress) {
         // Who went away needs no progress; what was asked for goes on.
         let _ = replies.send(AdminReply::ImageProgress(progress)).await;
     }
+}
+
+/// This host has no whole copy of an image.
+pub(super) fn not_here(me: &Host, state: &State, image: &Image) -> Report {
+    let (name, me) = (&image.name, &me.record().name);
+    let hosts: Vec<String> = image.sources().map(|host| state.host_name(host)).collect();
+    Report::new(ErrorCode::ImageMissing, format!("image {name} is not on {me}"))
+        .with("it is on", hosts.join(", "))
+        .help(format!("vtctl image sync {name} -m {me}"))
 }
 
 fn trouble(host: Name, report: Report) -> HostOutcome {

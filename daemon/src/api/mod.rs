@@ -12,6 +12,7 @@ mod images;
 mod inventory;
 mod job_json;
 mod migration;
+mod new_images;
 mod peer;
 pub(crate) mod recovery;
 mod storage;

@@ -13,7 +13,6 @@ use std::{
 };
 
 use nix::sys::statvfs::statvfs;
-use ring::digest;
 use vt_protocol::{
     catalogue::{ImageFormat, ImportImage},
     error::{ErrorCode, Report},
@@ -28,6 +27,7 @@ use super::{
     header::{self, HeaderError},
     inspect,
     store::{self, Store, trouble},
+    sum::Sum,
 };
 
 /// An image that is whole and has not got its name yet. Dropped before that, nothing is left of it.
@@ -59,7 +59,14 @@ impl Taken {
 
 /// A folder that is removed with this value.
 #[derive(Debug)]
-struct Part(PathBuf);
+pub(super) struct Part(pub(super) PathBuf);
+
+impl Part {
+    pub(super) fn fresh(store: &Store, image: &Name) -> Result<Self, Report> {
+        let made = store.fresh(image);
+        made.map(Self).map_err(|error| trouble("the pool cannot be written", &store.path, &error))
+    }
+}
 
 impl Drop for Part {
     fn drop(&mut self) {
@@ -106,7 +113,11 @@ pub(crate) fn total(path: &Path) -> u64 {
     }
 }
 
-async fn take_disk(
+/// Takes a disk.
+///
+/// # Errors
+/// As of [`take`], without the file in the title.
+pub(super) async fn take_disk(
     store: &Store,
     state: &State,
     import: &ImportImage,
@@ -120,8 +131,7 @@ async fn take_disk(
         None => None,
     };
     let sum = import.sum.clone().map(Sum::new).transpose()?;
-    let part =
-        Part(store.fresh(&import.name).map_err(|error| trouble("the pool cannot be written", &store.path, &error))?);
+    let part = Part::fresh(store, &import.name)?;
     let file_name = format!("disk.{}", header.format.name());
     let disk = part.0.join(&file_name);
     let (mut blocks, mut whole) = super::blocking({
@@ -137,38 +147,57 @@ async fn take_disk(
         })
         .await?;
     }
-    let virtual_bytes = inspect::virtual_bytes(&disk, header.format).await?;
-    let mut notes = Vec::new();
-    if header.format == ImageFormat::Qcow2 {
-        notes.extend(inspect::check(&disk).await?);
-    }
-    let mut record = ImageRecord {
+    let record =
+        plain_record(&import.name, header.format, ImageFile { name: file_name, bytes: blocks.length, blake3: whole });
+    settle(part, record, vec![blocks], backing.map(|(name, _)| name)).await
+}
+
+/// The record of an image that is a disk and nothing else.
+pub(super) fn plain_record(name: &Name, format: ImageFormat, disk: ImageFile) -> ImageRecord {
+    ImageRecord {
         schema: RECORD_SCHEMA.to_owned(),
-        name: import.name.to_string(),
+        name: name.to_string(),
         digest: String::new(),
         kernel: None,
         initrd: None,
-        disk: ImageFile { name: file_name, bytes: blocks.length, blake3: whole },
-        format: header.format,
+        disk,
+        format,
         cmdline: String::new(),
         ssh_public_key: None,
         recipe_blake3: String::new(),
         packages: Vec::new(),
-    };
+    }
+}
+
+/// Looks into the disk that lies in a folder, and describes it and the files beside it.
+///
+/// # Errors
+/// The disk cannot be read or is corrupt.
+pub(super) async fn settle(
+    part: Part,
+    mut record: ImageRecord,
+    mut files: Vec<FileBlocks>,
+    backing: Option<Name>,
+) -> Result<Taken, Report> {
+    let disk = part.0.join(&record.disk.name);
+    let virtual_bytes = inspect::virtual_bytes(&disk, record.format).await?;
+    let mut notes = Vec::new();
+    if record.format == ImageFormat::Qcow2 {
+        notes.extend(inspect::check(&disk).await?);
+    }
     record.digest = record.content_digest();
-    let backing = backing.map(|(name, _)| name);
     let content = super::blocking({
         let folder = part.0.clone();
         move || {
             let json = serde_json::to_vec_pretty(&record).map_err(io::Error::from)?;
-            let described = FileBlocks {
+            files.push(FileBlocks {
                 name: RECORD_FILE.to_owned(),
                 mode: 0o644,
                 length: json.len() as u64,
                 digests: json.chunks(manifest::BLOCK_MIN as usize).map(Digest::of).collect(),
-            };
+            });
             write_synced(&folder.join(RECORD_FILE), &json)?;
-            describe(&folder, vec![blocks, described], header.format, virtual_bytes, backing)
+            describe(&folder, files, record.format, virtual_bytes, backing)
         }
     })
     .await
@@ -188,13 +217,7 @@ async fn take_folder(store: &Store, import: &ImportImage, path: &Path, done: &Ar
     }
     // One that lies in its place already is taken where it is.
     let in_place = fs::canonicalize(store.folder(&import.name)).is_ok_and(|place| place == path);
-    let part = if in_place {
-        None
-    } else {
-        Some(Part(
-            store.fresh(&import.name).map_err(|error| trouble("the pool cannot be written", &store.path, &error))?,
-        ))
-    };
+    let part = if in_place { None } else { Some(Part::fresh(store, &import.name)?) };
     let folder = part.as_ref().map_or_else(|| path.to_owned(), |part| part.0.clone());
     let disk = path.join(&record.disk.name);
     let header = header::read(&look(&disk)?, Some(record.format)).map_err(of_header)?;
@@ -205,7 +228,9 @@ async fn take_folder(store: &Store, import: &ImportImage, path: &Path, done: &Ar
     let content = super::blocking({
         let (from, to, done) = (path.to_owned(), folder.clone(), Arc::clone(done));
         move || {
-            let copied = copy_folder(&record, &from, (!in_place).then_some(to.as_path()), &done)?;
+            let stated = record.files().map(|file| (file.name.clone(), Some(file.clone())));
+            let files: Vec<_> = stated.chain([(RECORD_FILE.to_owned(), None)]).chain(keys()).collect();
+            let copied = copy_files(&files, &from, (!in_place).then_some(to.as_path()), &done)?;
             let described = describe(&to, copied, record.format, virtual_bytes, None);
             described.map_err(|error| trouble("it cannot be written into the pool", &to, &error))
         }
@@ -282,7 +307,7 @@ fn copy_disk(from: &Path, to: &Path, done: &AtomicU64, sum: Option<Sum>) -> Resu
     let mut sum = sum;
     let copied = copy_file(&source, to, before.len(), 0o644, done, |bytes| {
         if let Some(sum) = &mut sum {
-            sum.context.update(bytes);
+            sum.update(bytes);
         }
     })?;
     let after = source.metadata().map_err(unreadable)?;
@@ -297,18 +322,24 @@ fn copy_disk(from: &Path, to: &Path, done: &AtomicU64, sum: Option<Sum>) -> Resu
     Ok(copied)
 }
 
-/// Copies the files of a built image, or, without `to`, reads them where they are; all must be as its record says.
-fn copy_folder(
-    record: &ImageRecord,
+/// A file of an image's folder, and what its record says of it.
+type Stated = (String, Option<ImageFile>);
+
+/// The keys that log in to a built image, which are there or not.
+pub(super) fn keys() -> [Stated; 2] {
+    [(SSH_KEY_FILE.to_owned(), None), (format!("{SSH_KEY_FILE}.pub"), None)]
+}
+
+/// Copies files of an image, or, without `to`, reads them where they are; all must be as its record says.
+pub(super) fn copy_files(
+    files: &[Stated],
     from: &Path,
     to: Option<&Path>,
     done: &AtomicU64,
 ) -> Result<Vec<FileBlocks>, Report> {
-    let stated: Vec<(&str, Option<&ImageFile>)> = record.files().map(|file| (file.name.as_str(), Some(file))).collect();
-    let public = format!("{SSH_KEY_FILE}.pub");
-    let others = [RECORD_FILE, SSH_KEY_FILE, &public].map(|name| (name, None));
     let mut copied = Vec::new();
-    for (name, stated) in stated.into_iter().chain(others) {
+    for (name, stated) in files {
+        let (name, stated) = (name.as_str(), stated.as_ref());
         let path = from.join(name);
         let refused = |why: &str| Report::new(ErrorCode::ImageDamaged, format!("its file {name} {why}"));
         let source = match File::options().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(&path) {
@@ -370,7 +401,7 @@ fn read_file(source: &File, name: &str, length: u64, mode: u32, done: &AtomicU64
 }
 
 /// Blocks and BLAKE3 of a disk that was changed after it was copied.
-fn read_again(disk: &Path) -> Result<(FileBlocks, String), Report> {
+pub(super) fn read_again(disk: &Path) -> Result<(FileBlocks, String), Report> {
     let name = disk.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let read = File::open(disk).and_then(|file| {
         file.sync_all()?;
@@ -415,39 +446,6 @@ fn describe(
     write_synced(&part, &bytes)?;
     fs::rename(&part, folder.join(manifest::FILE))?;
     Ok(ImageContent { root, format, virtual_bytes, bytes: manifest.bytes(), backing })
-}
-
-/// A digest that a disk must have.
-struct Sum {
-    context: digest::Context,
-    wanted: String,
-    kind: String,
-}
-
-impl Sum {
-    fn new((kind, wanted): (String, String)) -> Result<Self, Report> {
-        let algorithm = match kind.as_str() {
-            "sha1" => &digest::SHA1_FOR_LEGACY_USE_ONLY,
-            "sha256" => &digest::SHA256,
-            _ => {
-                return Err(Report::new(
-                    ErrorCode::Usage,
-                    format!("{kind} digests are not known: sha1 and sha256 are"),
-                ));
-            }
-        };
-        Ok(Self { context: digest::Context::new(algorithm), wanted: wanted.to_lowercase(), kind })
-    }
-
-    fn check(self) -> Result<(), Report> {
-        let found: String = self.context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        if found == self.wanted {
-            return Ok(());
-        }
-        Err(Report::new(ErrorCode::ImageDamaged, format!("its {} digest is another one", self.kind))
-            .with("wanted", self.wanted)
-            .with("found", found))
-    }
 }
 
 /// Takes back what came to its name and the catalogue did not want. A folder that was taken where it lay stays.

@@ -3,9 +3,10 @@
 //! | file | noun |
 //! |---|---|
 //! | `store` | a pool's directory: folders of images, whole or on their way |
-//! | `header`, `inspect` | what a disk says of itself: to us, and to QEMU's tool within bounds |
-//! | `blocks` | files as blocks with digests |
-//! | `import` | taking a disk or folder into a pool |
+//! | `header`, `inspect` | what a disk says of itself: to us, and to QEMU's tool |
+//! | `tool` | programs of others, within bounds |
+//! | `blocks`, `sum` | files as blocks with digests; digests that others state |
+//! | `import`, `fetch`, `convert` | taking a disk or folder into a pool: from this host, an address, another image |
 //! | `pull`, `serve` | a copy from other hosts, and what others are given |
 //! | `trial` | whether a pool can do what images and disks need of it |
 //!
@@ -13,16 +14,20 @@
 //! that was not made.
 
 mod blocks;
+pub(crate) mod convert;
+pub(crate) mod fetch;
 mod header;
 pub(crate) mod import;
-mod inspect;
+pub(crate) mod inspect;
 pub(crate) mod pull;
 pub(crate) mod serve;
 pub(crate) mod store;
+mod sum;
+mod tool;
 pub(crate) mod trial;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io,
     path::PathBuf,
@@ -104,17 +109,40 @@ impl Pools {
 pub struct Images {
     pools: Pools,
     pulls: Mutex<BTreeMap<Name, watch::Receiver<Pulling>>>,
+    fetches: Mutex<BTreeSet<Name>>,
+}
+
+/// A download of an image, which nobody else may begin or sweep away meanwhile.
+pub(crate) struct Fetching<'a> {
+    images: &'a Images,
+    name: Name,
+}
+
+impl Drop for Fetching<'_> {
+    fn drop(&mut self) {
+        self.images.fetches().remove(&self.name);
+    }
 }
 
 impl Images {
     /// Nothing is on its way yet.
     pub fn new(pools: Pools) -> Self {
-        Self { pools, pulls: Mutex::default() }
+        Self { pools, pulls: Mutex::default(), fetches: Mutex::default() }
     }
 
     /// The pools.
     pub fn pools(&self) -> &Pools {
         &self.pools
+    }
+
+    /// Begins a download; `None` where one is under way.
+    pub(crate) fn fetching(&self, name: &Name) -> Option<Fetching<'_>> {
+        let begun = self.fetches().insert(name.clone());
+        begun.then(|| Fetching { images: self, name: name.clone() })
+    }
+
+    fn fetches(&self) -> MutexGuard<'_, BTreeSet<Name>> {
+        self.fetches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pulls(&self) -> MutexGuard<'_, BTreeMap<Name, watch::Receiver<Pulling>>> {
@@ -222,7 +250,10 @@ impl Host {
         let sources = self.sources(state, image);
         if sources.is_empty() {
             let title = format!("no host that answers has a whole copy of image {name}");
-            return Err(Report::new(ErrorCode::NoSource, title).help(format!("vtctl image show {name}")).retryable());
+            return Err(Report::new(ErrorCode::NoSource, title)
+                .help(format!("vtctl image show {name}"))
+                .help(format!("vtctl image import {}   (where it was built anew)", store.folder(name).display()))
+                .retryable());
         }
         self.place_image(image, PlacementState::Copying, store.shared).await?;
         // Made anew each time: the identity may have been changed meanwhile.
@@ -330,7 +361,8 @@ impl Host {
         let me = self.me();
         let under_way: Vec<String> = {
             let pulls = self.images().pulls();
-            pulls.iter().filter(|(_, pull)| pull.borrow().ended.is_none()).map(|(name, _)| name.to_string()).collect()
+            let pulled = pulls.iter().filter(|(_, pull)| pull.borrow().ended.is_none()).map(|(name, _)| name);
+            pulled.chain(&*self.images().fetches()).map(Name::to_string).collect()
         };
         let stores = self.images().pools.all(&state);
         blocking(move || {

@@ -3,6 +3,7 @@
 //! ```text
 //! NAME/                     an image; with `manifest` it is the catalogue's
 //! .part-NAME-ROOT/          a copy that is on its way: what is right in it stays, whatever happens
+//! .part-NAME-get-KEY/       a download that is on its way
 //! .new-NAME-N/, .old-NAME-N/  an import under way, and what is being removed
 //! ```
 //!
@@ -47,6 +48,11 @@ impl Store {
     /// The folder of a copy that is on its way.
     pub(super) fn part(&self, image: &Name, root: Digest) -> PathBuf {
         self.path.join(format!("{PART}{image}-{}", &root.to_string()[..16]))
+    }
+
+    /// The folder of a download.
+    pub(super) fn download(&self, image: &Name, key: &str) -> PathBuf {
+        self.path.join(format!("{PART}{image}-get-{key}"))
     }
 
     /// A new folder for an import.

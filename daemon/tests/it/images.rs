@@ -19,19 +19,19 @@ use vt_protocol::{
 
 use crate::daemons::{Daemon, Daemons, PATIENCE};
 
-const BLOCK: u64 = 64 << 10;
+pub(crate) const BLOCK: u64 = 64 << 10;
 
-fn name(text: &str) -> Name {
+pub(crate) fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
 
-fn qemu_img(words: &[&str]) {
+pub(crate) fn qemu_img(words: &[&str]) {
     let ran = Command::new("qemu-img").args(words).output().unwrap();
     assert!(ran.status.success(), "qemu-img {words:?}: {}", String::from_utf8_lossy(&ran.stderr));
 }
 
 /// A raw disk of `blocks` blocks, each second of which holds noise.
-fn disk(path: &Path, blocks: u64) -> PathBuf {
+pub(crate) fn disk(path: &Path, blocks: u64) -> PathBuf {
     let file = File::options().write(true).create(true).truncate(true).open(path).unwrap();
     file.set_len(blocks * BLOCK).unwrap();
     let mut rng = StdRng::seed_from_u64(blocks);
@@ -43,12 +43,12 @@ fn disk(path: &Path, blocks: u64) -> PathBuf {
     path.to_owned()
 }
 
-fn import_of(path: &Path, image: &str) -> ImportImage {
+pub(crate) fn import_of(path: &Path, image: &str) -> ImportImage {
     ImportImage { path: path.to_owned(), name: name(image), pool: None, format: None, sum: None }
 }
 
 /// The last reply of a request that is answered by many.
-async fn ask(daemon: &Daemon, request: ImageRequest) -> Result<AdminReply, Report> {
+pub(crate) async fn ask(daemon: &Daemon, request: ImageRequest) -> Result<AdminReply, Report> {
     let mut items = daemon.stream(&AdminRequest::Image(request)).await;
     let mut last = None;
     while let Some(item) = items.next().await {
@@ -61,25 +61,25 @@ async fn ask(daemon: &Daemon, request: ImageRequest) -> Result<AdminReply, Repor
     Ok(last.expect("there is an answer"))
 }
 
-async fn import(daemon: &Daemon, import: ImportImage) -> Result<Vec<String>, Report> {
+pub(crate) async fn import(daemon: &Daemon, import: ImportImage) -> Result<Vec<String>, Report> {
     match ask(daemon, ImageRequest::Import(import)).await? {
         AdminReply::Steps(steps) => Ok(steps),
         other => panic!("{other:?}"),
     }
 }
 
-async fn outcomes(daemon: &Daemon, request: ImageRequest) -> Vec<HostOutcome> {
+pub(crate) async fn outcomes(daemon: &Daemon, request: ImageRequest) -> Vec<HostOutcome> {
     match ask(daemon, request).await.unwrap() {
         AdminReply::Outcomes(outcomes) => outcomes,
         other => panic!("{other:?}"),
     }
 }
 
-fn sync(image: &str, host: &str, rate: u64) -> ImageRequest {
+pub(crate) fn sync(image: &str, host: &str, rate: u64) -> ImageRequest {
     ImageRequest::Sync(SyncImage { image: name(image), hosts: vec![name(host)], rate })
 }
 
-async fn catalogue(daemon: &Daemon) -> Vec<ImageView> {
+pub(crate) async fn catalogue(daemon: &Daemon) -> Vec<ImageView> {
     match daemon.ask(&AdminRequest::Image(ImageRequest::List)).await.unwrap() {
         AdminReply::Images(images) => images,
         other => panic!("{other:?}"),
@@ -97,12 +97,12 @@ fn moved(outcome: &HostOutcome) -> u64 {
     outcome.told[0].split(' ').next().unwrap().parse().unwrap_or(0)
 }
 
-fn pool(daemon: &Daemon) -> PathBuf {
+pub(crate) fn pool(daemon: &Daemon) -> PathBuf {
     daemon.dir.join("images")
 }
 
 /// What lies in a pool, its own files too.
-fn inside(daemon: &Daemon) -> Vec<String> {
+pub(crate) fn inside(daemon: &Daemon) -> Vec<String> {
     let entries = fs::read_dir(pool(daemon)).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
     names.sort();
@@ -297,6 +297,46 @@ async fn a_receiver_that_is_killed_goes_on_where_it_was() {
     assert!(rest + 20 * BLOCK < 200 * BLOCK, "{rest} bytes moved again after {arrived} had come");
     assert!(fs::read(pool(&daemons.all[2]).join("data/disk.raw")).unwrap() == fs::read(&source).unwrap());
     assert_eq!(inside(&daemons.all[2]), ["data"]);
+}
+
+/// A directory that takes no more than that. Dropped, it is as it was.
+struct Small(PathBuf);
+
+impl Small {
+    fn over(path: PathBuf, bytes: u64) -> Self {
+        fs::create_dir_all(&path).unwrap();
+        let options = format!("size={bytes}");
+        nix::mount::mount(Some("tmpfs"), &path, Some("tmpfs"), nix::mount::MsFlags::empty(), Some(options.as_str()))
+            .unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pool_that_is_full_in_the_middle_says_so_and_has_no_image() {
+    let daemons = Daemons::cluster(2).await;
+    let (host1, host2) = (&daemons.all[0], &daemons.all[1]);
+    let dir = tempfile::tempdir().unwrap();
+    import(host1, import_of(&disk(&dir.path().join("data.raw"), 80), "data")).await.unwrap();
+    let small = Small::over(pool(host2), 20 * BLOCK);
+    let failed = outcomes(host1, sync("data", "host2", 0)).await;
+    let trouble = failed[0].trouble.as_ref().unwrap();
+    assert_eq!(trouble.code, ErrorCode::DiskFull, "{trouble:?}");
+    assert!(!inside(host2).contains(&"data".to_owned()));
+    assert_eq!(placement(host1, "data", "host2").await, Some(PlacementState::Missing));
+    assert_eq!(
+        import(host2, import_of(&dir.path().join("data.raw"), "other")).await.unwrap_err().code,
+        ErrorCode::DiskFull
+    );
+    assert_eq!(catalogue(host1).await.len(), 1);
+    drop(small);
+    assert_eq!(outcomes(host1, sync("data", "host2", 0)).await[0].trouble, None);
 }
 
 #[tokio::test]

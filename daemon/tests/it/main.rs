@@ -6,6 +6,7 @@ mod ages;
 mod authority;
 mod cluster;
 mod daemons;
+mod downloads;
 mod images;
 mod jobs;
 mod membership;
