@@ -171,6 +171,8 @@ pub struct Preflight {
     pub accelerator: crate::vm::Accelerator,
     /// Capabilities this QEMU has, by its own names.
     pub capabilities: Vec<String>,
+    /// What the guest can see of QEMU's command line, as `-option value`; empty where that is not known.
+    pub shows: Vec<String>,
 }
 
 /// An answer.

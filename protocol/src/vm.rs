@@ -316,6 +316,9 @@ pub struct Sample {
     pub expected_downtime_ms: Option<u64>,
     /// How far auto-converge slows the guest, percent.
     pub cpu_throttle_pct: u64,
+    /// Whether the transfer gets nowhere.
+    #[serde(default)]
+    pub stalled: bool,
 }
 
 /// What a completed migration was like.
@@ -355,6 +358,12 @@ pub struct MigrationResult {
     pub source_pid: u32,
     /// Process id of the destination QEMU.
     pub destination_pid: u32,
+    /// What was to be done at a moment that never came, in words.
+    #[serde(default)]
+    pub missed: Vec<String>,
+    /// For how long the transfer got nowhere, ms.
+    #[serde(default)]
+    pub stalled_ms: u64,
     /// Readings taken meanwhile.
     pub samples: Vec<Sample>,
 }

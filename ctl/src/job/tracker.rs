@@ -297,6 +297,9 @@ pub fn reading(sample: &Sample, style: Style) -> String {
     if sample.cpu_throttle_pct > 0 {
         text.push_str(&format!("{dot} guest slowed {} %", sample.cpu_throttle_pct));
     }
+    if sample.stalled {
+        text.push_str(&format!("{dot} stalled"));
+    }
     text
 }
 
@@ -492,6 +495,8 @@ pub(crate) mod tests {
         };
         assert_eq!(percent(&sample), 75);
         assert_eq!(reading(&sample, Style::default()), "RAM left 256 MiB of 1.0 GiB · 6.2 Gb/s");
+        let stalled = Sample { stalled: true, ..sample.clone() };
+        assert!(reading(&stalled, Style::default()).ends_with(" · stalled"));
         assert_eq!(percent(&Sample::default()), 0);
         let what = Happening::Progress { migration: "mig_7.1.1.vm1.2".into(), sample };
         let updates = tracker().take(WatchItem::Event { attempt: attempt(1), event: event(1, "host2", what) });

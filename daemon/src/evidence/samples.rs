@@ -6,7 +6,7 @@ use vt_protocol::vm::Sample;
 
 /// The columns, in order.
 pub const HEADER: &str = "t_ms,phase,iter,ram_total_bytes,ram_transferred_bytes,ram_remaining_bytes,\
-dirty_rate_bytes_s,xfer_bytes_s,cpu_throttle_pct,expected_downtime_ms";
+dirty_rate_bytes_s,xfer_bytes_s,cpu_throttle_pct,expected_downtime_ms,stalled";
 
 /// The readings as CSV, header first. What QEMU did not say is left empty.
 pub fn csv(samples: &[Sample]) -> String {
@@ -19,7 +19,7 @@ pub fn csv(samples: &[Sample]) -> String {
         let downtime = s.expected_downtime_ms.map(|ms| ms.to_string()).unwrap_or_default();
         let _ = writeln!(
             text,
-            "{},{phase},{},{},{},{},{},{},{},{downtime}",
+            "{},{phase},{},{},{},{},{},{},{},{downtime},{}",
             s.t_ms,
             s.dirty_sync_count,
             s.ram_total_bytes,
@@ -28,6 +28,7 @@ pub fn csv(samples: &[Sample]) -> String {
             s.dirty_rate_bytes_s,
             s.xfer_bytes_s,
             s.cpu_throttle_pct,
+            u8::from(s.stalled),
         );
     }
     text
@@ -44,9 +45,9 @@ mod tests {
         let rows: Vec<_> = text.lines().collect();
         assert_eq!(rows.len(), 3);
         for row in &rows {
-            assert_eq!(row.split(',').count(), 10, "{row}");
+            assert_eq!(row.split(',').count(), 11, "{row}");
         }
         assert!(rows[1].starts_with("100,activex,0,0,0,7,"), "{}", rows[1]);
-        assert!(rows[2].ends_with(",300"));
+        assert!(rows[2].ends_with(",300,0"));
     }
 }

@@ -1,9 +1,10 @@
-//! What a QEMU can do, asked of a QEMU that runs nothing: version, machine types, CPU models, migration capabilities.
+//! What a QEMU can do, asked of a QEMU that runs nothing: version, machine types, CPU models, devices, migration
+//! capabilities.
 //!
 //! Asked once per binary and kept; a binary that was replaced is asked again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
@@ -23,6 +24,7 @@ const QUESTIONS: &str = r#"{"execute":"qmp_capabilities"}
 {"execute":"query-machines","id":"machines"}
 {"execute":"query-cpu-definitions","id":"cpus"}
 {"execute":"query-migrate-capabilities","id":"capabilities"}
+{"execute":"qom-list-types","arguments":{"implements":"device"},"id":"devices"}
 {"execute":"quit"}
 "#;
 
@@ -37,6 +39,8 @@ pub struct Features {
     pub cpus: Vec<String>,
     /// Migration capabilities.
     pub capabilities: Vec<String>,
+    /// Models of devices.
+    pub devices: BTreeSet<String>,
 }
 
 impl Features {
@@ -142,6 +146,7 @@ fn parse(bytes: &[u8]) -> Option<Features> {
         // Some machines have no CPU models to list; then the check has nothing to say.
         cpus: names("cpus", "name").unwrap_or_default(),
         capabilities: names("capabilities", "capability")?,
+        devices: names("devices", "name").unwrap_or_default().into_iter().collect(),
     })
 }
 
@@ -160,6 +165,7 @@ mod tests {
         assert_eq!(features.machine("no-such-machine"), None);
         assert!(features.has_cpu("qemu64") && features.has_cpu("qemu64,+avx") && !features.has_cpu("no-such-cpu"));
         assert!(features.capabilities.iter().any(|c| c == "late-block-activate"));
+        assert!(features.devices.contains("virtio-blk-pci") && !features.devices.contains("no-such-device"));
         assert!(Arc::ptr_eq(&features, &cache.of("qemu-system-x86_64").await.unwrap()), "asked once");
     }
 

@@ -10,7 +10,7 @@ use vt_protocol::{
 use super::sender::Sender;
 use crate::{
     evidence::samples,
-    qemu::{qmp::MigrationInfo, vm::TRANSCRIPT_FILE},
+    qemu::{qmp::MigrationInfo, stall::stalled_ms, vm::TRANSCRIPT_FILE},
 };
 
 /// The file of the figures, in the evidence.
@@ -63,16 +63,18 @@ impl Sender {
             parts_ms: [
                 part("prepare", Duration::ZERO, t.prepared),
                 part("start", t.prepared, t.started),
-                part("transfer", t.started, t.completed),
-                part("vote and decision", t.completed, t.decided),
-                part("resume", t.decided, t.resumed),
+                part("transfer", t.started, t.written),
             ]
             .into_iter()
+            .chain(self.outlet.is_file().then(|| part("deliver", t.written, t.completed)))
+            .chain([part("vote and decision", t.completed, t.decided), part("resume", t.decided, t.resumed)])
             .chain((!t.ended.is_zero()).then(|| part("post-copy", t.resumed, t.ended)))
             .collect(),
             postcopy_requests: ram.postcopy_requests,
             source_pid: self.vm.qemu.pid(),
             destination_pid: self.ready.pid,
+            stalled_ms: stalled_ms(&samples),
+            missed: self.interventions.missed().iter().map(|(at, what)| format!("{at}: {what:?}")).collect(),
             samples,
         }
     }

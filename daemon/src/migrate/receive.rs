@@ -18,7 +18,7 @@ use vt_protocol::{
     party::{Failure, Migrated, Move},
     peer::{IncomingState, Preflight, PrepareIncoming, Prepared},
     verdict::Consequence,
-    vm::{Accelerator, How, MigrationSpec, Moment, Transport},
+    vm::{Accelerator, How, MigrationSpec, Moment, Transport, VmSpec},
 };
 use vt_sync::{
     command::{AbortMigration, MigrationPrepared},
@@ -39,7 +39,10 @@ use crate::{
         failure::caused,
         local_vm::LocalVm,
     },
-    qemu::Resolved,
+    qemu::{
+        Disk, Resolved,
+        command_line::{CommandLine, seen_by_guest},
+    },
 };
 
 /// A pause before a proposal is made again.
@@ -177,7 +180,14 @@ impl LocalAttempt {
         let (from, me) = (self.name_of(record.from), self.name_of(self.me()));
         let features = self.features.of(&self.places.qemu).await?;
         let accelerator = self.local_accelerator().await;
-        let mut found = differences(&asked.preflight, Here { features: &features, accelerator }, &asked.spec);
+        let resolved = Resolved {
+            machine: asked.preflight.machine.clone(),
+            accelerator: asked.preflight.accelerator,
+            cpu_model: asked.preflight.cpu_model.clone(),
+        };
+        let shows = seen_by_guest(&self.would_run(&asked.vm, &resolved));
+        let mut found =
+            differences(&asked.preflight, Here { features: &features, accelerator, shows: &shows }, &asked.spec);
         let image = self.image(&asked.vm.image)?;
         found.extend(self.disk_fits(&asked, &image));
         if asked.spec.transport == Transport::Tcp6 && ipv6_beside(self.places.migration).is_none() {
@@ -196,11 +206,6 @@ impl LocalAttempt {
             image.overlay(&disk).await?;
         }
         let boot = image.boot(&asked.vm.nics);
-        let resolved = Resolved {
-            machine: asked.preflight.machine.clone(),
-            accelerator: asked.preflight.accelerator,
-            cpu_model: asked.preflight.cpu_model.clone(),
-        };
         let incarnation = format!("in-{}", id.number);
         let qemu = self.launch(asked.vm, resolved, boot, &disk, &incarnation).await.map_err(|error| error.report())?;
         let vm = LocalVm::new(qemu, disk, Epoch::default());
@@ -229,6 +234,7 @@ impl LocalAttempt {
                 cpu_model: vm.qemu.record().cpu_model.clone(),
                 accelerator: vm.qemu.record().accelerator,
                 capabilities: set.into_keys().collect(),
+                shows,
             },
             pid: vm.qemu.pid(),
             disk,
@@ -253,6 +259,27 @@ impl LocalAttempt {
         };
         tokio::spawn(receiver.run());
         Ok(prepared)
+    }
+
+    /// The words of a QEMU for this VM on this host, with no more of what the guest cannot see than it takes.
+    fn would_run(&self, spec: &VmSpec, resolved: &Resolved) -> Vec<String> {
+        let disk = Disk { path: String::new(), format: "qcow2".to_owned() };
+        // Without a bridge there is no tap, and without a tap no card.
+        let taps = if self.places.bridge.is_some() { vec![String::new(); spec.nics.len()] } else { Vec::new() };
+        let nowhere = std::path::Path::new("");
+        let line = CommandLine {
+            spec,
+            resolved,
+            boot: None,
+            disk: Some(&disk),
+            data_disk: None,
+            taps: &taps,
+            run_dir: nowhere,
+            serial_log: nowhere,
+            memory_file: None,
+            incoming: true,
+        };
+        line.words()
     }
 
     async fn local_accelerator(&self) -> Accelerator {

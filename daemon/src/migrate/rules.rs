@@ -1,6 +1,6 @@
 //! Which ways of moving a VM exclude each other, whatever the QEMUs can do: pure, known before anything is asked.
 
-use vt_protocol::vm::{MigrationSpec, Transport};
+use vt_protocol::vm::{Intervention, MigrationSpec, Moment, Transport};
 
 /// Why a spec cannot be: the rule it breaks. `None` where it can.
 pub fn broken(spec: &MigrationSpec) -> Option<String> {
@@ -26,6 +26,11 @@ pub fn broken(spec: &MigrationSpec) -> Option<String> {
     }
     if spec.is_postcopy() && (one_way || one_connection || transport == Transport::Rdma) {
         return carried_by("a post-copy needs a connection both ways that can be made anew");
+    }
+    let cancels_late =
+        |(moment, what): &(Moment, Intervention)| (*moment, what) == (Moment::PostcopyActive, &Intervention::Cancel);
+    if spec.interventions.iter().any(cancels_late) {
+        return Some("a post-copy that is active cannot be cancelled: the guest runs at the destination".to_owned());
     }
     if (spec.wants("return-path") || spec.wants("switchover-ack")) && one_way {
         return carried_by("the destination answers over the stream, and here it goes one way");

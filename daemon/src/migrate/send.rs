@@ -158,6 +158,7 @@ impl LocalAttempt {
             cpu_model: record.cpu_model.clone(),
             accelerator: record.accelerator,
             capabilities: capabilities.into_keys().collect(),
+            shows: vm.shows(),
         })
     }
 

@@ -53,6 +53,9 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub(super) struct Times {
     pub(super) prepared: Duration,
     pub(super) started: Duration,
+    /// By QEMU's own words.
+    pub(super) written: Duration,
+    /// And delivered, where QEMU wrote a file; else the same.
     pub(super) completed: Duration,
     pub(super) decided: Duration,
     pub(super) resumed: Duration,
@@ -136,14 +139,18 @@ impl Sender {
                     }
                 }
             };
+            let completed =
+                |event: &Event| matches!(event, Event::Qemu(MigrationStatus::Completed) | Event::PostcopyReady);
+            if completed(&event) && self.times.written.is_zero() {
+                self.times.written = self.called.elapsed();
+            }
             let event = match event {
                 Event::Qemu(MigrationStatus::Completed) if transferring && self.outlet.is_file() => {
                     self.deliver(deadline).await?
                 }
                 event => event,
             };
-            let completed = matches!(&event, Event::Qemu(MigrationStatus::Completed) | Event::PostcopyReady);
-            if completed && self.times.completed.is_zero() {
+            if completed(&event) && self.times.completed.is_zero() {
                 self.times.completed = self.called.elapsed();
             }
             if matches!(&event, Event::Moved) {
@@ -456,8 +463,15 @@ fn progress(
 ) -> impl Future<Output = ()> + Send + use<> {
     let (attempt, id, mut latest) = (attempt.clone(), id.to_string(), sampler.latest());
     async move {
+        let mut stalled = false;
         while latest.changed().await.is_ok() {
             let sample = latest.borrow_and_update().clone();
+            if sample.stalled != stalled {
+                stalled = sample.stalled;
+                let words = if stalled { "is stalled" } else { "gets on again" };
+                let left = sample.ram_remaining_bytes;
+                attempt.evidence.events.say(format!("{id}: the transfer {words}: {left} bytes are left to send"));
+            }
             attempt.evidence.events.note(Happening::Progress { migration: id.clone(), sample });
         }
     }

@@ -168,6 +168,11 @@ impl Party {
         self.link.call(Request::PrepareMigration(call), Duration::from_secs(120)).await.map(drop)
     }
 
+    /// Counts a movement that was refused before it began. Every party calls it in place of [`Party::migrate`].
+    pub fn skip_migration(&self, vm: &Name) {
+        *self.counts().moves.entry(vm.clone()).or_default() += 1;
+    }
+
     /// Moves a VM. Every party calls it, so that all count alike; who is neither side gets `None` at once.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     guard::{GuardHandle, GuardSetup, GuardState, clock::BootTime},
     migrate::receive::capabilities,
-    qemu::{Vm, VmError, qmp::QmpError},
+    qemu::{Vm, VmError, command_line::seen_by_guest, qmp::QmpError},
 };
 
 /// Before a guard is asked again to let a VM run.
@@ -148,6 +148,20 @@ impl LocalVm {
         spec
     }
 
+    /// What its guest can see of QEMU's command line, as it would be now; empty where that cannot be read.
+    pub(crate) fn shows(&self) -> Vec<String> {
+        let line = std::fs::read(format!("/proc/{}/cmdline", self.qemu.pid())).unwrap_or_default();
+        let mut words: Vec<String> =
+            line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        if let Some(now) = &*self.reshaped.lock().unwrap_or_else(PoisonError::into_inner) {
+            // They came last when it was started.
+            words.retain(|word| !word.is_empty());
+            words.truncate(words.len().saturating_sub(self.qemu.record().spec.extra_args.len()));
+            words.extend(now.iter().cloned());
+        }
+        seen_by_guest(&words)
+    }
+
     /// Notes that its devices are those of these words now. A daemon that comes back reads it.
     pub(crate) fn reshape(&self, words: Vec<String>) -> std::io::Result<()> {
         let mut record = self.qemu.record().clone();
@@ -216,7 +230,12 @@ struct MigrationSettings {
 impl MigrationSettings {
     fn of(spec: &MigrationSpec) -> Self {
         let numbers = spec.parameters.iter().map(|(name, value)| (name.clone(), Value::from(*value)));
-        let words = spec.words.iter().map(|(name, word)| (name.clone(), Value::from(word.as_str())));
+        let value = |word: &str| match word {
+            "true" | "on" => Value::from(true),
+            "false" | "off" => Value::from(false),
+            word => Value::from(word),
+        };
+        let words = spec.words.iter().map(|(name, word)| (name.clone(), value(word)));
         Self { capabilities: capabilities(spec), parameters: numbers.chain(words).collect() }
     }
 }

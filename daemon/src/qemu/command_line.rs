@@ -177,6 +177,15 @@ impl CommandLine<'_> {
     }
 }
 
+/// Options whose values a guest sees in its machine.
+const SEEN: [&str; 8] = ["-machine", "-cpu", "-smp", "-m", "-uuid", "-device", "-global", "-smbios"];
+
+/// What of a command line the guest can see, as `-option value`. Two QEMUs between which a guest moves have the same.
+pub fn seen_by_guest(words: &[String]) -> Vec<String> {
+    let pairs = words.windows(2).filter(|pair| SEEN.contains(&pair[0].as_str()));
+    pairs.map(|pair| format!("{} {}", pair[0], pair[1])).collect()
+}
+
 #[derive(Default)]
 struct Words {
     words: Vec<String>,
@@ -269,6 +278,12 @@ mod tests {
         let without_incoming: Vec<String> =
             same.into_iter().filter(|word| word != "-incoming" && word != "defer").collect();
         assert_eq!(source, without_incoming);
+        let (source, destination) = (seen_by_guest(&source), seen_by_guest(&words(&spec, "/run/b", "tapb", true)));
+        assert_eq!(source, destination);
+        assert!(
+            source.contains(&"-m 256M".to_owned()) && source.iter().any(|word| word.contains("mac=52:54")),
+            "{source:?}"
+        );
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub mod qmp;
 pub mod record;
 pub mod remains;
 pub mod sampler;
+pub mod stall;
 pub mod tap;
 pub mod vm;
 

@@ -13,7 +13,10 @@ use tokio::{
 };
 use vt_protocol::vm::Sample;
 
-use super::qmp::{MigrationInfo, Qmp, QmpError};
+use super::{
+    qmp::{MigrationInfo, Qmp, QmpError},
+    stall::Stall,
+};
 
 /// Most readings kept: a quarter of an hour at full pace.
 pub const SAMPLES_MAX: usize = 9000;
@@ -74,6 +77,7 @@ pub fn sample_of(info: &MigrationInfo, t_ms: u64) -> Sample {
         xfer_bytes_s: (ram.mbps * 1e6 / 8.0) as u64,
         expected_downtime_ms: info.expected_downtime_ms,
         cpu_throttle_pct: info.cpu_throttle_pct.unwrap_or(0),
+        stalled: false,
     }
 }
 
@@ -86,7 +90,7 @@ async fn sample(
     let mut samples = Samples::default();
     let mut ticks = interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut last = false;
+    let (mut stall, mut last) = (Stall::default(), false);
     while !last {
         tokio::select! {
             _ = ticks.tick() => {}
@@ -95,7 +99,8 @@ async fn sample(
         match qmp.execute("query-migrate", Value::Null, READING_TIMEOUT).await {
             Ok(answer) => {
                 let t_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-                let sample = sample_of(&MigrationInfo::from(answer), t_ms);
+                let mut sample = sample_of(&MigrationInfo::from(answer), t_ms);
+                sample.stalled = stall.observe(&sample);
                 tell.send_replace(sample.clone());
                 samples.push(sample, last);
             }

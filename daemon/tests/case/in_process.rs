@@ -310,9 +310,14 @@ impl World {
 
     /// Starts the daemon of a host anew, with guards that act within seconds.
     pub(crate) async fn guard_soon(&mut self, place: usize) {
+        let [pause, kill, abandon] = [4, 8, 12].map(Duration::from_secs);
+        self.change(place, |places| places.guard = Times { pause, kill, abandon }).await;
+    }
+
+    /// Starts the daemon of a host anew, with something changed.
+    pub(crate) async fn change(&mut self, place: usize, change: impl FnOnce(&mut Places)) {
         self.stop_daemon(place).await;
-        self.hosts[place].places.guard =
-            Times { pause: Duration::from_secs(4), kill: Duration::from_secs(8), abandon: Duration::from_secs(12) };
+        change(&mut self.hosts[place].places);
         self.start_daemon(place);
     }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may, as tests do")]
 
 mod breaks;
+mod differs;
 mod in_process;
 mod moves;
 mod parties;
