@@ -1,16 +1,19 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo deb bench bench-cfg proofs model sim faults faults-mutations notice attacks fuzz lint fmt
+.PHONY: help setup build release test demo deb bench bench-ways bench-cfg proofs model sim faults faults-mutations matrix cancels notice attacks fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
 	@echo "make test    all tests, real guests included (root)"
 	@echo "make deb     Debian packages vtd and vtctl, in target/deb"
 	@echo "make bench   the figures of README.md, measured here"
+	@echo "make bench-ways what carries a VM, compared: cost against bare QMP, throughput against tcp, readings (root)"
 	@echo "make bench-cfg  the configuration language against the reference implementation, and its other figures"
 	@echo "make proofs  the counts that the tests take a share of: 100 joins, 20 reboots, 20 leaders killed at a barrier, 4000 power failures, 4000 changed bytes (root)"
 	@echo "make model   random walks of many hosts' decisions for MINUTES (60); SEED=17 tells one walk"
 	@echo "make sim     whole hosts under simulated faults for MINUTES (60); SEED=17 tells one run"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600) each; needs g++"
+	@echo "make matrix  one guest moved in every way: transports, modes, both together, as a table (root); WAYS=\"tcp tls\" HOSTS=2"
+	@echo "make cancels every phase of a migration cancelled TIMES (20) times, the guest alive and moved after each (root)"
 	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=2"
 	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
 	@echo "make attacks a table of attacks on a real daemon: what refused each, and where it was written down"
@@ -47,6 +50,9 @@ deb: release
 bench: release
 	@.ci/install .ci/packages-bench
 	cargo run --locked --release -p vt-tests --bin bench
+
+bench-ways: release
+	cargo run --locked --release -p vt-tests --bin bench -- --ways
 
 # Real configurations with the reference's own results, and a Python with the reference in it.
 CORPUS ?= ../shared/corpus/cartesian
@@ -100,6 +106,15 @@ faults: build
 
 faults-mutations: build
 	$(FAULTS) --mutations
+
+WAYS ?=
+HOSTS ?= 2
+MATRIX = cargo run --locked -p vt-tests --bin matrix --
+matrix: build
+	$(MATRIX) --hosts $(HOSTS) --json matrix.json $(WAYS)
+
+cancels: build
+	$(MATRIX) --hosts $(HOSTS) --rounds $(TIMES) --json cancels.json cancels
 
 notice: build
 	$(FAULTS) --notice $(TIMES)

@@ -57,6 +57,14 @@ pub(super) struct Checked {
     pub(super) standstill_ms: u64,
 }
 
+impl Checked {
+    /// How long the guest stood still: what its clocks lost against the time that passed, or the longest step they made at
+    /// once, where they went on without it.
+    pub(super) fn stood_ms(&self) -> u64 {
+        self.standstill_ms.max(u64::try_from(-self.uptime_off_ms).unwrap_or(0))
+    }
+}
+
 impl std::fmt::Display for Checked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
@@ -225,6 +233,9 @@ mod tests {
         assert_eq!(checked.pages_rewritten, 10_000);
         assert_eq!(checked.rewritten_bytes_s, 10_000 * 4096 / 5);
         assert_eq!((checked.uptime_off_ms, checked.clock_off_ms, checked.standstill_ms), (0, 0, 100));
+        assert_eq!(checked.stood_ms(), 100, "its clocks went on while it stood");
+        let stood = judge(&reading(10), &reading(15), Duration::from_millis(5700), &allowed()).unwrap();
+        assert_eq!(stood.stood_ms(), 700, "its clocks stood with it");
     }
 
     #[test]

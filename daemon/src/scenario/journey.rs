@@ -18,11 +18,14 @@ use vt_protocol::{
     party::{Failure, Migrated, VmStarted},
     probe::{ClockReport, DISK_DATA_OFFSET, DiskStart, DiskStarted, Empty, Hello, MemStart, NetStarted, Request},
     verdict::{Blame, Cause},
-    vm::MigrationSpec,
+    vm::{Accelerator, MigrationResult, MigrationSpec},
 };
 
 use super::{
     checks::{Allowed, Checked, judge, read},
+    downtime::Downtime,
+    figures::Figures,
+    hearing::{self, Hearing},
     settings::Settings,
     transfer,
 };
@@ -54,35 +57,69 @@ pub(super) struct Journey<'a> {
     pub(super) vm: Name,
     pub(super) settings: Settings,
     address: Option<std::net::Ipv4Addr>,
+    /// Whether its instructions are emulated.
+    emulated: bool,
     /// Place of the host that has the guest.
     at: usize,
+    hearing: Option<Hearing>,
     figures: Figures,
+}
+
+/// A guest that is about to leave, as every party knows it.
+pub(super) struct Departure {
+    before: Snapshot,
+    begun: Instant,
 }
 
 /// What host1 tells the others of the guest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Booted {
     address: Option<std::net::Ipv4Addr>,
+    emulated: bool,
 }
+
+/// The VM of a scenario that has one.
+const ONLY: &str = "vm1";
 
 impl<'a> Journey<'a> {
     /// Boots the guest on host1 and turns its probes on.
     pub(super) async fn begin(party: &'a Party, settings: Settings) -> Result<Self, Failure> {
-        let journey = Self::start(party, settings, true).await?;
-        if journey.is_here() {
-            journey.awaken().await?;
+        Self::start(party, settings, true).await?.awake().await
+    }
+
+    /// Boots one of several guests on the host of that place and turns its probes on.
+    pub(super) async fn begin_at(party: &'a Party, vm: Name, at: usize, settings: Settings) -> Result<Self, Failure> {
+        Self::start_at(party, vm, at, settings, true).await?.awake().await
+    }
+
+    async fn awake(self) -> Result<Self, Failure> {
+        if self.is_here() {
+            self.awaken().await?;
         }
-        party.barrier("awake", journey.settings.vm.login_timeout + SLACK).await?;
-        Ok(journey)
+        self.party.barrier(&self.named("awake"), self.settings.vm.login_timeout + SLACK).await?;
+        Ok(self)
     }
 
     /// Starts the VM on host1. Without `wait` its guest has only begun to boot afterwards.
     pub(super) async fn start(party: &'a Party, settings: Settings, wait: bool) -> Result<Self, Failure> {
-        let vm: Name = "vm1".parse().map_err(|_| our_fault(Report::new(ErrorCode::Internal, "vm1 is no name")))?;
-        let mut journey = Self { party, vm, settings, address: None, at: 0, figures: Figures::default() };
+        let vm = ONLY.parse().map_err(|_| our_fault(Report::new(ErrorCode::Internal, "vm1 is no name")))?;
+        Self::start_at(party, vm, 0, settings, wait).await
+    }
+
+    async fn start_at(party: &'a Party, vm: Name, at: usize, settings: Settings, wait: bool) -> Result<Self, Failure> {
+        // A port that was asked for is somebody else's to listen to.
+        let hearing = match settings.beacon {
+            Some(_) => None,
+            None => Hearing::on(hearing::port(&format!("{} {vm}", party.welcome().attempt))).await,
+        };
+        let mut journey =
+            Self { party, vm, settings, address: None, emulated: false, at, hearing, figures: Figures::default() };
         let mut booted = None;
         if journey.is_here() {
-            let step = party.step(if wait { "boot" } else { "start" }).await?;
+            if let Some((goal, set)) = &journey.settings.goal {
+                party.log(format!("{}: {set}", journey.named(&format!("goal {goal}")))).await?;
+            }
+            let step = party.step(&journey.named(if wait { "boot" } else { "start" })).await?;
             let mut wanted = journey.settings.vm.start();
             wanted.no_wait = !wait;
             let started = party.vm(journey.vm.clone()).start(wanted).await?;
@@ -90,11 +127,18 @@ impl<'a> Journey<'a> {
                 party.metric("boot_ms", started.boot_ms);
             }
             step.done(described(&started)).await?;
-            booted = Some(Booted { address: started.address });
+            booted = Some(Booted { address: started.address, emulated: started.accelerator == Accelerator::Tcg });
         }
-        let told = party.exchange("booted", &booted, journey.settings.vm.login_timeout + SLACK).await?;
-        journey.address = told.into_iter().find_map(|(_, booted)| booted).and_then(|booted| booted.address);
+        let told = party.exchange(&journey.named("booted"), &booted, journey.settings.vm.login_timeout + SLACK).await?;
+        if let Some(booted) = told.into_iter().find_map(|(_, booted)| booted) {
+            (journey.address, journey.emulated) = (booted.address, booted.emulated);
+        }
         Ok(journey)
+    }
+
+    /// The name of a step or barrier of this guest: guests that go at the same time meet each at its own.
+    fn named(&self, what: &str) -> String {
+        if self.vm.as_str() == ONLY { what.to_owned() } else { format!("{what} ({})", self.vm) }
     }
 
     /// Whether the guest is on this party's host.
@@ -136,12 +180,12 @@ impl<'a> Journey<'a> {
     pub(super) async fn awaken(&self) -> Result<(), Failure> {
         let Self { party, settings, .. } = self;
         let guest = self.guest();
-        let step = party.step("login").await?;
+        let step = party.step(&self.named("login")).await?;
         let hello: Hello = guest.probe(Request::Hello, settings.vm.login_timeout).await?;
         guest.login(settings.vm.login_timeout).await?;
         step.done(format!("up for {:.1} s", hello.clock.boottime_ns as f64 / 1e9)).await?;
 
-        let step = party.step("probes on").await?;
+        let step = party.step(&self.named("probes on")).await?;
         let seed = u64::from(party.welcome().attempt.number) << 32 ^ party.welcome().attempt.case.job.0;
         let memory = MemStart { pages: settings.probe_pages, seed, rewrite_bytes_per_second: settings.rewrite_bytes_s };
         let _: Empty = guest.probe(Request::MemStart(memory), ASK).await?;
@@ -154,7 +198,8 @@ impl<'a> Journey<'a> {
         };
         let _: DiskStarted = guest.probe(Request::DiskStart(disk), ASK).await?;
         let _: NetStarted = guest.probe(Request::NetStart { port: ECHO_PORT }, ASK).await?;
-        if let Some(port) = settings.beacon {
+        let heard = self.address.and(self.hearing.as_ref()).map(Hearing::port);
+        if let Some(port) = settings.beacon.or(heard) {
             let _: NetStarted = guest.probe(Request::BeaconStart { port }, ASK).await?;
         }
         let mut note =
@@ -193,42 +238,93 @@ impl<'a> Journey<'a> {
     /// Moves the guest to the next host as `spec` says and checks it there. One that is to be cancelled is checked where it
     /// stays. Returns what this party knows of the move.
     pub(super) async fn go(&mut self, round: &str, spec: &MigrationSpec) -> Result<Option<Migrated>, Failure> {
+        let migrated = self.go_or_stay(round, spec).await?;
+        let arrived = migrated.as_ref().is_some_and(|migrated| !migrated.cancelled);
+        if arrived && transfer::is_cancelled(spec) {
+            let title = "the migration had completed before the moment at which it was to be cancelled";
+            return Err(our_fault(Report::new(ErrorCode::MigrationRefused, title).with("move", round)));
+        }
+        Ok(migrated)
+    }
+
+    /// The same, where one that is to be cancelled may have been faster: then the guest is at the next host. For two hosts,
+    /// of which each is a side.
+    pub(super) async fn go_or_stay(&mut self, round: &str, spec: &MigrationSpec) -> Result<Option<Migrated>, Failure> {
         let (from, to) = (self.here().clone(), self.next().clone());
         let (party, vm) = (self.party, self.vm.clone());
-        let way = format!("{from} → {to}, {round}");
+        let way = self.named(&format!("{from} → {to}, {round}"));
         self.figures.moves += 1;
 
         party.prepare_migration(&vm, &from, &to, spec).await?;
-        let mut before = None;
-        if self.is_here() {
-            let _: ClockReport = party.guest(&vm).probe(Request::ClockReset, ASK).await?;
-            before = Some(read(party, &vm).await?);
-        }
-        let told = party.exchange("before", &before, ASK + SLACK).await?;
-        let begun = Instant::now();
+        let before = if self.is_here() { Some(self.reading().await?) } else { None };
+        let told = party.exchange(&self.named("before"), &before, ASK + SLACK).await?;
         let before = told.into_iter().find_map(|(_, reading)| reading);
         let before = before.ok_or_else(|| {
             our_fault(Report::new(ErrorCode::Internal, "the source gave no reading").with("move", &way))
         })?;
-
+        let departure = self.departs(before);
         let migrated = self.transfer(&way, &from, &to, spec).await?;
-        if self.is_here() {
-            let step = party.step(&format!("check {way}")).await?;
-            let held_ms = migrated.as_ref().and_then(|migrated| migrated.held_ms).unwrap_or(0.0);
-            let checked = self.check(&before, begun, held_ms).await?;
-            let note = checked.to_string();
+        let step = if self.is_here() { Some(party.step(&format!("check {way}")).await?) } else { None };
+        let held_ms = migrated.as_ref().and_then(|migrated| migrated.held_ms).unwrap_or(0.0);
+        let result = migrated.as_ref().and_then(|migrated| migrated.result.as_ref());
+        let (checked, downtime) = self.inspect(&departure, held_ms, result).await?;
+        self.figures.downtime(&downtime);
+        if let Some((step, checked)) = step.zip(checked) {
             self.figures.checked(&checked);
-            let name = format!("{vm}-{}", self.figures.moves).parse();
-            if let Ok(name) = name {
+            if let Ok(name) = format!("{vm}-{}", self.figures.moves).parse() {
                 let found = serde_json::json!({
-                    "move": self.figures.moves, "from": from, "to": to, "found": checked
+                    "move": self.figures.moves, "from": from, "to": to, "found": checked, "downtime": downtime
                 });
                 party.keep(name, &found).await?;
             }
-            step.done(note).await?;
+            step.done(format!("{checked} · {downtime}")).await?;
         }
-        party.barrier("checked", ASK + SLACK).await?;
         Ok(migrated)
+    }
+
+    /// Reads the probes of a guest that is about to leave. For the party whose host has it.
+    pub(super) async fn reading(&self) -> Result<Snapshot, Failure> {
+        let _: ClockReport = self.guest().probe(Request::ClockReset, ASK).await?;
+        read(self.party, &self.vm).await
+    }
+
+    /// From here on counts what the guest does until it is inspected.
+    pub(super) fn departs(&self, before: Snapshot) -> Departure {
+        if let Some(hearing) = &self.hearing {
+            hearing.begin();
+        }
+        Departure { before, begun: Instant::now() }
+    }
+
+    /// The guest is at the next host now.
+    pub(super) fn moved_on(&mut self) {
+        self.at = (self.at + 1) % self.party.hosts().len();
+    }
+
+    /// Checks the guest where it is, and puts together how long it stood still. Every party calls it; what was found in the
+    /// guest only its host knows. `held_ms`: for how long it stood still for our sake.
+    pub(super) async fn inspect(
+        &self,
+        departure: &Departure,
+        held_ms: f64,
+        result: Option<&MigrationResult>,
+    ) -> Result<(Option<Checked>, Downtime), Failure> {
+        let heard = match &self.hearing {
+            Some(hearing) => hearing.heard().await,
+            None => None,
+        };
+        if let Some(again) = heard.as_ref().map(|heard| heard.again).filter(|again| *again > 0) {
+            let title = format!("two copies of the guest ran: {again} of its beacons came again");
+            return Err(product(
+                Report::new(ErrorCode::GuestDoubled, title).with("heard on", self.party.me().as_str()),
+            ));
+        }
+        let silence = heard.map(|heard| u64::try_from(heard.longest.as_millis()).unwrap_or(u64::MAX));
+        let checked = if self.is_here() { Some(self.check(departure, held_ms).await?) } else { None };
+        let mine = Downtime::of(result, checked.as_ref().map(Checked::stood_ms), silence);
+        let told = self.party.exchange(&self.named("checked"), &mine, ASK + SLACK).await?;
+        let downtime = told.into_iter().fold(Downtime::default(), |all, (_, one)| all.with(one));
+        Ok((checked, downtime.compared(self.emulated)))
     }
 
     /// Moves the guest without asking it for anything: one that boots, or begins anew, has nothing to say.
@@ -251,26 +347,22 @@ impl<'a> Journey<'a> {
         spec: &MigrationSpec,
     ) -> Result<Option<Migrated>, Failure> {
         let party = self.party;
-        let cancels = transfer::is_cancelled(spec);
         let takes_part = party.me() == from || party.me() == to;
         let step = if takes_part { Some(party.step(&format!("migrate {way}")).await?) } else { None };
         let migrated = party.migrate(&self.vm, from, to, spec).await?;
         if let (Some(step), Some(migrated)) = (step, &migrated) {
-            if migrated.cancelled != cancels {
-                let title = "the migration had completed before the moment at which it was to be cancelled";
-                return Err(our_fault(Report::new(ErrorCode::MigrationRefused, title).with("move", way)));
-            }
             step.done(self.figures.moved(migrated)).await?;
         }
-        if !cancels {
-            self.at = (self.at + 1) % party.hosts().len();
+        let stays = migrated.as_ref().map_or(transfer::is_cancelled(spec), |migrated| migrated.cancelled);
+        if !stays {
+            self.moved_on();
         }
         Ok(migrated)
     }
 
-    /// `held_ms`: for how long the guest stood still for our sake.
-    async fn check(&self, before: &Snapshot, begun: Instant, held_ms: f64) -> Result<Checked, Failure> {
+    async fn check(&self, departure: &Departure, held_ms: f64) -> Result<Checked, Failure> {
         let Self { party, vm, settings, .. } = self;
+        let Departure { before, begun } = departure;
         let guest = self.guest();
         let after = read(party, vm).await?;
         let elapsed = begun.elapsed();
@@ -299,16 +391,34 @@ impl<'a> Journey<'a> {
 
     /// Ends it: the VM is stopped where it is, the figures are told. `remark`: what a reader should know although it passed.
     pub(super) async fn end(self, remark: Option<String>) -> Result<Option<String>, Failure> {
+        let unreached = self.stop().await?;
+        self.figures.tell(self.party);
+        Ok(remark.or(unreached))
+    }
+
+    /// Ends all of them; the worst figures are told.
+    pub(super) async fn end_all(journeys: Vec<Self>) -> Result<Option<String>, Failure> {
+        let (mut remark, mut figures) = (None, Figures::default());
+        for journey in &journeys {
+            remark = remark.or(journey.stop().await?);
+            figures.add(&journey.figures);
+        }
+        if let Some(journey) = journeys.first() {
+            figures.tell(journey.party);
+        }
+        Ok(remark)
+    }
+
+    async fn stop(&self) -> Result<Option<String>, Failure> {
         let party = self.party;
         if self.is_here() && !party.welcome().keep {
-            let step = party.step("stop").await?;
+            let step = party.step(&self.named("stop")).await?;
             party.vm(self.vm.clone()).stop().await?;
             step.done("").await?;
         }
-        party.barrier("end", SLACK).await?;
-        self.figures.tell(party);
+        party.barrier(&self.named("end"), SLACK).await?;
         let unreached = || "the guest has no network card here: its address was not checked".to_owned();
-        Ok(remark.or_else(|| self.address.is_none().then(unreached)))
+        Ok(self.address.is_none().then(unreached))
     }
 }
 
@@ -320,62 +430,4 @@ pub(super) fn described(started: &VmStarted) -> String {
         "up in {:.1} s · QEMU {qemu_version}, {machine}, {cpu_model}, {accelerator} ({accelerator_reason})",
         *boot_ms as f64 / 1000.0
     )
-}
-
-/// Figures of all moves as this party saw them.
-#[derive(Debug, Default)]
-struct Figures {
-    /// Moves so far, by whomever.
-    moves: u32,
-    completed: u64,
-    qemu_downtime_ms: u64,
-    guest_downtime_ms: Option<u64>,
-    total_ms: u64,
-    transferred_bytes: u64,
-    least_rewritten_bytes_s: Option<u64>,
-}
-
-impl Figures {
-    fn moved(&mut self, migrated: &Migrated) -> String {
-        if migrated.cancelled {
-            return "cancelled: the VM stays where it was".to_owned();
-        }
-        let Some(result) = &migrated.result else {
-            let ms = migrated.resume_ms.unwrap_or(0.0);
-            return format!("runs here, {ms:.1} ms after the decision");
-        };
-        self.completed += 1;
-        self.qemu_downtime_ms = self.qemu_downtime_ms.max(result.qemu_downtime_ms);
-        self.total_ms = self.total_ms.max(result.total_ms);
-        self.transferred_bytes += result.ram_transferred_bytes;
-        format!(
-            "{} ms, downtime {} ms by QEMU, {:.1} MB, {} pages, wall {:.1} ms",
-            result.total_ms,
-            result.qemu_downtime_ms,
-            result.ram_transferred_bytes as f64 / 1e6,
-            result.normal_pages + result.duplicate_pages,
-            result.wall_ms
-        )
-    }
-
-    fn checked(&mut self, checked: &Checked) {
-        self.guest_downtime_ms = self.guest_downtime_ms.max(Some(checked.standstill_ms));
-        let least = self.least_rewritten_bytes_s.unwrap_or(u64::MAX).min(checked.rewritten_bytes_s);
-        self.least_rewritten_bytes_s = Some(least);
-    }
-
-    /// A party tells only what it saw: the cluster keeps the greatest of each name.
-    fn tell(&self, party: &Party) {
-        if self.completed > 0 {
-            party.metric("qemu_downtime_ms", self.qemu_downtime_ms);
-            party.metric("total_ms", self.total_ms);
-            party.metric(&format!("transferred_bytes_{}", party.me()), self.transferred_bytes);
-        }
-        if let Some(ms) = self.guest_downtime_ms {
-            party.metric("guest_downtime_ms", ms);
-        }
-        if let Some(rate) = self.least_rewritten_bytes_s {
-            party.metric(&format!("rewritten_bytes_s_{}", party.me()), rate);
-        }
-    }
 }

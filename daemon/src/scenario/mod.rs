@@ -12,14 +12,19 @@ mod cancel;
 mod checks;
 mod cpuflags;
 mod data_plane;
+mod downtime;
 mod downtime_and_speed;
 mod early_boot;
+mod figures;
 mod file_transfer;
 mod firewall_block;
 mod flow;
+mod goals;
+mod hearing;
 mod hotplug_disk;
 mod journey;
 mod load;
+mod migration_matrix;
 mod module_reload;
 mod multihost_migration;
 mod ping_pong;
@@ -29,6 +34,7 @@ mod suspend;
 mod timedrift;
 mod transfer;
 mod uptime;
+mod ways;
 mod with_reboot;
 mod with_stress;
 mod xbzrle;
@@ -124,6 +130,7 @@ static ALL: &[Scenario] = &[
     file_transfer::SCENARIO,
     firewall_block::SCENARIO,
     hotplug_disk::SCENARIO,
+    migration_matrix::SCENARIO,
     module_reload::SCENARIO,
     multihost_migration::SCENARIO,
     ping_pong::SCENARIO,
@@ -249,20 +256,21 @@ fn fate(plan: &OpenPlan, case: &PlannedCase, name: &str) -> Result<Option<Report
     if case.leftover {
         return Ok(None);
     }
+    let seen: Vec<Params> = (0..case.hosts.len()).map(|place| seen_by(&params, &case.hosts, place, "")).collect();
     if case.variant.is_none() {
         scenario.check(&params)?;
+        seen.iter().try_for_each(|seen| scenario.check(seen))?;
         scenario.check_hosts(case.hosts.len())?;
-        return Ok(None);
+        return scenario.unequal(&case.hosts, &seen).map_or(Ok(None), Err);
     }
-    for place in 0..case.hosts.len() {
-        let seen = seen_by(&params, &case.hosts, place, "");
-        if let Some(beyond) = scenario.beyond(&seen) {
+    for seen in &seen {
+        if let Some(beyond) = scenario.beyond(seen) {
             return Ok(Some(beyond));
         }
-        scenario.check(&seen)?;
+        scenario.check(seen)?;
     }
     scenario.check_hosts(case.hosts.len())?;
-    Ok(None)
+    Ok(scenario.unequal(&case.hosts, &seen))
 }
 
 /// No scenario is called that; what may have been meant.
@@ -317,17 +325,42 @@ impl Scenario {
         self.aliases.iter().copied().flatten().copied().chain(limits).chain(types)
     }
 
-    /// What a variant asks for and this scenario does not do.
+    /// What a variant asks for and this scenario does not do, or nobody can.
     fn beyond(&self, params: &Params) -> Option<Report> {
-        let limit = self
-            .limits
-            .iter()
-            .copied()
-            .flatten()
-            .find(|limit| params.text(limit.key).map(str::trim).is_some_and(|value| !(limit.takes)(value)))?;
+        let asks = |limit: &&Limit| params.text(limit.key).map(str::trim).is_some_and(|value| !(limit.takes)(value));
+        let Some(limit) = self.limits.iter().copied().flatten().find(asks) else {
+            let (key, rule) = transfer::barred(params).filter(|_| self.moves())?;
+            let report = Report::new(ErrorCode::CannotRunHere, format!("not possible so: {rule}"));
+            return Some(params.get(key).into_iter().fold(report, |report, param| {
+                report.with("parameter", key).with("value", &param.value).with("set at", param.origin.to_string())
+            }));
+        };
         let param = params.get(limit.key)?;
         let title = format!("{} = {}: {} {}", limit.key, param.value.trim(), self.name, limit.does);
         Some(Report::new(ErrorCode::CannotRunHere, title).with("set at", param.origin.to_string()))
+    }
+
+    /// Whether it moves VMs.
+    fn moves(&self) -> bool {
+        self.params.iter().copied().flatten().any(|(key, ..)| *key == transfer::TRANSPORT)
+    }
+
+    /// What of a VM that moves is to be another on one host than on the first: such a VM cannot go there. `seen` are the
+    /// parameters as each host sees them.
+    fn unequal(&self, hosts: &[Name], seen: &[Params]) -> Option<Report> {
+        let (first, rest) = seen.split_first().filter(|_| self.moves())?;
+        let differences = hosts.iter().skip(1).zip(rest).flat_map(|(host, params)| {
+            settings::unequal(first, params).into_iter().map(move |(key, here, there)| {
+                (host, format!("{key}: {here} on {}, {there} on {host}", hosts[0]), params.get(key))
+            })
+        });
+        let mut report: Option<Report> = None;
+        for (host, text, param) in differences {
+            let title = format!("{} and {host} do not fit each other: {text}", hosts[0]);
+            let with = report.unwrap_or_else(|| Report::new(ErrorCode::Preflight, title)).with("difference", text);
+            report = Some(param.into_iter().fold(with, |with, param| with.with("set at", param.origin.to_string())));
+        }
+        report
     }
 
     /// Runs one party of it to its end.
@@ -418,6 +451,7 @@ mod tests {
     fn good_plans_are_taken() {
         for (scenario, hosts, params) in [
             ("multihost_migration", 2, &[][..]),
+            ("multihost_migration", 3, &[("vms", "vm1 vm2"), ("vms_start", "spread"), ("mem_vm2", "128M")][..]),
             ("multihost_migration", 5, &[("mem", "512M"), ("smp", "2"), ("migrate_count", "3")][..]),
             ("multihost_migration", 2, &[("capabilities", "auto-converge xbzrle"), ("mig_speed", "1G")][..]),
             ("multihost_migration", 2, &[("capabilitys", "auto-converge"), ("capabilitys_state", "disable")][..]),
@@ -447,6 +481,24 @@ mod tests {
             ("multihost_migration", 2, &[("memm", "512M")][..], BadParameter, "-p mem=512M"),
             ("multihost_migration", 2, &[("mig_protocol", "pigeon")][..], BadParameter, "mesh (or unix)"),
             ("multihost_migration", 2, &[("mig_offline", "maybe")][..], BadParameter, "yes or no"),
+            ("multihost_migration", 2, &[("vms", "vm1 vm1")][..], BadParameter, "each once"),
+            ("multihost_migration", 2, &[("mem_host2", "lots")][..], BadParameter, "lots"),
+            (
+                "multihost_migration",
+                2,
+                &[("mem_host2", "512M")][..],
+                Preflight,
+                "host1 and host2 do not fit each other: mem: 256 MiB on host1, 512 MiB on host2",
+            ),
+            (
+                "ping_pong",
+                3,
+                &[("cpu_model", "qemu64"), ("cpu_model_host3", "Nehalem")][..],
+                Preflight,
+                "cpu_model: qemu64 on host1, Nehalem on host3",
+            ),
+            ("multihost_migration", 2, &[("vms_start", "anywhere")][..], BadParameter, "together or spread"),
+            ("multihost_migration", 2, &[("vms", "vm1 vm2"), ("mem_vm2", "lots")][..], BadParameter, "lots"),
             (
                 "multihost_migration",
                 2,
@@ -512,7 +564,12 @@ mod tests {
                 "",
             ),
             (&[("type", "floppy")], ErrorCode::CannotRunHere, "type = floppy: the kernel of the built-in guest", ""),
-            (&[old, ("vms", "vm1 vm2")], ErrorCode::CannotRunHere, "vms = vm1 vm2: ", ""),
+            (
+                &[("type", "migration_multi_host_cancel"), ("vms", "vm1 vm2")],
+                ErrorCode::CannotRunHere,
+                "vms = vm1 vm2: cancel has one VM",
+                "",
+            ),
             // Only one of the hosts is asked for more than is done.
             (
                 &[old, ("netdev_extra_params_host2", ",vhost=on")],
@@ -528,6 +585,16 @@ mod tests {
             assert_eq!(report.help.first().map_or("", String::as_str), help, "{report:?}");
             assert!(report.evidence.contains(&("set at".into(), "base.cfg:7".into())), "{report:?}");
         }
+        let unequal = [old, ("machine_type", "q35"), ("machine_type_host2", "pc")];
+        let skipped = validate(&variant(&unequal, None)).unwrap();
+        let report = skipped[0].as_ref().unwrap();
+        assert_eq!(report.title, "host1 and host2 do not fit each other: machine: q35 on host1, pc on host2");
+        // A rule of the transports bars the variant, and not the plan.
+        let skipped = validate(&variant(&[old, ("mig_protocol", "exec"), ("capabilitys", "multifd")], None)).unwrap();
+        let report = skipped[0].as_ref().unwrap();
+        assert_eq!(report.code, ErrorCode::CannotRunHere);
+        assert!(report.title.starts_with("not possible so: multifd needs several connections"), "{report:?}");
+        assert_eq!(validate(&variant(&[old, ("vms", "vm1 vm2")], None)).unwrap(), [None]);
         let plain = [old, ("mig_protocol", "tcp"), ("mig_offline", "no"), ("pre_sub_test", ""), ("machine_type", "pc")];
         assert_eq!(validate(&variant(&plain, None)).unwrap(), [None]);
     }

@@ -27,7 +27,11 @@ pub(super) const SCENARIO: Scenario = Scenario {
         LOAD_PARAMS,
         &[
             ("stress_type", "none", "none, cpu_memory, disk or all"),
-            ("stress_memory", "50", "guest memory that is rewritten all the time where cpu_memory is meant, MiB"),
+            (
+                "stress_memory",
+                "50",
+                "guest memory that is rewritten all the time where cpu_memory is meant, MiB; less in a small guest",
+            ),
             ("migrate_count", "3", "moves"),
         ],
     ],
@@ -38,6 +42,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
     run: |party| Box::pin(run(party)),
 };
 
+/// What a guest needs of its memory for itself, its system lying in memory too: with less its kernel kills the probe, MiB.
+const REST_MIB: u64 = 96;
+
 struct Wanted {
     settings: Settings,
     load: Option<Load>,
@@ -47,7 +54,8 @@ struct Wanted {
 fn read(params: &Params) -> Result<Wanted, ParamError> {
     let mut settings = Settings::read(params)?;
     let load = Load::read(params)?;
-    let memory = params.number("stress_memory", 1..=2048)?.unwrap_or(50);
+    let most = u64::from(settings.vm.memory_mib).saturating_sub(REST_MIB).max(1);
+    let memory = params.number("stress_memory", 1..=2048)?.unwrap_or(50.min(most));
     let load = match params.text("stress_type").map(str::trim).unwrap_or_default() {
         "" | "none" => None,
         "cpu_memory" => Some(Load { readers: 0, ..load }),
@@ -56,8 +64,9 @@ fn read(params: &Params) -> Result<Wanted, ParamError> {
         _ => return Err(params.error("stress_type", "none, cpu_memory, disk or all")),
     };
     if load.is_some_and(|load| load.loops > 0) {
-        if memory > u64::from(settings.vm.memory_mib) / 2 {
-            return Err(params.error("stress_memory", "at most half of mem"));
+        if memory > most {
+            let want = format!("at most {most} MiB, for a guest needs {REST_MIB} of its mem for itself");
+            return Err(params.error("stress_memory", want));
         }
         settings.probe_pages = fit(memory * 256);
     }

@@ -9,7 +9,7 @@ use vt_protocol::{
     vm::{Accelerator, MigrationSpec},
 };
 
-use super::{Documented, Limit, transfer};
+use super::{Documented, Limit, goals::Goal, transfer};
 
 const MIB: u64 = 1 << 20;
 
@@ -36,6 +36,11 @@ pub(super) const MOVE_PARAMS: &[Documented] = &[
     ("mig_speed", "", "most bandwidth of the transfer, bytes/s (1G, 100M); default: QEMU's own"),
     ("downtime_limit", "", "downtime QEMU may aim at, ms; default: QEMU's own"),
     ("mig_timeout", "300", "seconds a transfer may take before it is cancelled"),
+    (
+        "goal",
+        "",
+        "what a transfer is to be like: min_downtime, min_time, or must_finish:5m; sets what is not set, and tells what that is",
+    ),
     ("capabilities", "", "migration capabilities to turn on, by QEMU's names, e.g. \"auto-converge xbzrle\""),
     ("parameters", "", "migration parameters by QEMU's names, e.g. \"multifd-channels=4 multifd-compression=zstd\""),
     (
@@ -51,7 +56,7 @@ pub(super) const MOVE_PARAMS: &[Documented] = &[
     (
         "beacon",
         "",
-        "UDP port that the guest sends a datagram to, to everyone on its network, every 10 ms; default: none",
+        "UDP port that the guest sends a datagram to, to everyone on its network, every 10 ms; default: one of its own",
     ),
     ("max_standstill", "10000", "how long the guest may stand still in a move, ms"),
 ];
@@ -61,10 +66,14 @@ pub(super) const ALIASES: &[&str] =
     &["capabilitys", "capabilitys_state", "host_mig_offline", "mig_downtime", "machine_type"];
 
 /// What no scenario does.
-pub(super) const LIMITS: &[Limit] = &[
-    Limit { key: "netdev_extra_params", takes: str::is_empty, does: "gives network cards no more than their tap" },
-    Limit { key: "vms", takes: |value| value.split_whitespace().count() <= 1, does: "has one VM" },
-];
+pub(super) const LIMITS: &[Limit] =
+    &[CARDS, Limit { key: "vms", takes: |value| value.split_whitespace().count() <= 1, does: "has one VM" }];
+
+/// The same of a scenario with several VMs.
+pub(super) const SEVERAL: &[Limit] = &[CARDS];
+
+const CARDS: Limit =
+    Limit { key: "netdev_extra_params", takes: str::is_empty, does: "gives network cards no more than their tap" };
 
 /// What is not done where nothing is done to the VM's devices, nor to the guest before it moves.
 pub(super) const UNCHANGED: &[Limit] = &[
@@ -103,6 +112,8 @@ pub(super) struct VmSettings {
 pub(super) struct Settings {
     pub(super) vm: VmSettings,
     pub(super) spec: MigrationSpec,
+    /// A goal, and what it set.
+    pub(super) goal: Option<(Goal, String)>,
     pub(super) probe_pages: u32,
     pub(super) rewrite_bytes_s: u64,
     pub(super) disk_bytes: u64,
@@ -157,6 +168,22 @@ impl VmSettings {
     }
 }
 
+/// What of the VM itself differs between two hosts' parameters: key, what one says, what the other. Where its files lie may.
+pub(super) fn unequal(one: &Params, other: &Params) -> Vec<(&'static str, String, String)> {
+    let read = |params| VmSettings::read(params).ok();
+    let Some((one, other)) = read(one).zip(read(other)) else { return Vec::new() };
+    let word = |word: &Option<String>| word.clone().unwrap_or_else(|| "the default".to_owned());
+    let accelerator = |vm: &VmSettings| vm.accelerator.map_or_else(|| word(&None), |known| format!("{known:?}"));
+    let all = [
+        ("mem", format!("{} MiB", one.memory_mib), format!("{} MiB", other.memory_mib)),
+        ("smp", one.cpus.to_string(), other.cpus.to_string()),
+        ("machine", word(&one.machine), word(&other.machine)),
+        ("cpu_model", word(&one.cpu_model), word(&other.cpu_model)),
+        ("accelerator", accelerator(&one), accelerator(&other)),
+    ];
+    all.into_iter().filter(|(_, here, there)| here != there).collect()
+}
+
 impl Settings {
     pub(super) fn read(params: &Params) -> Result<Self, ParamError> {
         let vm = VmSettings::read(params)?;
@@ -169,8 +196,18 @@ impl Settings {
         let disk_bytes = params.size("disk_probe", MIB, 4096..=256 * MIB)?.unwrap_or(MIB) / 4096 * 4096;
         let millis =
             |key, most, default| params.number(key, 0..=most).map(|ms| Duration::from_millis(ms.unwrap_or(default)));
+        let mut spec = transfer::read(params)?;
+        let goal = match params.text("goal").map(str::trim).filter(|text| !text.is_empty()) {
+            Some(text) => {
+                let want = "min_downtime, min_time, or must_finish: and a time, e.g. must_finish:5m";
+                let goal: Goal = text.parse().map_err(|()| params.error("goal", want))?;
+                Some((goal, goal.apply(&mut spec)))
+            }
+            None => None,
+        };
         Ok(Self {
-            spec: transfer::read(params)?,
+            spec,
+            goal,
             probe_pages: fit(probe / 4096),
             rewrite_bytes_s: params.size("mem_rewrite", 1, 0..=1 << 34)?.unwrap_or(8 * MIB),
             disk_bytes,
@@ -220,5 +257,8 @@ mod tests {
         assert_eq!(s.spec.timeout_ms, 9000);
         assert_eq!(s.vm.memory_mib, 512);
         assert!(read(&[]).spec.parameters.is_empty(), "QEMU's own defaults are left alone");
+        let s = read(&[("goal", "must_finish:5m"), ("downtime_limit", "100")]);
+        assert_eq!((s.spec.timeout_ms, s.spec.parameters["downtime-limit"]), (300_000, 100));
+        assert!(s.goal.unwrap().1.contains("cpu-throttle-initial=30"));
     }
 }

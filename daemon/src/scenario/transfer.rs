@@ -10,10 +10,29 @@ use vt_protocol::{
 use crate::migrate::rules;
 
 /// The key that says what carries the stream.
-const TRANSPORT: &str = "mig_protocol";
+pub(super) const TRANSPORT: &str = "mig_protocol";
 
 /// Reads the part of the parameters that says how a VM is moved.
 pub(super) fn read(params: &Params) -> Result<MigrationSpec, ParamError> {
+    let spec = read_any(params)?;
+    match rules::broken(&spec) {
+        Some(rule) => Err(params.error(key_of_rule(params), format!("possible so: {rule}"))),
+        None => Ok(spec),
+    }
+}
+
+/// The rule that it breaks, with the key that asks for it; `None` where it breaks none, or cannot be read.
+pub(super) fn barred(params: &Params) -> Option<(&'static str, String)> {
+    let rule = rules::broken(&read_any(params).ok()?)?;
+    Some((key_of_rule(params), rule))
+}
+
+fn key_of_rule(params: &Params) -> &'static str {
+    ["capabilities", "capabilitys", "at"].into_iter().find(|key| params.get(key).is_some()).unwrap_or(TRANSPORT)
+}
+
+/// The same, whether or not what is asked for excludes itself.
+pub(super) fn read_any(params: &Params) -> Result<MigrationSpec, ParamError> {
     let mut spec =
         MigrationSpec { transport: transport(params)?, offline: offline(params)?, ..MigrationSpec::default() };
     if let Some(seconds) = params.number("mig_timeout", 1..=86_400)? {
@@ -38,13 +57,7 @@ pub(super) fn read(params: &Params) -> Result<MigrationSpec, ParamError> {
     }
     spec.capabilities = capabilities(params)?;
     spec.interventions = interventions(params)?;
-    match rules::broken(&spec) {
-        Some(rule) => {
-            let key = ["capabilities", "capabilitys", "at"].into_iter().find(|key| params.get(key).is_some());
-            Err(params.error(key.unwrap_or(TRANSPORT), format!("possible so: {rule}")))
-        }
-        None => Ok(spec),
-    }
+    Ok(spec)
 }
 
 fn transport(params: &Params) -> Result<Transport, ParamError> {

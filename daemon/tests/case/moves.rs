@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::Value;
+use vt_daemon::migrate::lanes::Lanes;
 use vt_protocol::verdict::Verdict;
 
 use crate::in_process::{World, real};
@@ -73,5 +74,69 @@ async fn a_guest_wanders_over_three_hosts_and_home() {
     assert_eq!(verdict, Verdict::Warn, "{cause:#?}\n{}", world.events(0, attempt));
     let way: Vec<(u64, u64)> = world.ended(attempt).history.iter().map(|m| (m.from.0, m.to.0)).collect();
     assert_eq!(way, [(1, 2), (2, 3), (3, 1)]);
+    world.assert_clean().await;
+}
+
+/// From when to when each transfer that left a host was under way, by what its daemon wrote down, ms.
+fn transfers(world: &World, place: usize, attempt: vt_protocol::ids::AttemptId) -> Vec<(u64, u64)> {
+    let events = world.events(place, attempt);
+    let lines = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let said: Vec<(u64, String)> =
+        lines.map(|line| (line["unix_ms"].as_u64().unwrap(), line["what"].to_string())).collect();
+    let begun = said.iter().filter_map(|(at, what)| {
+        let (before, _) = what.split_once(": how: ").filter(|(_, how)| !how.contains("QEMU process"))?;
+        let id = before.rsplit('"').next()?;
+        let decided = format!("{id}: decided");
+        let end = said.iter().find(|(_, what)| what.contains(&decided))?;
+        Some((*at, end.0))
+    });
+    begun.collect()
+}
+
+/// The most that were under way at the same time.
+fn at_once(transfers: &[(u64, u64)]) -> usize {
+    let under_way = |at: u64| transfers.iter().filter(|(from, to)| (*from..*to).contains(&at)).count();
+    transfers.iter().map(|(from, _)| under_way(*from)).max().unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_guests_move_at_once_and_no_more_than_the_host_lets() {
+    // Slow enough that transfers which may overlap do.
+    let params =
+        [("vms", "vm1 vm2 vm3"), ("mem", "96M"), ("mem_probe", "1M"), ("mem_rewrite", "256K"), ("mig_speed", "12M")];
+    for (lanes, wanted) in [((8, 8), 3), ((8, 2), 2), ((1, 8), 1)] {
+        let mut world = World::new(2, real()).await;
+        world.change(0, |places| places.lanes = Lanes::new(lanes.0, lanes.1)).await;
+        let attempt = world.begin("multihost_migration", 2, &params, HALF_AN_HOUR);
+        let (verdict, cause) = world.verdict().await;
+        assert_eq!(verdict, Verdict::Warn, "{cause:#?}\n{}", world.events(0, attempt));
+        let left = transfers(&world, 0, attempt);
+        assert_eq!((left.len(), at_once(&left)), (3, wanted), "{lanes:?}: {left:?}\n{}", world.events(0, attempt));
+        assert_eq!(world.ended(attempt).history.len(), 6);
+        world.assert_clean().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guests_wander_over_three_hosts_in_each_others_way() {
+    let world = World::new(3, real()).await;
+    let params = [
+        ("vms", "vm1 vm2 vm3"),
+        ("vms_start", "spread"),
+        ("mem", "96M"),
+        ("mem_vm2", "112M"),
+        ("mem_probe", "1M"),
+        ("mem_rewrite", "256K"),
+        ("mig_speed", "24M"),
+    ];
+    let attempt = world.begin("multihost_migration", 3, &params, HALF_AN_HOUR);
+    let (verdict, cause) = world.verdict().await;
+    assert_eq!(verdict, Verdict::Warn, "{cause:#?}\n{}", world.events(0, attempt));
+    // Every host sends one and takes another at the same time.
+    let all: Vec<(u64, u64)> = (0..3).flat_map(|place| transfers(&world, place, attempt)).collect();
+    assert_eq!((all.len(), at_once(&all)), (9, 3), "{all:?}");
+    let mut ways: Vec<(u64, u64)> = world.ended(attempt).history.iter().map(|m| (m.from.0, m.to.0)).collect();
+    ways.sort_unstable();
+    assert_eq!(ways, [(1, 2), (1, 2), (1, 2), (2, 3), (2, 3), (2, 3), (3, 1), (3, 1), (3, 1)]);
     world.assert_clean().await;
 }

@@ -29,6 +29,66 @@ fn transcripts(folder: &Path) -> String {
 }
 
 #[test]
+fn one_guest_is_moved_in_many_ways_and_each_says_what_carried_it() {
+    let lab = Lab::up(2);
+    let before = lab.inventory(2);
+    let results = tempfile::tempdir().unwrap();
+    let bundle = results.path().join("job");
+    // A share of `make matrix` and `make cancels`, with a way that a rule excludes and one that this machine lacks.
+    let moved = ["tcp6", "tls", "mesh", "fd", "exec", "file-mapped-ram", "multifd-zstd", "postcopy-recover-mesh"];
+    let cancelled = ["cancel-mesh", "cancel-tls"];
+    let ways = format!("ways={} {} mapped-ram-tcp compress rdma", moved.join(" "), cancelled.join(" "));
+    let words = ["run", "migration_matrix", "-m", "host1,host2", "-p", "mem=96M", "-p", &ways, "-r"];
+    let ran = lab.vtctl(&[&words[..], &[bundle.to_str().unwrap()]].concat()).expect(0);
+    let job: Value = serde_json::from_str(&fs::read_to_string(bundle.join("job.json")).unwrap()).unwrap();
+    let checks = job["cases"][0]["checks"].as_object().unwrap().values();
+    let cells: Vec<&Value> = checks.filter(|check| check["way"].is_string()).collect();
+    let cell = |way: &str| *cells.iter().find(|cell| cell["way"] == way).unwrap_or_else(|| panic!("{way}: {job}"));
+    for way in moved.iter().chain(&cancelled) {
+        assert_eq!(cell(way)["fate"], "PASS", "{}\n{}", cell(way), ran.stderr);
+        assert!(cell(way)["downtime"]["network_ms"].is_u64(), "{}", cell(way));
+    }
+    for (way, transport, encrypted) in
+        [("tls", "tls", true), ("file-mapped-ram", "file", true), ("tcp6", "tcp6", false)]
+    {
+        let how = &cell(way)["how"];
+        assert_eq!((&how["transport"], &how["encrypted"]), (&transport.into(), &encrypted.into()), "{how}");
+    }
+    assert_eq!(cell("mapped-ram-tcp")["fate"], "N/A");
+    for (way, why) in [("compress", "migration capability compress is not known"), ("rdma", "there is no RDMA device")]
+    {
+        assert_eq!(cell(way)["fate"], "SKIP");
+        assert!(cell(way)["why"].as_str().unwrap().starts_with(why), "{}", cell(way));
+    }
+    let said = transcripts(&bundle);
+    for word in ["tls-creds-x509", "authz-simple", "getfd", "migrate-recover", "\"uri\":\"file:"] {
+        assert!(said.contains(word), "{word} is in no transcript");
+    }
+    assert_eq!(lab.inventory(2), before, "something was left behind");
+}
+
+#[test]
+fn a_transfer_is_cancelled_in_every_phase_and_the_next_one_moves_the_guest() {
+    let lab = Lab::up(2);
+    let before = lab.inventory(2);
+    let results = tempfile::tempdir().unwrap();
+    let bundle = results.path().join("job");
+    // `make cancels` does it twenty times.
+    let words = ["run", "migration_matrix", "-m", "host1,host2", "-p", "mem=96M", "-p", "ways=cancels"];
+    let times = ["-p", "migrate_count=6", "-r", bundle.to_str().unwrap()];
+    let ran = lab.vtctl(&[&words[..], &times].concat()).expect(0);
+    let job: Value = serde_json::from_str(&fs::read_to_string(bundle.join("job.json")).unwrap()).unwrap();
+    let checks = job["cases"][0]["checks"].as_object().unwrap().values();
+    let cells: Vec<&Value> = checks.filter(|check| check["way"].is_string()).collect();
+    for way in ["setup", "active", "pass-2", "pre-switchover", "device", "postcopy-wait"] {
+        let way = format!("cancel-{way}");
+        let passed = cells.iter().filter(|cell| cell["way"] == way.as_str() && cell["fate"] == "PASS").count();
+        assert_eq!(passed, 6, "{way}: {cells:#?}\n{}", ran.stderr);
+    }
+    assert_eq!(lab.inventory(2), before, "something was left behind");
+}
+
+#[test]
 fn a_post_copy_whose_connection_breaks_is_recovered() {
     let lab = Lab::up(3);
     let before = lab.inventory(3);
