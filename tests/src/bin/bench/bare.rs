@@ -15,12 +15,15 @@ use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use vt_daemon::{
     guest::{console::Console, probe::Probe},
-    qemu::qmp::{MigrationStatus, Qmp, Transcript},
+    qemu::{
+        Sampler,
+        qmp::{MigrationStatus, Qmp, Transcript},
+    },
 };
 use vt_protocol::probe::{DISK_DATA_OFFSET, DiskStart, MemStart};
 use vt_tests::lab::Lab;
 
-use crate::overhead::Move;
+use crate::{idle::cpu_seconds, overhead::Move};
 
 /// Until a guest is up, and until a move has ended.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -33,9 +36,9 @@ const BETWEEN: Duration = Duration::from_secs(2);
 
 /// A host of the lab.
 #[derive(Debug)]
-struct Place {
+pub(crate) struct Place {
     namespace: String,
-    address: String,
+    pub(crate) address: String,
 }
 
 /// A running QEMU.
@@ -75,6 +78,36 @@ pub(crate) async fn measure(lab: &Lab, words: &[String], moves: usize) -> anyhow
     Ok(measured)
 }
 
+/// What the readings of a transfer cost the process that takes them, % of a core: so many seconds with them less as many
+/// without, while a guest is sent slowly.
+pub(crate) async fn readings(lab: &Lab, words: &[String], seconds: u64) -> anyhow::Result<f64> {
+    let places = places(lab)?;
+    let _taps: Vec<TapGuard<'_>> = places.iter().map(TapGuard::new).collect::<anyhow::Result<_>>()?;
+    let work = tempfile::Builder::new().prefix("vtbench").tempdir()?;
+    let disk = overlay(words, &work)?;
+    let here = start(words, &places[0], &work.path().join("0"), &disk, false).await?;
+    here.qmp.cont().await?;
+    load(&here.dir).await?;
+    let there = start(words, &places[1], &work.path().join("1"), &disk, true).await?;
+    let uri = listen(&there.qmp, &places[1].address).await?;
+    // Slower than the guest writes: it never completes by itself.
+    let slow = BTreeMap::from([("max-bandwidth".to_owned(), (1 << 20).into())]);
+    here.qmp.migrate_set_parameters(&slow).await?;
+    here.qmp.migrate(uri.as_str()).await?;
+    let span = Duration::from_secs(seconds);
+    let before = cpu_seconds(std::process::id())?;
+    sleep(span).await;
+    let without = cpu_seconds(std::process::id())?;
+    let sampler = Sampler::start(here.qmp.clone(), Instant::now());
+    sleep(span).await;
+    let with = cpu_seconds(std::process::id())?;
+    let taken = sampler.finish().await.len() as f64;
+    let status = here.qmp.query_migrate().await?.status;
+    ensure!(status == MigrationStatus::Active && taken >= seconds as f64 * 8.0, "{taken} readings of {status}");
+    here.qmp.migrate_cancel().await?;
+    Ok(((with - without) - (without - before)).max(0.0) / seconds as f64 * 100.0)
+}
+
 /// What a person with two monitors would type, without the pauses for thought.
 async fn exchange(source: &Qmp, destination: &Qmp, uri: &str) -> anyhow::Result<Move> {
     let (mut left, mut arrived, mut resumed) = (source.events(), destination.events(), destination.events());
@@ -99,7 +132,7 @@ async fn exchange(source: &Qmp, destination: &Qmp, uri: &str) -> anyhow::Result<
     Ok(Move { wall_ms, total_ms: total_ms as f64, parts_ms: Vec::new() })
 }
 
-fn places(lab: &Lab) -> anyhow::Result<Vec<Place>> {
+pub(crate) fn places(lab: &Lab) -> anyhow::Result<Vec<Place>> {
     let status = lab.json(&["lab", "status"]);
     let hosts = status["hosts"].as_array().context("a lab has hosts")?;
     let text = |host: &serde_json::Value, key: &str| host[key].as_str().unwrap_or_default().to_owned();
@@ -109,7 +142,7 @@ fn places(lab: &Lab) -> anyhow::Result<Vec<Place>> {
     Ok(places)
 }
 
-fn inside(place: &Place, program: &str) -> Command {
+pub(crate) fn inside(place: &Place, program: &str) -> Command {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net=/run/netns/{}", place.namespace)).arg("--").arg(program).stdin(Stdio::null());
     command

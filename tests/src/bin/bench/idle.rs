@@ -46,7 +46,7 @@ fn daemons(lab: &Lab) -> anyhow::Result<Vec<u32>> {
     Ok(pids)
 }
 
-fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).context("a daemon ended while it was measured")?;
     // Field 2 is the name in brackets and may hold spaces; fields 14 and 15 are utime and stime (proc(5)).
     let rest = text.rsplit_once(") ").context("a stat line has a name")?.1;

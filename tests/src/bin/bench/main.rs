@@ -1,7 +1,8 @@
 //! The figures that README.md names, measured on this machine by the real programs. Exit code 1: a floor was missed.
 //!
 //! ```text
-//! bench [--quick]      fewer rounds and a shorter look at idle daemons: for a glance, not for the record
+//! bench [--quick]         fewer rounds and a shorter look at idle daemons: for a glance, not for the record
+//! bench --ways [--quick]  what carries a VM, compared: cost, throughput, readings
 //! ```
 //!
 //! Needs root, QEMU and the built programs beside it. Makes a lab of its own and removes it. Compares commits with etcd
@@ -13,7 +14,9 @@ mod etcd;
 mod figures;
 mod idle;
 mod overhead;
+mod raw;
 mod start;
+mod ways;
 
 use std::{fs, path::Path, process::ExitCode};
 
@@ -43,21 +46,34 @@ const QUICK: Extent = Extent {
     consensus: consensus::Extent { singles: 100, each: 10, barriers: 20 },
 };
 
-fn extent(arguments: &[String]) -> Option<Extent> {
-    match arguments {
-        [] => Some(FULL),
-        [word] if word == "--quick" => Some(QUICK),
+/// How much is measured, and whether it is what carries a VM.
+fn extent(arguments: &[String]) -> Option<(Extent, bool)> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        [] => Some((FULL, false)),
+        ["--quick"] => Some((QUICK, false)),
+        ["--ways"] => Some((FULL, true)),
+        ["--ways", "--quick"] => Some((QUICK, true)),
         _ => None,
     }
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let Some(extent) = extent(&arguments) else {
-        eprintln!("usage: bench [--quick]");
+    if let Some(ended) = raw::end(&arguments) {
+        return match ended {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let Some((extent, ways)) = extent(&arguments) else {
+        eprintln!("usage: bench [--ways] [--quick]");
         return ExitCode::from(2);
     };
-    match run(extent) {
+    match if ways { run_ways(extent.rounds) } else { run(extent) } {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -82,12 +98,27 @@ fn run(extent: Extent) -> anyhow::Result<bool> {
         show(&measured);
         all.extend(measured);
     }
+    Ok(told(&all))
+}
+
+/// Measures what carries a VM; whether every floor was kept.
+fn run_ways(rounds: usize) -> anyhow::Result<bool> {
+    println!("{}", machine());
+    let built = vtctl(&["image", "build", "--if-missing"]);
+    anyhow::ensure!(built.code == 0, "no image: {}", built.stderr);
+    let all = ways::measure(rounds)?;
+    show(&all);
+    Ok(told(&all))
+}
+
+/// Tells whether every floor was kept.
+fn told(all: &[Figure]) -> bool {
     let missed: Vec<&str> = all.iter().filter(|figure| !figure.kept()).map(|figure| figure.name.trim()).collect();
     match missed.as_slice() {
         [] => println!("every floor kept"),
         names => println!("MISSED: {}", names.join("; ")),
     }
-    Ok(missed.is_empty())
+    missed.is_empty()
 }
 
 fn show(figures: &[Figure]) {
@@ -114,8 +145,9 @@ mod tests {
     #[test]
     fn words_choose_how_much_is_measured_and_unknown_ones_are_refused() {
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        assert_eq!(extent(&words(&[])), Some(FULL));
-        assert_eq!(extent(&words(&["--quick"])), Some(QUICK));
+        assert_eq!(extent(&words(&[])), Some((FULL, false)));
+        assert_eq!(extent(&words(&["--quick"])), Some((QUICK, false)));
+        assert_eq!(extent(&words(&["--ways", "--quick"])), Some((QUICK, true)));
         assert_eq!(extent(&words(&["--fast"])), None);
         assert_eq!(extent(&words(&["--quick", "--quick"])), None);
     }

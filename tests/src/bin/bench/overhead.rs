@@ -21,7 +21,7 @@ pub(crate) struct Move {
 }
 
 impl Move {
-    fn overhead_ms(&self) -> f64 {
+    pub(crate) fn overhead_ms(&self) -> f64 {
         self.wall_ms - self.total_ms
     }
 }
@@ -37,21 +37,21 @@ pub(crate) fn measure(lab: &Lab, rounds: usize) -> anyhow::Result<Vec<Figure>> {
     ensure!(ran.code == 0, "the scenario did not pass:\n{}\n{}", ran.stdout, ran.stderr);
     let job = serde_json::from_slice(&fs::read(bundle.join("job.json")).context("job.json of the run")?)?;
     let ours = moves(&job)?;
-    let words = command(&bundle)?;
+    let words = command(&bundle, "multihost_migration")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let bare = runtime.block_on(bare::measure(lab, &words, ours.len()))?;
     Ok(figures(&ours, &bare))
 }
 
-/// The command line of the first QEMU of the case: a word a line, the program first.
-fn command(bundle: &Path) -> anyhow::Result<Vec<String>> {
-    let path = bundle.join("cases/0001-multihost_migration/host1/vm1/start/qemu.command");
+/// The command line of the first QEMU of the only case: a word a line, the program first.
+pub(crate) fn command(bundle: &Path, scenario: &str) -> anyhow::Result<Vec<String>> {
+    let path = bundle.join(format!("cases/0001-{scenario}/host1/vm1/start/qemu.command"));
     let text = fs::read_to_string(&path).with_context(|| format!("{}", path.display()))?;
     Ok(text.lines().map(str::to_owned).collect())
 }
 
 /// The moves in a job.json. Pure.
-fn moves(job: &Value) -> anyhow::Result<Vec<Move>> {
+pub(crate) fn moves(job: &Value) -> anyhow::Result<Vec<Move>> {
     let rows = job["cases"][0]["migrations"].as_array().context("job.json has migrations")?;
     ensure!(!rows.is_empty(), "job.json has no migration");
     let number = |row: &Value, key: &str| row[key].as_f64().with_context(|| format!("a migration has {key}: {row}"));
