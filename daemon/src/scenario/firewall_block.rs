@@ -1,6 +1,6 @@
 //! `firewall_block`: packets of a transfer are dropped at its destination, for ever or for a moment.
 
-use std::time::Duration;
+use std::{collections::btree_map::Entry, time::Duration};
 
 use serde_json::Value;
 use tokio::time::Instant;
@@ -9,7 +9,7 @@ use vt_protocol::{
     params::{ParamError, Params},
     party::Failure,
     probe::{Hello, Request},
-    vm::MigrationSpec,
+    vm::{Intervention, MigrationSpec, Moment},
 };
 
 use super::{
@@ -79,8 +79,13 @@ fn read(params: &Params) -> Result<Wanted, ParamError> {
     };
     let seconds = params.number("blocked_timeout", 5..=3600)?.unwrap_or(20);
     let mut blocked = settings.spec.clone();
-    // Slow enough that it is still under way when the packets are dropped.
-    blocked.parameters.entry("max-bandwidth".into()).or_insert(4 << 20);
+    // Slow enough that it is still under way when the packets are dropped…
+    if let Entry::Vacant(speed) = blocked.parameters.entry("max-bandwidth".into()) {
+        speed.insert(4 << 20);
+        // … and then as fast as it goes: the guest writes more than that.
+        let fast = Intervention::Set([("max-bandwidth".to_owned(), 10 << 30)].into());
+        blocked.interventions.push((Moment::Pass(2), fast));
+    }
     if for_good {
         blocked.timeout_ms = seconds * 1000;
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::Value;
 use vt_daemon::migrate::lanes::Lanes;
-use vt_protocol::verdict::Verdict;
+use vt_protocol::{error::ErrorCode, verdict::Verdict};
 
 use crate::in_process::{World, real};
 
@@ -138,5 +138,22 @@ async fn guests_wander_over_three_hosts_in_each_others_way() {
     let mut ways: Vec<(u64, u64)> = world.ended(attempt).history.iter().map(|m| (m.from.0, m.to.0)).collect();
     ways.sort_unstable();
     assert_eq!(ways, [(1, 2), (1, 2), (1, 2), (2, 3), (2, 3), (2, 3), (3, 1), (3, 1), (3, 1)]);
+    world.assert_clean().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_gets_nowhere_is_told_so_before_it_is_given_up() {
+    let world = World::new(2, real()).await;
+    // What is sent in a pass is written anew meanwhile.
+    let params =
+        [("mem", "96M"), ("mem_probe", "24M"), ("mem_rewrite", "64M"), ("mig_speed", "12M"), ("mig_timeout", "25")];
+    let attempt = world.begin("multihost_migration", 2, &params, HALF_AN_HOUR);
+    let (verdict, cause) = world.verdict().await;
+    let code = cause.as_ref().map(|cause| cause.code);
+    assert_eq!((verdict, code), (Verdict::Fail, Some(ErrorCode::MigrationTimeout)), "{cause:#?}");
+    let events = world.events(0, attempt);
+    assert!(events.contains("the transfer is stalled"), "{events}");
+    let csv = world.evidence(0, attempt, "migrations/vm1-1.csv");
+    assert!(csv.lines().filter(|row| row.ends_with(",1")).count() > 10, "{csv}");
     world.assert_clean().await;
 }
