@@ -105,7 +105,7 @@ async fn turn(journey: &Journey<'_>, plug: bool) -> Result<(), Failure> {
     } else {
         journey.monitor("device_del", json!({"id": DISK})).await?;
         until_gone(journey).await?;
-        journey.monitor("blockdev-del", json!({"node-name": DISK})).await?;
+        remove_backend(journey).await?;
     }
     journey.party.vm(journey.vm.clone()).reshape(words(plug)).await?;
     step.done("").await?;
@@ -126,6 +126,19 @@ async fn until_gone(journey: &Journey<'_>) -> Result<(), Failure> {
             return Err(product(Report::new(ErrorCode::GuestStopped, title)));
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Removes what the disk was made of. A device that is gone from every list holds on to it for a moment more.
+async fn remove_backend(journey: &Journey<'_>) -> Result<(), Failure> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match journey.monitor("blockdev-del", json!({"node-name": DISK})).await {
+            Err(Failure::Caused(cause)) if cause.report.title.ends_with("is in use") && Instant::now() < until => {
+                tokio::time::sleep(LOOK).await;
+            }
+            done => return done.map(drop),
+        }
     }
 }
 
