@@ -1,10 +1,11 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo deb bench bench-ways bench-cfg proofs model sim faults faults-mutations matrix cancels notice attacks fuzz lint fmt
+.PHONY: help setup build release test demo deb fleet lint-ansible bench bench-ways bench-cfg proofs model sim faults faults-mutations matrix cancels notice attacks fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
 	@echo "make test    all tests, real guests included (root)"
 	@echo "make deb     Debian packages vtd and vtctl, in target/deb"
+	@echo "make fleet   the Ansible collection on three fresh Debian machines, emulated (root, about an hour)"
 	@echo "make bench   the figures of README.md, measured here"
 	@echo "make bench-ways what carries a VM, compared: cost against bare QMP, throughput against tcp, readings (root)"
 	@echo "make bench-cfg  the configuration language against the reference implementation, and its other figures"
@@ -19,6 +20,7 @@ help:
 	@echo "make attacks a table of attacks on a real daemon: what refused each, and where it was written down"
 	@echo "make notice  how soon parties are told that another is gone; TIMES=20"
 	@echo "make lint    formatter, clippy and dependency checks; changes nothing"
+	@echo "make lint-ansible  the same for the Ansible collection"
 	@echo "make fmt     formats the code"
 
 setup:
@@ -46,6 +48,26 @@ VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 deb: release
 	packaging/deb/build target/release target/deb $(VERSION)
+
+# Ansible and its linters, in a place of their own, and the collection where they look for one.
+ANSIBLE := target/ansible/bin
+COLLECTIONS := $(CURDIR)/target/collections
+
+$(ANSIBLE)/ansible-lint:
+	python3 -m venv target/ansible
+	$(ANSIBLE)/pip install --quiet ansible-core==2.19.14 ansible-lint==26.10.1 yamllint==1.38.0
+	mkdir -p $(COLLECTIONS)/ansible_collections/vtmesh
+	ln -sfn $(CURDIR)/ansible $(COLLECTIONS)/ansible_collections/vtmesh/lab
+
+lint-ansible: $(ANSIBLE)/ansible-lint
+	cd ansible && ../$(ANSIBLE)/yamllint .
+	cd ansible && PATH=../$(ANSIBLE):$$PATH ANSIBLE_COLLECTIONS_PATH=$(COLLECTIONS) ../$(ANSIBLE)/ansible-lint
+
+# The next version is the same programs in packages of another number.
+fleet: release $(ANSIBLE)/ansible-lint
+	packaging/deb/build target/release target/fleet/packages $(VERSION)
+	packaging/deb/build target/release target/fleet/packages $(VERSION)+next
+	tests/fleet.sh target/fleet $(VERSION)
 
 bench: release
 	@.ci/install .ci/packages-bench

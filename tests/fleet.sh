@@ -1,0 +1,178 @@
+#!/bin/bash
+# The Ansible collection for real: fresh Debian machines, emulated, in a network namespace that ends with this script, become a
+# cluster over ssh, and what each playbook did is looked at. Used by `make fleet`. Slow, because everything in the machines is
+# emulated. usage: fleet.sh DIRECTORY VERSION, with packages of VERSION and VERSION+next in DIRECTORY/packages
+set -euo pipefail
+project=$(realpath "$(dirname "$0")/..")
+directory=$(realpath "$1") version=$2
+if [ "$(id -u)" != 0 ]; then echo "make fleet makes a network namespace: run it as root" >&2; exit 25; fi
+
+say() { printf '\n\033[1m== %s (%d s)\033[0m\n' "$*" "$SECONDS"; }
+fail() { echo "FAIL: $*" >&2; exit 1; }
+
+# The machine, made once: what the roles would install is in it, because nothing can be fetched from inside.
+make_machine() {
+  say "a Debian machine from packages"
+  local root=$directory/root mirror wanted
+  mirror=$(awk '/^URIs:/ && !/security/ {print $2; exit}' /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
+  wanted=systemd,systemd-sysv,udev,dbus,openssh-server,python3,python3-apt,linux-image-cloud-amd64,initramfs-tools
+  wanted+=,iproute2,nftables,qemu-system-x86,qemu-utils,chrony,nfs-common,kmod,ca-certificates,openssh-client
+  rm -rf "$root"
+  debootstrap --variant=minbase --include="$wanted" bookworm "$root" "${mirror:-http://deb.debian.org/debian}" \
+    >"$directory/debootstrap.log" || fail "debootstrap: see $directory/debootstrap.log"
+  rm -rf "$root"/var/cache/apt/archives/*.deb "$root/etc/hostname"
+  ssh-keygen -q -t ed25519 -N '' -f "$directory/key" <<<y >/dev/null
+  install -Dm600 "$directory/key.pub" "$root/root/.ssh/authorized_keys"
+  cat >"$root/etc/systemd/system/fleet-address.service" <<'UNIT'
+[Unit]
+Description=Address of this machine, from the kernel's command line
+Wants=sys-subsystem-net-devices-eth0.device
+After=sys-subsystem-net-devices-eth0.device
+Before=network.target network-online.target ssh.service
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/sh -c 'ip address add $$(sed "s/.*fleet=//; s/ .*//" /proc/cmdline)/24 dev eth0'
+ExecStart=/bin/sh -c 'ip link set eth0 up && ip route add default via 10.88.0.1'
+
+[Install]
+WantedBy=multi-user.target
+UNIT
+  chroot "$root" systemctl --quiet enable fleet-address.service
+  cp "$root"/boot/vmlinuz-* "$directory/vmlinuz"
+  cp "$root"/boot/initrd.img-* "$directory/initrd"
+  mke2fs -q -t ext4 -d "$root" "$directory/machine.new" 3G
+  rm -rf "$root"
+  mv "$directory/machine.new" "$directory/machine.img"
+}
+
+if [ -z "${VTMESH_FLEET_INSIDE:-}" ]; then
+  [ "$directory/machine.img" -nt "$0" ] || make_machine
+  # Everything that is started from here on ends with this process, however that ends.
+  VTMESH_FLEET_INSIDE=1 exec unshare --net --pid --fork --kill-child --mount --mount-proc -- "$0" "$@"
+fi
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/vtmesh-fleet.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+export PATH=$project/target/ansible/bin:$PATH ANSIBLE_CONFIG=$work/ansible.cfg
+cat >"$work/ansible.cfg" <<CONFIG
+[defaults]
+inventory = $work/inventory.yml
+collections_path = $project/target/collections
+local_tmp = $work/tmp
+[connection]
+pipelining = true
+[ssh_connection]
+ssh_args = -F $work/ssh.conf -o ControlMaster=auto -o ControlPersist=600s -o ControlPath=$work/%h
+CONFIG
+cat >"$work/ssh.conf" <<CONFIG
+Host *
+  User root
+  IdentityFile $directory/key
+  StrictHostKeyChecking no
+  UserKnownHostsFile /dev/null
+  LogLevel ERROR
+  ConnectTimeout 10
+CONFIG
+inventory() {
+  {
+    printf 'all:\n  children:\n    vtmesh:\n      children:\n        vtmesh_voters:\n          hosts:\n'
+    for host in "$@"; do printf '            %s: {ansible_host: %s}\n' "$host" "$(address "$host")"; done
+    printf '    vtmesh_clients: {hosts: {}}\n  vars:\n    ansible_python_interpreter: /usr/bin/python3\n'
+    printf '    vtmesh_cluster_name: fleet\n    vtmesh_package_directory: %s\n' "$directory/packages"
+    printf '    vtmesh_version: "%s"\n    vtmesh_settings: {host: {kind: vm}}\n    vtmesh_labels: {made: by-ansible}\n' "$version"
+  } >"$work/inventory.yml"
+}
+address() { echo "10.88.0.1${1#lab}"; }
+on() { ssh -F "$work/ssh.conf" "$(address "$1")" "${@:2}"; }
+
+ip link set lo up
+ip link add br0 type bridge
+ip address add 10.88.0.1/24 dev br0
+ip link set br0 up
+start() {
+  local host=$1 number=${1#lab}
+  ip tuntap add "tap$number" mode tap
+  ip link set "tap$number" master br0 up
+  qemu-img create -q -f qcow2 -b "$directory/machine.img" -F raw "$work/$host.qcow2"
+  qemu-system-x86_64 -accel "${FLEET_ACCELERATOR:-tcg,thread=multi}" -machine q35 -cpu max -m 1024 -display none -monitor none \
+    -kernel "$directory/vmlinuz" -initrd "$directory/initrd" -serial "file:$work/$host.serial" \
+    -append "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 systemd.hostname=$host fleet=$(address "$host")" \
+    -drive "file=$work/$host.qcow2,if=virtio,cache=unsafe" -device virtio-rng-pci \
+    -netdev "tap,id=n,ifname=tap$number,script=no,downscript=no" \
+    -device "virtio-net-pci,netdev=n,mac=52:54:00:88:00:0$number" &
+  echo $! >"$work/$host.pid"
+}
+await() {
+  local until=$((SECONDS + 900))
+  until on "$1" true 2>/dev/null; do [ $SECONDS -lt $until ] || fail "$1 does not answer"; sleep 3; done
+}
+
+# play NAME FLAGS…: runs a playbook; its output is in $work/NAME.log, and shown where it fails.
+play() {
+  say "ansible-playbook vtmesh.lab.$*"
+  ansible-playbook "vtmesh.lab.$1" "${@:2}" >"$work/play.log" 2>&1 || { tail -40 "$work/play.log" >&2; fail "$1 failed"; }
+  grep -A9 'PLAY RECAP' "$work/play.log" | grep ok=
+  ! grep -q vtj1_ "$work/play.log" || fail "a token was shown"
+}
+changed_nothing() { ! grep -A9 'PLAY RECAP' "$work/play.log" | grep -q 'changed=[1-9]' || fail "it changed something"; }
+pids() { for host in "$@"; do on "$host" systemctl show --property MainPID --value vtd; done; }
+status() { on lab1 vtctl -o json status | python3 -c "import json, sys; status = json.load(sys.stdin); print($1)"; }
+expect() { [ "$2" = "$3" ] || fail "$1: $2, not $3"; }
+
+inventory lab1 lab2
+for host in lab1 lab2 lab3; do start "$host"; done
+say "three machines boot"
+for host in lab1 lab2 lab3; do await "$host"; done
+
+play site --check --diff
+on lab1 test ! -e /usr/bin/vtd || fail "check mode installed something"
+play site --diff
+expect "hosts" "$(status "sorted(host['name'] for host in status['hosts'] if host['state'] == 'live')")" "['lab1', 'lab2']"
+expect "labels" "$(status "{host['labels']['made'] for host in status['hosts']}")" "{'by-ansible'}"
+expect "open tokens" "$(on lab1 vtctl -o json cluster token list | grep -c '"state": "open"' || true)" 0
+play site --diff
+changed_nothing
+play site --check --diff
+changed_nothing
+
+say "a setting that vtd refuses"
+before=$(pids lab1 lab2)
+if ansible-playbook vtmesh.lab.site --tags config -e '{"vtmesh_settings": {"host": {"knid": "vm"}}}' >"$work/play.log" 2>&1; then
+  fail "it was taken"
+fi
+grep -q 'did you mean kind?' "$work/play.log" || fail "nobody said what was meant"
+expect "daemons after it" "$(pids lab1 lab2)" "$before"
+on lab1 vtd settings --check || fail "the file was replaced"
+
+inventory lab1 lab2 lab3
+play add_host -e vtmesh_host=lab3
+expect "daemons of the others after it" "$(pids lab1 lab2)" "$before"
+until [ "$(status "status['voters_live']")" = 3 ]; do sleep 2; done
+
+play upgrade -e "vtmesh_version=$version+next"
+for host in lab1 lab2 lab3; do expect "package of $host" "$(on "$host" dpkg-query -Wf '${Version}' vtd)" "$version+next"; done
+expect "hosts that are live and open" "$(status "sum(host['state'] == 'live' and not host['cordoned'] for host in status['hosts'])")" 3
+version+=+next
+inventory lab1 lab2 lab3
+
+play backup -e "vtmesh_backup=$work/fleet.snapshot"
+[ -s "$work/fleet.snapshot" ] || fail "there is no snapshot"
+
+say "lab3 dies and lab4 comes in its place"
+kill "$(cat "$work/lab3.pid")"
+start lab4
+await lab4
+inventory lab1 lab2 lab3 lab4
+play replace_host -e vtmesh_old=lab3 -e vtmesh_host=lab4
+expect "voters" "$(status "sorted(host['name'] for host in status['hosts'] if host['role'] == 'voter')")" "['lab1', 'lab2', 'lab4']"
+
+inventory lab1 lab2 lab4
+play remove_host -e vtmesh_host=lab4
+expect "hosts" "$(status "sorted(host['name'] for host in status['hosts'])")" "['lab1', 'lab2']"
+
+inventory lab1 lab2
+play uninstall -e vtmesh_confirm_uninstall=fleet -e vtmesh_uninstall_data=true
+for host in lab1 lab2; do on "$host" 'test ! -e /usr/bin/vtd -a ! -e /etc/vtmesh -a ! -e /var/lib/vtmesh' || fail "something is left on $host"; done
+say "PASS  a fleet was made, changed, upgraded and taken away by Ansible"
