@@ -8,5 +8,6 @@ mod cluster;
 mod disk;
 mod guests;
 mod model;
+mod packages;
 mod sim;
 mod tidy;
