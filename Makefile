@@ -1,5 +1,5 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo deb fleet lint-ansible bench bench-ways bench-cfg proofs model sim faults faults-mutations matrix cancels notice attacks fuzz lint fmt
+.PHONY: help setup build release test demo deb fleet lint-ansible bench bench-ways bench-images bench-cfg proofs model sim faults faults-mutations matrix cancels notice attacks fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
@@ -8,8 +8,9 @@ help:
 	@echo "make fleet   the Ansible collection on three fresh Debian machines, emulated (root, about an hour)"
 	@echo "make bench   the figures of README.md, measured here"
 	@echo "make bench-ways what carries a VM, compared: cost against bare QMP, throughput against tcp, readings (root)"
+	@echo "make bench-images  images from host to host against scp, rsync and a TLS socket; one image to eight hosts over slow links (root)"
 	@echo "make bench-cfg  the configuration language against the reference implementation, and its other figures"
-	@echo "make proofs  the counts that the tests take a share of: 100 joins, 20 reboots, 20 leaders killed at a barrier, 4000 power failures, 4000 changed bytes (root)"
+	@echo "make proofs  the counts that the tests take a share of: 100 joins, 20 reboots, 20 leaders killed at a barrier, 20 moves with the disk and no shared storage, 4000 power failures, 4000 changed bytes (root)"
 	@echo "make model   random walks of many hosts' decisions for MINUTES (60); SEED=17 tells one walk"
 	@echo "make sim     whole hosts under simulated faults for MINUTES (60); SEED=17 tells one run"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600) each; needs g++"
@@ -80,6 +81,10 @@ bench-ways: release
 CORPUS ?= ../shared/corpus/cartesian
 REFERENCE := target/cfg-reference
 
+bench-images: release
+	@.ci/install .ci/packages-bench
+	cargo run --locked --release -p vt-tests --bin bench -- --images
+
 bench-cfg: release $(REFERENCE)
 	cargo build --locked --release -p vt-cfg --example bench
 	target/release/examples/bench $(CORPUS) --python $(CURDIR)/$(REFERENCE)/bin/python \
@@ -97,6 +102,7 @@ proofs: build
 	VTMESH_FLIPS=2000 cargo test --locked -p vt-sync --test it damage -- --nocapture
 	VTMESH_POWER_SEEDS=1000 cargo test --locked -p vt-tests --test it disk:: -- --nocapture
 	VTMESH_LEADER_DEATHS=20 cargo test --locked -p vt-sync --test it leader_dies -- --nocapture
+	VTMESH_MOVES=20 cargo test --locked -p vt-tests --test it where_nothing_is_shared -- --nocapture
 	VTMESH_REBOOTS=20 cargo test --locked -p vt-ctl --test image is_found -- --nocapture --test-threads 1
 
 MINUTES ?= 60

@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::time::Instant;
-use vt_ctl::image::{BuildOptions, BuiltImage, Event, build, current, default_folder};
+use vt_ctl::image::{BuildOptions, BuiltImage, Event, Recipe, build, current, default_folder};
 use vt_daemon::guest::{
     GuestError,
     agent::Agent,
@@ -41,7 +41,12 @@ fn folder() -> tempfile::TempDir {
 }
 
 fn options(images: &Path) -> BuildOptions {
-    BuildOptions { name: "tiny".into(), images: images.into(), probe: env!("CARGO_BIN_EXE_vt-probe").into() }
+    BuildOptions {
+        name: "tiny".into(),
+        images: images.into(),
+        probe: env!("CARGO_BIN_EXE_vt-probe").into(),
+        recipe: Recipe::minimal(),
+    }
 }
 
 /// Packages that an earlier build of this machine fetched need not be fetched again.
@@ -243,6 +248,29 @@ fn an_image_of_another_probe_or_with_a_damaged_file_is_not_current() {
     assert!(current(&options).is_some());
     options.probe = env!("CARGO_BIN_EXE_vtctl").into();
     assert!(current(&options).is_none(), "another probe");
+}
+
+#[test]
+fn a_recipe_adds_programs_of_packages_that_are_on_record() {
+    let images = folder();
+    share_packages(images.path());
+    let file = images.path().join("net.toml");
+    fs::write(&file, "name = 'net'\npackages = ['iperf3']\nprograms = ['usr/bin/iperf3']\nmodules = ['loop']\n")
+        .unwrap();
+    let recipe = Recipe::find(file.to_str().unwrap()).unwrap();
+    let options = BuildOptions { name: recipe.name.clone(), recipe, ..options(images.path()) };
+    let built = build(&options, &mut |_| {}).unwrap();
+    let package = built.record.packages.iter().find(|package| package.name == "iperf3").unwrap();
+    assert_eq!(package.sha256.len(), 64, "{package:?}");
+    let initrd = fs::read(built.folder.join("initrd")).unwrap();
+    let has = |name: &str| initrd.windows(name.len()).any(|window| window == name.as_bytes());
+    assert!(has("bin/iperf3") && has("libiperf.so.0") && has("lib/modules/loop.ko"));
+    assert!(current(&options).is_some());
+    let other = BuildOptions { recipe: Recipe::minimal(), ..options.clone() };
+    assert!(current(&other).is_none(), "by another recipe it would be another image");
+    let absent = Recipe { packages: vec!["no-such-package-9".into()], ..options.recipe.clone() };
+    let report = build(&BuildOptions { recipe: absent, ..options }, &mut |_| {}).unwrap_err().report();
+    assert!(report.title.contains("no-such-package-9"), "{report:?}");
 }
 
 #[test]

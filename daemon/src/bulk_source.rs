@@ -103,6 +103,10 @@ impl BlobSource for Source {
         serve::blocks(&self.pools, &state, root, file, runs).await
     }
 
+    async fn have(&self, root: Digest) -> io::Result<Option<Content>> {
+        Ok(serve::have(&self.pools, root))
+    }
+
     async fn accept(&self, digest: Digest, length: u64) -> Result<Option<Box<dyn BlobSink>>, Report> {
         if length > PLAN_MAX as u64 {
             return Err(Report::new(

@@ -74,6 +74,9 @@ pub enum BulkRequest {
         /// Block numbers: first and how many.
         runs: Vec<(u32, u32)>,
     },
+    /// Which blocks of the image with that content root have come to a host that is taking it: a bit a block, each file
+    /// from a byte of its own. Hosts only.
+    Have(Digest),
 }
 
 /// The server's answer.

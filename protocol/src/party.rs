@@ -19,7 +19,7 @@ use crate::{
     params::Params,
     probe,
     verdict::{Cause, Consequence, Outcome},
-    vm::{Accelerator, MigrationResult, MigrationSpec},
+    vm::{Accelerator, Drive, MigrationResult, MigrationSpec},
 };
 
 /// Longest line either side takes, in bytes, newline included.
@@ -170,6 +170,12 @@ pub struct StartVm {
     /// Answer as soon as its CPUs run: the scenario has something to do while the guest boots.
     #[serde(default)]
     pub no_wait: bool,
+    /// Disks beside the one it boots from, and CDs.
+    #[serde(default)]
+    pub drives: Vec<Drive>,
+    /// Look into its disks before it starts and after it has ended.
+    #[serde(default)]
+    pub check_images: bool,
 }
 
 /// One movement of one VM. Both sides say the same; a repetition with the same number is the same movement.

@@ -240,6 +240,8 @@ pub struct Pulling {
     pub total: u64,
     /// Bytes that came over the network.
     pub moved: u64,
+    /// Bytes of those that came from hosts that were taking it as well.
+    pub shared: u64,
     /// How it ended; `None` while it is under way.
     pub ended: Option<Result<(), Report>>,
 }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{MigrationId, Name, VmId};
+use crate::{
+    catalogue::ImageFormat,
+    ids::{MigrationId, Name, VmId},
+};
 
 /// How a guest's instructions are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -39,6 +42,71 @@ pub struct VmSpec {
     pub qemu_binary: Option<String>,
     /// Words appended to QEMU's command line, the same on both sides.
     pub extra_args: Vec<String>,
+    /// Disks beside the one it boots from, and CDs.
+    #[serde(default)]
+    pub drives: Vec<Drive>,
+    /// Whether its disks are looked into before it starts and after it has ended.
+    #[serde(default)]
+    pub check_images: bool,
+}
+
+/// A disk beside the one that a VM boots from, or a CD.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drive {
+    /// Its name, unique in the VM; a guest sees it as the serial number of a disk.
+    pub name: Name,
+    /// What is in it at first.
+    pub content: DriveContent,
+    /// Format of its file, where one is made for it.
+    pub format: ImageFormat,
+    /// What the guest sees of an empty disk or of a folder, bytes.
+    pub bytes: u64,
+    /// A digest that its image must have.
+    #[serde(default)]
+    pub sum: Option<DriveSum>,
+    /// Digest of the record of its image, as the source of a move has it.
+    #[serde(default)]
+    pub image_digest: Option<String>,
+}
+
+/// What is in a drive at first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DriveContent {
+    /// Nothing: an empty disk.
+    Blank,
+    /// An image; what the guest writes goes into an overlay.
+    Clone(Name),
+    /// An image, as a CD.
+    Cd(Name),
+    /// A folder below `media` of the host's pool, as a CD.
+    Folder(String),
+}
+
+impl DriveContent {
+    /// The image that it needs.
+    pub fn image(&self) -> Option<&Name> {
+        match self {
+            Self::Clone(image) | Self::Cd(image) => Some(image),
+            Self::Blank | Self::Folder(_) => None,
+        }
+    }
+
+    /// Whether the guest gets it as a CD.
+    pub fn is_cd(&self) -> bool {
+        matches!(self, Self::Cd(_) | Self::Folder(_))
+    }
+}
+
+/// A digest that configurations state for a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriveSum {
+    /// `md5` or `sha1`.
+    pub kind: String,
+    /// Hexadecimal digits.
+    pub digits: String,
+    /// Of how many bytes of its beginning; `None`: of all.
+    pub first_bytes: Option<u64>,
 }
 
 /// A network card. Its MAC and address are the same on every host, so a guest keeps them when it moves.

@@ -65,6 +65,8 @@ pub const METRICS: usize = 16;
 pub const VMS: usize = 1024;
 /// Images of the catalogue.
 pub const IMAGES: usize = 512;
+/// Images that the disks of one VM lie upon, beside the first.
+pub const IMAGES_PER_VM: usize = 16;
 /// Jobs that are remembered of one image.
 pub const JOBS_PER_IMAGE: usize = 16;
 /// Images of one backing chain.

@@ -313,6 +313,8 @@ commands! {
         image: Name,
         /// Digest of its full description.
         spec: Option<Digest>,
+        /// Other images that its disks lie upon.
+        also: Vec<Name>,
     }
     /// The owner has ended the VM.
     ReleaseVm {

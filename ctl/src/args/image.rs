@@ -17,13 +17,13 @@ pub enum ImageVerb {
         /// Its name
         image: Name,
     },
-    /// Make the built-in guest from the distribution's packages
+    /// Make a guest from the distribution's packages
     Build(ImageBuildArgs),
     /// Take a disk, or the folder of a built image
     Import(ImageImportArgs),
     /// Download a disk by its definition, and take it
     Fetch(ImageFetchArgs),
-    /// Make another image of one: in another format, packed, standing alone
+    /// Make an image of another: in a format, packed, alone
     Convert(ImageConvertArgs),
     /// Copy an image to hosts
     Sync(ImageSyncArgs),
@@ -76,8 +76,15 @@ pub enum ImageVerb {
 
 /// `image build`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  vtctl image build\n  vtctl image build --if-missing")]
+#[command(
+    after_help = "Examples:\n  vtctl image build\n  vtctl image build --if-missing\n  vtctl image build --recipe stress\n\n\
+                        A recipe is a file: name, packages, programs, modules. Each package is\n\
+                        recorded in the image with version and SHA-256, by the distribution's lists."
+)]
 pub struct ImageBuildArgs {
+    /// minimal, stress, or a file
+    #[arg(long, value_name = "RECIPE", default_value = "minimal")]
+    pub recipe: String,
     /// Directory of images [default: /var/lib/vtmesh/images]
     #[arg(long, value_name = "DIR")]
     pub images: Option<PathBuf>,
@@ -96,6 +103,13 @@ pub enum FormatArg {
     Qcow2,
     /// As the guest sees it
     Raw,
+}
+
+impl FormatArg {
+    /// As it is typed.
+    pub fn name(self) -> &'static str {
+        ImageFormat::from(self).name()
+    }
 }
 
 impl From<FormatArg> for ImageFormat {
@@ -138,12 +152,12 @@ pub struct ImageImportArgs {
 /// `image fetch`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  vtctl image fetch jeos-27-64\n  vtctl image fetch jeos-27-64 --from ./avocado-vt/shared/downloads\n  \
-                  vtctl image fetch mini --url https://example.org/mini.qcow2 --digest sha256:HEX\n\n\
-                  The definition is NAME.ini with url and sha256, sha1 or md5 (or sha1_url), looked\n\
-                  for in ~/.config/vtctl/downloads, /etc/vtmesh/downloads and the providers folder's\n\
-                  shared/downloads. The daemon of this host downloads it with curl. What breaks off\n\
-                  goes on where it was when it is asked for again; another digest is refused."
+    after_help = "Examples:\n  vtctl image fetch jeos-27-64\n  vtctl image fetch jeos-27-64 --from ./avocado-vt/shared/downloads\n\n\
+                  The definition is NAME.ini: url, and sha256, sha1 or md5 (or sha1_url). It is\n\
+                  looked for in ~/.config/vtctl/downloads, /etc/vtmesh/downloads and the\n\
+                  providers folder's shared/downloads; without one: --url and --digest. The\n\
+                  daemon of this host downloads with curl. What breaks off goes on where it was\n\
+                  when it is asked for again; another digest is refused."
 )]
 pub struct ImageFetchArgs {
     /// Name of the definition and of the image

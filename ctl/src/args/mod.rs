@@ -31,7 +31,7 @@ pub use self::{
     job::{ExplainArgs, FetchArgs, JobVerb, RerunArgs, ScenarioVerb, VmVerb, WhichJob},
     lab::{LabUpArgs, LabVerb},
     later::Later,
-    provider::{GuestArgs, GuestVerb, ProviderVerb, ProvidersArgs, SetArgs},
+    provider::{GuestArgs, GuestDefineArgs, GuestSystem, GuestVerb, ProviderVerb, ProvidersArgs, SetArgs},
     recovery::{RecoverArgs, RestoreArgs, SnapshotVerb},
     run::{GroupHosts, Outcome, ReportFile, RunArgs},
     variants::{CfgVerb, ExpandArgs, Selection, VariantsVerb},

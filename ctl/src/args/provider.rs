@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use vt_protocol::ids::Name;
+
+use super::FormatArg;
 
 /// What these flags stand under in help, wherever they are flattened into.
 const HEADING: &str = "Test providers";
@@ -88,4 +91,53 @@ pub enum GuestVerb {
         #[command(flatten)]
         guests: GuestArgs,
     },
+    /// Write the definition of a guest of your own
+    Define(GuestDefineArgs),
+}
+
+/// What runs in a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GuestSystem {
+    /// A shell over ssh, files by scp
+    Linux,
+    /// A shell over nc, files by rss: the programs of Avocado-VT's guest set-up
+    Windows,
+}
+
+/// `guest define`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vtctl guest define MyRhel9 --os linux --image rhel9-64 --password s3cret\n  \
+                        vtctl guest define Win11 --os windows --file Win11.cfg\n\n\
+                        The file belongs into the guest-os folder of a providers folder. The guest is a\n\
+                        variant of the set then: vtctl guest list --guest-os MyRhel9.")]
+pub struct GuestDefineArgs {
+    /// Its name: a variant, without dots
+    pub name: String,
+    /// What runs in it
+    #[arg(long, value_enum)]
+    pub os: GuestSystem,
+    /// Its image in the catalogue [default: its name in lower case]
+    #[arg(long)]
+    pub image: Option<Name>,
+    /// Format of the image
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "qcow2")]
+    pub format: FormatArg,
+    /// Who logs in [default: root, on Windows Administrator]
+    #[arg(long)]
+    pub username: Option<String>,
+    /// With which password; it stands in the file as it is
+    #[arg(long)]
+    pub password: Option<String>,
+    /// Regular expression of the shell's prompt
+    #[arg(long, value_name = "REGEX")]
+    pub prompt: Option<String>,
+    /// Port of the shell [default: 22, on Windows 10022]
+    #[arg(long, value_name = "PORT")]
+    pub shell_port: Option<u16>,
+    /// Port that files go over [default: 22, on Windows 10023]
+    #[arg(long, value_name = "PORT")]
+    pub transfer_port: Option<u16>,
+    /// Write it here; the file must not exist [default: show it]
+    #[arg(long)]
+    pub file: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! `guest list`.
+//! `guest …`, and `guest list`.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -21,7 +21,10 @@ use crate::{
 };
 
 pub(super) fn guest(ui: &Ui, verb: &GuestVerb) -> Result<Code, Report> {
-    let GuestVerb::List { images, set, guests: only } = verb;
+    let (images, set, only) = match verb {
+        GuestVerb::List { images, set, guests } => (images, set, guests),
+        GuestVerb::Define(args) => return super::guest_define::define(ui, args),
+    };
     let assembly = providers::assemble(set)?;
     let found = Guest::all(&assembly, only.machine_type.as_deref(), only.guest_os.as_deref())
         .map_err(|mistakes| refused(ui, "guest-os.cfg", &mistakes))?;

@@ -6,7 +6,7 @@ use vt_protocol::error::{ErrorCode, Exit, Report};
 use super::Code;
 use crate::{
     args::{ImageBuildArgs, Output},
-    image::{BUILTIN, BuildOptions, Event, build, current, default_folder, probe_beside},
+    image::{BuildOptions, Event, Recipe, build, current, default_folder, probe_beside},
     ui::{Ui, style::Symbol, text::bytes},
 };
 
@@ -20,20 +20,22 @@ pub(super) fn image_build(ui: &Ui, args: ImageBuildArgs) -> Result<Code, Report>
                 .help("vtctl image build --probe FILE"));
         }
     };
-    let options = BuildOptions { name: BUILTIN.to_owned(), images, probe };
+    let recipe = Recipe::find(&args.recipe).map_err(|error| error.report())?;
+    let options = BuildOptions { name: recipe.name.clone(), images, probe, recipe };
+    let name = &options.name;
     // One with the probe of another build is as good as missing: this vtctl and its vtd would misunderstand it.
     if let Some(found) = current(&options).filter(|_| args.if_missing) {
         match ui.output {
             Output::Json | Output::Jsonl => ui.json(&json!({
                 "schema": "vtmesh/v1/image_build",
-                "name": BUILTIN,
+                "name": name,
                 "folder": found.folder,
                 "built": false,
                 "digest": found.record.digest,
             })),
-            Output::Name => ui.line(BUILTIN),
+            Output::Name => ui.line(name),
             Output::Table | Output::Wide => {
-                ui.line(format_args!("image {BUILTIN} is in {} already", found.folder.display()));
+                ui.line(format_args!("image {name} is in {} already", found.folder.display()));
             }
         }
         return Ok(Exit::Ok.into());
@@ -53,14 +55,14 @@ pub(super) fn image_build(ui: &Ui, args: ImageBuildArgs) -> Result<Code, Report>
     match ui.output {
         Output::Json | Output::Jsonl => ui.json(&json!({
             "schema": "vtmesh/v1/image_build",
-            "name": BUILTIN,
+            "name": name,
             "folder": built.folder,
             "built": true,
             "digest": built.record.digest,
         })),
-        Output::Name => ui.line(BUILTIN),
+        Output::Name => ui.line(name),
         Output::Table | Output::Wide => {
-            ui.line(format_args!("image {BUILTIN} is in {}   digest {}", built.folder.display(), built.record.digest));
+            ui.line(format_args!("image {name} is in {}   digest {}", built.folder.display(), built.record.digest));
         }
     }
     Ok(Exit::Ok.into())

@@ -8,6 +8,7 @@ mod cluster;
 pub(crate) mod config;
 mod explain;
 mod guest;
+mod guest_define;
 mod host;
 mod image;
 mod image_build;

@@ -15,6 +15,9 @@ pub enum ImageError {
     /// The name cannot be that of a folder.
     #[error("{0:?} cannot be the name of an image")]
     Name(String),
+    /// A recipe cannot be used: which, and why.
+    #[error("recipe {0} cannot be used: {1}")]
+    Recipe(String, String),
     /// The image is made from packages of this machine's architecture, and only one is supported.
     #[error("the built-in guest is made for amd64, this machine is {0}")]
     Architecture(String),
@@ -103,6 +106,7 @@ impl ImageError {
         let title = self.to_string();
         let report = |code| Report::new(code, title.clone()).caused_by(self);
         match self {
+            Self::Recipe(..) => report(ErrorCode::BadConfig),
             Self::Name(_) => {
                 report(ErrorCode::Usage).help("use letters, digits, - and _, and begin with a letter or digit")
             }

@@ -1,4 +1,5 @@
-//! `vtctl image build`: the built-in guest, a real Linux made from the distribution's own packages.
+//! `vtctl image build`: the built-in guest and others by recipe, each a real Linux made from the distribution's own
+//! packages.
 //!
 //! Kernel, busybox, an ssh server, the guest agent and the probe become a kernel with an initrd, and a disk beside them
 //! for the disk writer. Nothing is installed or mounted, and root is not needed. The same packages and the same probe
@@ -13,6 +14,7 @@ mod error;
 mod packages;
 mod program;
 mod qcow2;
+mod recipe;
 mod rootfs;
 
 use std::{
@@ -31,7 +33,7 @@ use vt_protocol::{
     probe::DISK_MAGIC,
 };
 
-pub use self::{elf::ElfError, error::ImageError};
+pub use self::{elf::ElfError, error::ImageError, recipe::Recipe};
 use self::{packages::Package, program::run, rootfs::Unpacked};
 
 /// Size of its disk as the guest sees it, bytes.
@@ -57,6 +59,8 @@ pub struct BuildOptions {
     pub images: PathBuf,
     /// The probe program; [`probe_beside`] finds the one that came with this program.
     pub probe: PathBuf,
+    /// What it has beside what every image has.
+    pub recipe: Recipe,
 }
 
 /// How far a build is.
@@ -128,12 +132,13 @@ pub fn current(options: &BuildOptions) -> Option<BuiltImage> {
     let record = ImageRecord::parse(&fs::read(folder.join(RECORD_FILE)).ok()?).ok()?;
     let probe = elf::stripped(&fs::read(&options.probe).ok()?).ok()?;
     let whole = record.files().all(|file| fs::read(folder.join(&file.name)).is_ok_and(|bytes| file.check(&bytes)));
-    let same = record.recipe_blake3 == recipe(&probe) && record.digest == record.content_digest();
+    let same =
+        record.recipe_blake3 == recipe_digest(&probe, &options.recipe) && record.digest == record.content_digest();
     (whole && same && folder.join(SSH_KEY_FILE).is_file()).then_some(BuiltImage { folder, record, replaced: None })
 }
 
-/// The digest of everything of ours in an image.
-fn recipe(probe: &[u8]) -> String {
+/// The digest of everything of ours in an image, and of what its recipe asks for.
+fn recipe_digest(probe: &[u8], recipe: &Recipe) -> String {
     let mut hasher = blake3::Hasher::new_derive_key("vtmesh image recipe v1");
     let mut add = |part: &[u8]| {
         hasher.update(&(part.len() as u64).to_le_bytes());
@@ -142,7 +147,8 @@ fn recipe(probe: &[u8]) -> String {
     add(probe);
     add(CMDLINE.as_bytes());
     add(&DISK_BYTES.to_le_bytes());
-    rootfs::own_parts().for_each(add);
+    rootfs::own_parts().for_each(&mut add);
+    recipe.parts().for_each(add);
     hasher.finalize().to_hex().to_string()
 }
 
@@ -232,13 +238,14 @@ fn build_in(
 
     step("fetching packages", 1, progress);
     let kernel_name = packages::behind(KERNEL, cache)?;
-    let fetched = packages::fetch(&PACKAGES, &kernel_name, cache, work, progress)?;
+    let wanted: Vec<&str> = PACKAGES.into_iter().chain(options.recipe.packages.iter().map(String::as_str)).collect();
+    let fetched = packages::fetch(&wanted, &kernel_name, cache, work, progress)?;
 
     step("unpacking", 2, progress);
     let (kernel, programs) = unpack(&fetched, &kernel_name, work)?;
 
     step("making the initrd", 3, progress);
-    let initrd = rootfs::assemble(&programs, &kernel, &probe)?.archive();
+    let initrd = rootfs::assemble(&programs, &kernel, &probe, &options.recipe)?.archive();
     let kernel_path = find_kernel(&kernel, &kernel_name)?;
     let kernel_bytes = fs::read(&kernel_path).map_err(ImageError::io(&kernel_path))?;
 
@@ -259,7 +266,7 @@ fn build_in(
         format: ImageFormat::Qcow2,
         cmdline: CMDLINE.into(),
         ssh_public_key: Some(ssh_public_key),
-        recipe_blake3: recipe(&stripped),
+        recipe_blake3: recipe_digest(&stripped, &options.recipe),
         packages: fetched.into_iter().map(|package| package.identity).collect(),
     };
     record.digest = record.content_digest();

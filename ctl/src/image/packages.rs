@@ -15,7 +15,7 @@ use vt_protocol::image::ImagePackage;
 use super::{Event, error::ImageError, program::run};
 
 /// Most packages in one image: a bound on following dependencies.
-const PACKAGES_MAX: usize = 64;
+const PACKAGES_MAX: usize = 160;
 
 /// What apt's lists say about the version it would install.
 #[derive(Debug, Clone, PartialEq, Eq)]

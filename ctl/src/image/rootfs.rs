@@ -12,10 +12,12 @@ use super::{
     elf,
     error::ImageError,
     program::run,
+    recipe::Recipe,
 };
 
 /// Drivers the guest loads; what they depend on is found.
-const MODULES: [&str; 5] = ["virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "virtio_rng"];
+const MODULES: [&str; 8] =
+    ["virtio_pci", "virtio_console", "virtio_net", "virtio_blk", "virtio_rng", "virtio_scsi", "sr_mod", "isofs"];
 /// Programs of packages, and where they may be in them.
 const PROGRAMS: [(&str, &[&str]); 3] = [
     ("busybox", &["usr/bin/busybox", "bin/busybox"]),
@@ -88,7 +90,12 @@ impl Unpacked {
 }
 
 /// Puts the guest's file system together.
-pub(super) fn assemble(packages: &Unpacked, kernel: &Unpacked, probe: &[u8]) -> Result<Tree, ImageError> {
+pub(super) fn assemble(
+    packages: &Unpacked,
+    kernel: &Unpacked,
+    probe: &[u8],
+    recipe: &Recipe,
+) -> Result<Tree, ImageError> {
     let mut tree = Tree::default();
     for folder in ["dev", "proc", "sys", "run", "tmp", "root", "etc/dropbear", "var/run"] {
         tree.put(folder, Entry::Folder);
@@ -97,10 +104,17 @@ pub(super) fn assemble(packages: &Unpacked, kernel: &Unpacked, probe: &[u8]) -> 
         tree.put(path, Entry::File { bytes: text.as_bytes().to_vec(), executable });
     }
     let mut programs = vec![("vt-probe".to_owned(), PathBuf::from("vt-probe"), probe.to_vec())];
-    for (name, paths) in PROGRAMS {
+    let mut program = |name: &str, paths: &[&str]| -> Result<(), ImageError> {
         let path = packages.find(paths.iter().copied()).ok_or_else(|| ImageError::Missing(paths[0].into()))?;
         let bytes = fs::read(&path).map_err(ImageError::io(&path))?;
         programs.push((name.to_owned(), path, bytes));
+        Ok(())
+    };
+    for (name, paths) in PROGRAMS {
+        program(name, paths)?;
+    }
+    for path in &recipe.programs {
+        program(path.rsplit('/').next().unwrap_or(path), &[path.as_str()])?;
     }
     let mut wanted = BTreeSet::new();
     for (name, path, bytes) in programs {
@@ -110,7 +124,7 @@ pub(super) fn assemble(packages: &Unpacked, kernel: &Unpacked, probe: &[u8]) -> 
     }
     put_libraries(&mut tree, packages, wanted)?;
     put_applets(&mut tree, packages)?;
-    put_modules(&mut tree, packages, kernel)?;
+    put_modules(&mut tree, packages, kernel, &recipe.modules)?;
     tree.put("init", Entry::Link("bin/busybox".into()));
     tree.put("sbin", Entry::Link("bin".into()));
     Ok(tree)
@@ -149,10 +163,10 @@ fn put_applets(tree: &mut Tree, packages: &Unpacked) -> Result<(), ImageError> {
 }
 
 /// Modules with what they depend on, and a list of them in an order that loads.
-fn put_modules(tree: &mut Tree, packages: &Unpacked, kernel: &Unpacked) -> Result<(), ImageError> {
+fn put_modules(tree: &mut Tree, packages: &Unpacked, kernel: &Unpacked, more: &[String]) -> Result<(), ImageError> {
     let files = module_files(&kernel.root)?;
     let mut loading = Vec::new();
-    for name in MODULES {
+    for name in MODULES.into_iter().chain(more.iter().map(String::as_str)) {
         load(name, &files, packages, tree, &mut loading, 0)?;
     }
     let order = loading.iter().map(|name| format!("{name}\n")).collect::<String>();

@@ -133,7 +133,11 @@ impl Host {
                     let told = if now.moved == 0 && now.done == now.total {
                         "it is there".to_owned()
                     } else {
-                        format!("{} of {} bytes came over the network", now.moved, now.total)
+                        let told = format!("{} of {} bytes came over the network", now.moved, now.total);
+                        match now.shared {
+                            0 => told,
+                            shared => format!("{told}, {shared} of them from hosts that were taking it too"),
+                        }
                     };
                     return HostOutcome { host: name, told: vec![told], trouble: None };
                 }
@@ -242,7 +246,7 @@ fn view(state: &State, image: &Image) -> ImageView {
         pinned: image.pinned,
         placements,
         jobs: image.jobs.clone(),
-        vms: state.vms.values().filter(|vm| vm.image == image.name).map(|vm| vm.id.to_string()).collect(),
+        vms: state.vms.values().filter(|vm| vm.lies_on(&image.name)).map(|vm| vm.id.to_string()).collect(),
     }
 }
 

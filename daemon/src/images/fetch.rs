@@ -12,7 +12,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -131,9 +131,10 @@ impl Download {
         }
         blocking({
             let come = come.clone();
-            move || compare(&come, sum)
+            move || sum.of_file(&come, None)
         })
-        .await?;
+        .await
+        .map_err(|report| report.help("what came is removed: asked for again, it begins anew"))?;
         let disk = match fetch.packing {
             None => come,
             Some(packing) => self.unpack(&come, packing).await?,
@@ -268,20 +269,6 @@ fn is_address(url: &str) -> Result<(), Report> {
         return Ok(());
     }
     Err(Report::new(ErrorCode::Usage, format!("{url:?} is no address: http://, https:// and file:/// are taken")))
-}
-
-fn compare(file: &Path, mut sum: Sum) -> Result<(), Report> {
-    let read = File::open(file).and_then(|mut file| {
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok(()),
-                count => sum.update(&buffer[..count]),
-            }
-        }
-    });
-    read.map_err(|error| trouble("the download cannot be read", file, &error))?;
-    sum.check().map_err(|report| report.help("what came is removed: asked for again, it begins anew"))
 }
 
 #[cfg(test)]

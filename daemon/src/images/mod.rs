@@ -8,11 +8,13 @@
 //! | `blocks`, `sum` | files as blocks with digests; digests that others state |
 //! | `import`, `fetch`, `convert` | taking a disk or folder into a pool: from this host, an address, another image |
 //! | `pull`, `serve` | a copy from other hosts, and what others are given |
+//! | `asking`, `swarm` | a copy that goes to several hosts at once: what is asked of whom, and what they have |
 //! | `trial` | whether a pool can do what images and disks need of it |
 //!
 //! What may not happen here: an image's name on something that is not whole, or a word in the catalogue about a copy
 //! that was not made.
 
+mod asking;
 mod blocks;
 pub(crate) mod convert;
 pub(crate) mod fetch;
@@ -22,8 +24,9 @@ pub(crate) mod inspect;
 pub(crate) mod pull;
 pub(crate) mod serve;
 pub(crate) mod store;
-mod sum;
-mod tool;
+pub(crate) mod sum;
+mod swarm;
+pub(crate) mod tool;
 pub(crate) mod trial;
 
 use std::{
@@ -43,7 +46,7 @@ use vt_protocol::{
     bulk::BulkDialer,
     catalogue::{DEFAULT_POOL, PlacementState},
     error::{ErrorCode, Report},
-    ids::{Digest, Name, RequestId},
+    ids::{Digest, HostId, Name, RequestId},
     manifest::Manifest,
     peer::Pulling,
 };
@@ -52,6 +55,7 @@ use vt_sync::{State, command::PlaceImage, state::Image};
 use self::{
     pull::{Pull, Source},
     store::{Store, trouble},
+    swarm::Swarm,
 };
 use crate::{
     cluster::Cluster,
@@ -69,6 +73,8 @@ const DECIDES: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 pub struct Pools {
     default: Store,
+    /// Copies on their way here.
+    swarm: Swarm,
 }
 
 impl Pools {
@@ -79,7 +85,7 @@ impl Pools {
 
     /// A host whose images are in that directory.
     pub fn at(images: PathBuf, shared: bool) -> Self {
-        Self { default: Store { path: images, shared } }
+        Self { default: Store { path: images, shared }, swarm: Swarm::default() }
     }
 
     /// A pool by its name; `None` where the cluster knows none.
@@ -180,7 +186,7 @@ impl Host {
                 Some(pull) if runs || arrived => pull,
                 _ if here => {
                     let bytes = known.content.bytes;
-                    return Ok(Pulling { done: bytes, total: bytes, moved: 0, ended: Some(Ok(())) });
+                    return Ok(Pulling { done: bytes, total: bytes, ended: Some(Ok(())), ..Pulling::default() });
                 }
                 _ => {
                     let (sender, receiver) = watch::channel(Pulling::default());
@@ -260,8 +266,25 @@ impl Host {
         let dialer = BulkDialer::new(&self.identity(), self.hello()).map_err(|error| {
             Report::new(ErrorCode::StoreDamaged, "the identity of this host does not serve TLS").caused_by(&error)
         })?;
-        let pull =
-            Pull { dialer, store: store.clone(), image: name.clone(), root, sources, rate, progress: progress.clone() };
+        // Where each begins: they all have the same hosts in mind.
+        let hosts: Vec<HostId> = state.hosts.keys().copied().collect();
+        let place = hosts.iter().position(|host| *host == self.me()).unwrap_or_default();
+        let also = {
+            let (host, name) = (Arc::clone(self), name.clone());
+            move || host.also_taking(&name, root)
+        };
+        let pull = Pull {
+            dialer,
+            store: store.clone(),
+            image: name.clone(),
+            root,
+            sources,
+            also: Arc::new(also),
+            begin: (place, hosts.len().max(1)),
+            swarm: self.images().pools.swarm.clone(),
+            rate,
+            progress: progress.clone(),
+        };
         if let Err(report) = pull.run().await {
             if let Err(error) = self.place_image(image, PlacementState::Missing, store.shared).await {
                 tracing::info!(%name, %error, "the catalogue still says that the image is on its way");
@@ -280,18 +303,28 @@ impl Host {
 
     /// Other hosts that have an image and answer.
     fn sources(&self, state: &State, image: &Image) -> Vec<Source> {
+        image.sources().filter_map(|host| self.source(state, host)).collect()
+    }
+
+    /// Other hosts that are taking that version, or have it, and answer; and how their copies are.
+    fn also_taking(&self, name: &Name, root: Digest) -> Vec<(Source, PlacementState)> {
+        let state = self.state();
+        let Some(image) = state.images.get(name).filter(|image| image.content.root == root) else { return Vec::new() };
+        let good = |state| matches!(state, PlacementState::Copying | PlacementState::Present);
+        let copies = image.placements.iter().filter(|(_, copy)| good(copy.state));
+        copies.filter_map(|(host, copy)| Some((self.source(&state, *host)?, copy.state))).collect()
+    }
+
+    fn source(&self, state: &State, host: HostId) -> Option<Source> {
         let membership = self.members().membership();
-        let source = |host| {
-            let live = state.hosts.get(&host).is_some_and(|host| host.is_live());
-            let member = membership.hosts.get(&host).filter(|_| live && host != self.me())?;
-            Some(Source {
-                host,
-                name: member.name.to_string(),
-                address: *member.addresses.first()?,
-                key: member.key.clone(),
-            })
-        };
-        image.sources().filter_map(source).collect()
+        let live = state.hosts.get(&host).is_some_and(|host| host.is_live());
+        let member = membership.hosts.get(&host).filter(|_| live && host != self.me())?;
+        Some(Source {
+            host,
+            name: member.name.to_string(),
+            address: *member.addresses.first()?,
+            key: member.key.clone(),
+        })
     }
 
     /// Reads this host's copy of an image and compares it with its digests. Says in the catalogue what it found.

@@ -2,8 +2,9 @@
 //!
 //! The half copy on disk is its own record. It is read again before anything is asked for, so that a copy goes on where
 //! it was after any crash, and a block that the crash has lost is fetched again. Blocks of zeros, blocks that an older
-//! version or a damaged copy here still has, and blocks that are there twice do not move. What may not happen here: a
-//! folder with the image's name in which a block is not right.
+//! version or a damaged copy here still has, and blocks that are there twice do not move. Hosts that take an image at the
+//! same time begin at different places of it and give each other what they have. What may not happen here: a folder with
+//! the image's name in which a block is not right.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -19,12 +20,13 @@ use std::{
 use futures_util::future::join_all;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use vt_protocol::{
     bulk::{BulkDialer, BulkError, BulkRequest, Expected, STALL},
+    catalogue::PlacementState,
     error::{ErrorCode, Report},
     identity::PublicKey,
     ids::{Digest, HostId, Name},
@@ -33,21 +35,25 @@ use vt_protocol::{
 };
 
 use super::{
+    asking::Wanted,
     blocks::{self, Hasher},
     store::{self, Store, trouble},
+    swarm::{Blocks, Joined, Swarm},
 };
 
-/// Blocks of one question: they may be in as many pieces, and a question is short.
-const SEGMENT: usize = 1024;
+/// Fewest and most blocks of one question: they may be in as many pieces, and a question is short.
+const SEGMENT: (usize, usize) = (16, 1024);
+/// An image is asked for in about as many questions, so that hosts that take it together soon have something to give.
+const QUESTIONS: usize = 128;
 /// Bytes that are read before they are compared and written.
-const BATCH: usize = 1 << 20;
+const BATCH: usize = 512 << 10;
 /// Hosts that are asked at the same time.
 const SOURCES: usize = 4;
 /// A host whose connection broke is asked this often again, with a pause between.
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(300);
 /// How long a host may take to begin to answer.
-const BEGINS: Duration = Duration::from_secs(20);
+pub(super) const BEGINS: Duration = Duration::from_secs(20);
 
 /// A host that has the image.
 #[derive(Debug, Clone)]
@@ -59,7 +65,7 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    fn expected(&self) -> Expected {
+    pub(super) fn expected(&self) -> Expected {
         Expected { host: self.host, key: self.key.clone() }
     }
 }
@@ -72,6 +78,11 @@ pub(crate) struct Pull {
     pub(crate) image: Name,
     pub(crate) root: Digest,
     pub(crate) sources: Vec<Source>,
+    /// Other hosts that are taking it, or have it by now, and which of the two.
+    pub(crate) also: Arc<dyn Fn() -> Vec<(Source, PlacementState)> + Send + Sync>,
+    /// Where in the image it begins, as a place among so many.
+    pub(crate) begin: (usize, usize),
+    pub(crate) swarm: Swarm,
     /// Most bytes a second; 0: no bound.
     pub(crate) rate: u64,
     pub(crate) progress: watch::Sender<Pulling>,
@@ -79,20 +90,26 @@ pub(crate) struct Pull {
 
 /// Blocks of one file that are wanted from another host, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Segment {
-    file: usize,
-    blocks: Vec<u32>,
+pub(super) struct Segment {
+    pub(super) file: usize,
+    pub(super) blocks: Vec<u32>,
 }
 
 /// Where a block belongs: place of the file in the manifest, number of the block.
 type Place = (usize, u32);
 
 /// What all workers of one copy share.
-struct Work {
-    pull: Pull,
-    manifest: Manifest,
+pub(super) struct Work {
+    pub(super) pull: Pull,
+    pub(super) manifest: Manifest,
     files: Vec<File>,
-    queue: Mutex<VecDeque<Segment>>,
+    pub(super) wanted: Mutex<Wanted>,
+    /// Something was put back, or an answer has come.
+    pub(super) changed: Notify,
+    /// What has come, for hosts that take it as well.
+    joined: Joined,
+    /// What those have, as they said last.
+    pub(super) elsewhere: Mutex<HashMap<HostId, Blocks>>,
     /// Other places of blocks that are there more than once.
     copies: HashMap<Place, Vec<Place>>,
     /// When the next byte may be taken.
@@ -123,7 +140,11 @@ impl Pull {
         let work = Arc::new(work);
         let mut sources = self.sources.clone();
         while !work.is_empty() {
-            let asked = join_all(sources.iter().take(SOURCES).map(|source| work.drain(source))).await;
+            let whole = join_all(sources.iter().take(SOURCES).map(|source| work.drain(source)));
+            let asked = tokio::select! {
+                asked = whole => asked,
+                never = work.share() => match never {},
+            };
             let stopped: Vec<Stopped> = asked.into_iter().filter_map(Result::err).collect();
             sources.retain(|source| stopped.iter().all(|stopped| stopped.source != source.name));
             match stopped.into_iter().next() {
@@ -165,6 +186,7 @@ impl Work {
     fn survey(pull: Pull, manifest: Manifest, part: &Path) -> io::Result<Self> {
         fs::create_dir_all(part)?;
         let seeds = Seeds::of(&pull.store.folder(&pull.image));
+        let joined = pull.swarm.join(pull.root, &manifest, part);
         let (mut files, mut queue) = (Vec::new(), VecDeque::new());
         let (mut first, mut copies) = (HashMap::<Digest, Place>::new(), HashMap::<Place, Vec<Place>>::new());
         let progress = pull.progress.clone();
@@ -187,6 +209,7 @@ impl Work {
                     };
                 }
                 if here {
+                    joined.coming.blocks().add(number, index);
                     progress.send_modify(|now| now.done += bytes.len() as u64);
                     return Ok(());
                 }
@@ -202,34 +225,26 @@ impl Work {
             queue.extend(segments(number, &missing));
             files.push(file);
         }
-        let pace = Mutex::new(Instant::now());
-        Ok(Self { pull, manifest, files, queue: Mutex::new(queue), copies, pace })
-    }
-
-    fn queue(&self) -> std::sync::MutexGuard<'_, VecDeque<Segment>> {
-        // Nothing panics while it holds the lock.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.queue().is_empty()
+        let (place, of) = pull.begin;
+        queue.rotate_left(queue.len() * place / of);
+        let (pace, elsewhere) = (Mutex::new(Instant::now()), Mutex::default());
+        let wanted = Mutex::new(Wanted { queue, asked: 0 });
+        Ok(Self { pull, manifest, files, wanted, changed: Notify::new(), joined, elsewhere, copies, pace })
     }
 
     /// Takes from one source until nothing is wanted any more.
     async fn drain(self: &Arc<Self>, source: &Source) -> Result<(), Stopped> {
         let mut tries = 0;
         loop {
-            let Some(segment) = self.queue().pop_front() else { return Ok(()) };
-            let mut written = 0;
-            let Err(error) = self.fetch(source, &segment, &mut written).await else {
+            let Some(mut asked) = self.next_of_whole().await else { return Ok(()) };
+            let Err(error) = self.fetch(source, &asked.segment, &mut asked.written, false).await else {
                 tries = 0;
                 continue;
             };
-            if written > 0 {
+            if asked.written > 0 {
                 tries = 0;
             }
-            let left = Segment { file: segment.file, blocks: segment.blocks[written..].to_vec() };
-            self.queue().push_front(left);
+            drop(asked);
             tries += 1;
             if !error.retryable || tries >= TRIES {
                 return Err(Stopped { source: source.name.clone(), why: error.with("source", &source.name) });
@@ -238,8 +253,14 @@ impl Work {
         }
     }
 
-    /// Fetches the blocks of one segment; `written` counts those that are on disk.
-    async fn fetch(self: &Arc<Self>, source: &Source, segment: &Segment, written: &mut usize) -> Result<(), Report> {
+    /// Fetches the blocks of one segment; `written` counts those that are on disk. `shared`: of a host that takes it too.
+    pub(super) async fn fetch(
+        self: &Arc<Self>,
+        source: &Source,
+        segment: &Segment,
+        written: &mut usize,
+        shared: bool,
+    ) -> Result<(), Report> {
         let file = &self.manifest.files[segment.file];
         let runs = runs(&segment.blocks);
         let wrong = |title: String| Report::new(ErrorCode::ImageDamaged, title);
@@ -266,6 +287,8 @@ impl Work {
             }
             match read {
                 Ok(bytes) => {
+                    let count = if shared { bytes.len() as u64 } else { 0 };
+                    self.pull.progress.send_modify(|now| now.shared += count);
                     let (work, at, blocks) = (Arc::clone(self), segment.file, batch.to_vec());
                     let source = source.name.clone();
                     let writing = tokio::task::spawn_blocking(move || work.write(at, &blocks, &bytes, &source));
@@ -333,19 +356,20 @@ impl Work {
                     .with("image", self.pull.image.to_string())
                     .help(format!("vtctl image verify {}", self.pull.image)));
             }
-            self.put(at, begin, block)?;
+            self.put((at, *index), begin, block)?;
             for (other, index) in self.copies.get(&(at, *index)).into_iter().flatten() {
                 if let Some((begin, _)) = self.manifest.files[*other].place(*index) {
-                    self.put(*other, begin, block)?;
+                    self.put((*other, *index), begin, block)?;
                 }
             }
         }
         Ok(())
     }
 
-    fn put(&self, file: usize, begin: u64, block: &[u8]) -> Result<(), Report> {
+    fn put(&self, (file, index): Place, begin: u64, block: &[u8]) -> Result<(), Report> {
         let written = self.files[file].write_all_at(block, begin);
         written.map_err(|error| trouble("a block of the image cannot be written", &self.pull.store.path, &error))?;
+        self.joined.coming.blocks().add(file, index);
         self.pull.progress.send_modify(|now| now.done += block.len() as u64);
         Ok(())
     }
@@ -375,7 +399,11 @@ fn finish(work: &Work, store: &Store, image: &Name, part: &Path, manifest: &[u8]
 
 /// Missing blocks of a file, as much at a time as one question asks for.
 fn segments(file: usize, missing: &[u32]) -> Vec<Segment> {
-    missing.chunks(SEGMENT).map(|blocks| Segment { file, blocks: blocks.to_vec() }).collect()
+    let (least, most) = SEGMENT;
+    missing
+        .chunks((missing.len() / QUESTIONS).clamp(least, most))
+        .map(|blocks| Segment { file, blocks: blocks.to_vec() })
+        .collect()
 }
 
 /// Blocks in order as runs: first, and how many.
@@ -442,9 +470,11 @@ mod tests {
     fn blocks_in_order_are_few_runs() {
         assert_eq!(runs(&[]), []);
         assert_eq!(runs(&[0, 1, 2, 7, 9, 10]), [(0, 3), (7, 1), (9, 2)]);
-        let missing: Vec<u32> = (0..2500).collect();
-        let segments = segments(1, &missing);
-        assert_eq!(segments.len(), 3);
-        assert_eq!(segments.iter().map(|segment| segment.blocks.len()).sum::<usize>(), 2500);
+        for (blocks, questions) in [(0, 0), (10, 1), (2500, 132), (1 << 18, 256)] {
+            let missing: Vec<u32> = (0..blocks).collect();
+            let segments = segments(1, &missing);
+            assert_eq!(segments.len(), questions);
+            assert_eq!(segments.iter().map(|segment| segment.blocks.len()).sum::<usize>(), blocks as usize);
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::{fs::File, io, os::unix::fs::FileExt, path::PathBuf, sync::Arc};
 use tokio::io::AsyncWriteExt;
 use vt_protocol::{
     ids::Digest,
-    manifest::{self, MANIFEST_MAX, Manifest},
+    manifest::{self, FileBlocks, MANIFEST_MAX, Manifest},
 };
 use vt_sync::State;
 
@@ -13,7 +13,7 @@ use super::Pools;
 use crate::mesh::bulk::Content;
 
 /// Bytes that are read ahead of the network.
-const AHEAD: usize = 1 << 20;
+const AHEAD: usize = 256 << 10;
 
 /// The manifest with that root; none where this host does not have the image.
 pub(crate) async fn manifest(pools: &Pools, state: &Arc<State>, root: Digest) -> io::Result<Option<Content>> {
@@ -35,15 +35,19 @@ pub(crate) async fn blocks(
     file: u16,
     runs: Vec<(u32, u32)>,
 ) -> io::Result<Option<Content>> {
-    let Some(folder) = folder(pools, state, root) else { return Ok(None) };
-    let opened = super::blocking(move || open(folder, root, file)).await?;
-    let Some((file, manifest, at)) = opened else { return Ok(None) };
-    let Some(length) = manifest.files[at].bytes_of(&runs) else { return Ok(None) };
+    let coming = pools.swarm.coming(root).and_then(|coming| coming.open(file, &runs));
+    let opened = match (coming, folder(pools, state, root)) {
+        (Some(opened), _) => Some(opened),
+        (None, Some(folder)) => super::blocking(move || open(folder, root, file)).await?,
+        (None, None) => None,
+    };
+    let Some((file, wanted)) = opened else { return Ok(None) };
+    let Some(length) = wanted.bytes_of(&runs) else { return Ok(None) };
     let (mut writer, reader) = tokio::io::duplex(AHEAD);
     tokio::spawn(async move {
         let file = Arc::new(file);
         for (first, count) in runs {
-            let places = (first..first.saturating_add(count)).map_while(|index| manifest.files[at].place(index));
+            let places = (first..first.saturating_add(count)).map_while(|index| wanted.place(index));
             let (mut begin, mut left) =
                 places.fold((u64::MAX, 0), |(begin, sum), (at, length)| (begin.min(at), sum + u64::from(length)));
             while left > 0 {
@@ -65,13 +69,20 @@ pub(crate) async fn blocks(
     Ok(Some((length, Box::new(reader))))
 }
 
-fn open(folder: PathBuf, root: Digest, file: u16) -> io::Result<Option<(File, Manifest, usize)>> {
+/// Which blocks of the image with that root have come; none where it is not on its way here.
+pub(crate) fn have(pools: &Pools, root: Digest) -> Option<Content> {
+    let bytes = pools.swarm.coming(root)?.blocks().bytes();
+    Some((bytes.len() as u64, Box::new(io::Cursor::new(bytes))))
+}
+
+fn open(folder: PathBuf, root: Digest, file: u16) -> io::Result<Option<(File, FileBlocks)>> {
     let bytes = std::fs::read(folder.join(manifest::FILE))?;
-    let Ok(manifest) = Manifest::decode(&bytes, root) else { return Ok(None) };
-    let at = usize::from(file);
-    let Some(wanted) = manifest.files.get(at) else { return Ok(None) };
-    let file = File::open(folder.join(&wanted.name))?;
-    Ok(Some((file, manifest, at)))
+    let Ok(mut manifest) = Manifest::decode(&bytes, root) else { return Ok(None) };
+    if usize::from(file) >= manifest.files.len() {
+        return Ok(None);
+    }
+    let wanted = manifest.files.swap_remove(usize::from(file));
+    Ok(Some((File::open(folder.join(&wanted.name))?, wanted)))
 }
 
 /// The folder of the image with that root, by the catalogue.

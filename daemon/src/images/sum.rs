@@ -1,12 +1,16 @@
 //! Digests that others state for a file: MD5, SHA-1 and SHA-256, as old configurations and download pages do. They tell
 //! a broken download; what this cluster trusts is its own BLAKE3.
 
+use std::{fs::File, io::Read, path::Path};
+
 use md5::{Digest as _, Md5};
 use ring::digest;
 use vt_protocol::error::{ErrorCode, Report};
 
+use super::store::trouble;
+
 /// A digest that a file must have, while the file is read.
-pub(super) struct Sum {
+pub(crate) struct Sum {
     context: Context,
     wanted: String,
     kind: String,
@@ -22,7 +26,7 @@ impl Sum {
     ///
     /// # Errors
     /// There is no such kind, or these are no digits of it.
-    pub(super) fn new((kind, wanted): (String, String)) -> Result<Self, Report> {
+    pub(crate) fn new((kind, wanted): (String, String)) -> Result<Self, Report> {
         let (context, bytes) = match kind.as_str() {
             "md5" => (Context::Md5(Md5::new()), 16),
             "sha1" => (Context::Sha(digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY)), 20),
@@ -41,18 +45,36 @@ impl Sum {
     }
 
     /// Takes the next bytes of the file.
-    pub(super) fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         match &mut self.context {
             Context::Md5(context) => context.update(bytes),
             Context::Sha(context) => context.update(bytes),
         }
     }
 
+    /// Whether a file, or as much of its beginning, has it. Blocks on the disk.
+    ///
+    /// # Errors
+    /// It cannot be read, or is another one.
+    pub(crate) fn of_file(mut self, path: &Path, most: Option<u64>) -> Result<(), Report> {
+        let read = File::open(path).and_then(|file| {
+            let (mut file, mut buffer) = (file.take(most.unwrap_or(u64::MAX)), vec![0; 1 << 20]);
+            loop {
+                match file.read(&mut buffer)? {
+                    0 => return Ok(()),
+                    count => self.update(&buffer[..count]),
+                }
+            }
+        });
+        read.map_err(|error| trouble("it cannot be read", path, &error))?;
+        self.check()
+    }
+
     /// Whether it was that file.
     ///
     /// # Errors
     /// It was another one.
-    pub(super) fn check(self) -> Result<(), Report> {
+    pub(crate) fn check(self) -> Result<(), Report> {
         let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
         let found = match self.context {
             Context::Md5(context) => hex(&context.finalize()),
@@ -68,7 +90,7 @@ impl Sum {
 }
 
 /// The digest of a file in a list such as `sha1sum` writes: the only one there is, or the one in the file's line.
-pub(super) fn listed(list: &str, file: &str) -> Option<String> {
+pub(crate) fn listed(list: &str, file: &str) -> Option<String> {
     let digits = |word: &str| word.len() >= 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
     let line = |line: &str| {
         let (digest, rest) = line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), ""));

@@ -22,30 +22,30 @@ const NOT_RUN: [i32; 2] = [126, 127];
 
 /// A program, and what is said where it is not there.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Tool {
-    pub(super) name: &'static str,
+pub(crate) struct Tool {
+    pub(crate) name: &'static str,
     /// The Debian package that has it.
-    pub(super) package: &'static str,
-    pub(super) missing: ErrorCode,
+    pub(crate) package: &'static str,
+    pub(crate) missing: ErrorCode,
     /// Longest time until it is done.
-    pub(super) patience: Duration,
+    pub(crate) patience: Duration,
 }
 
 /// What it said, and how it ended.
-pub(super) struct Said {
-    pub(super) code: Option<i32>,
-    pub(super) out: Vec<u8>,
-    pub(super) err: Vec<u8>,
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: Vec<u8>,
+    pub(crate) err: Vec<u8>,
 }
 
 impl Said {
     /// Its complaint.
-    pub(super) fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         String::from_utf8_lossy(&self.err).trim().to_owned()
     }
 
     /// Whether it ended because the disk is full.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.words().contains("No space left on device")
     }
 }
@@ -55,7 +55,7 @@ impl Tool {
     ///
     /// # Errors
     /// It is not there, or not done in time.
-    pub(super) async fn run<W: AsRef<OsStr>>(self, words: &[W], out: Option<File>) -> Result<Said, Report> {
+    pub(crate) async fn run<W: AsRef<OsStr>>(self, words: &[W], out: Option<File>) -> Result<Said, Report> {
         let missing = || {
             Report::new(self.missing, format!("{} is not there or cannot be run", self.name))
                 .help(format!("apt-get install {} util-linux", self.package))

@@ -77,6 +77,9 @@ pub trait BlobSource: Send + Sync + 'static {
     /// Blocks of a file of that image, as runs of first and count; none where they are not here.
     async fn blocks(&self, root: Digest, file: u16, runs: Vec<(u32, u32)>) -> io::Result<Option<Content>>;
 
+    /// Which blocks of an image that is on its way here have come; none where it is not on its way.
+    async fn have(&self, root: Digest) -> io::Result<Option<Content>>;
+
     /// Room for a blob that is not here; none where it is here already.
     async fn accept(&self, digest: Digest, length: u64) -> Result<Option<Box<dyn BlobSink>>, Report>;
 
@@ -246,7 +249,7 @@ impl BulkServer {
     async fn serve(&self, stream: &mut bulk::Incoming, pass: &Pass, request: BulkRequest) -> Result<(), BulkFailure> {
         let by = Instant::now() + TRANSFER_TIME;
         // Images hold the keys of their guests: they go from host to host only.
-        let of_image = matches!(request, BulkRequest::Manifest(_) | BulkRequest::Blocks { .. });
+        let of_image = matches!(request, BulkRequest::Manifest(_) | BulkRequest::Blocks { .. } | BulkRequest::Have(_));
         if of_image && matches!(pass, Pass::Client { .. }) {
             let report = Report::new(ErrorCode::Denied, "blocks of images are for hosts of the cluster");
             return Ok(call::put_failure(stream, &report).await?);
@@ -267,6 +270,7 @@ impl BulkServer {
             }
             BulkRequest::Manifest(root) => self.source.manifest(root).await?,
             BulkRequest::Blocks { root, file, runs } => self.source.blocks(root, file, runs).await?,
+            BulkRequest::Have(root) => self.source.have(root).await?,
         };
         match found {
             Some((length, mut content)) => {
@@ -381,6 +385,7 @@ impl Room {
             | BulkRequest::Evidence { .. }
             | BulkRequest::Keep { .. }
             | BulkRequest::Manifest(_)
+            | BulkRequest::Have(_)
             | BulkRequest::Blocks { .. } => Arc::clone(&self.transfers),
         }
     }

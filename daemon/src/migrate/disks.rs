@@ -1,4 +1,4 @@
-//! The disk of a VM whose pool the destination does not share: QEMU copies it with the VM, over NBD.
+//! The disks of a VM whose pool the destination does not share: QEMU copies them with the VM, over NBD.
 //!
 //! ```text
 //! destination: an overlay on its own copy of the image, opened for writing by one connection (its QEMU's NBD server)
@@ -16,12 +16,12 @@
 use std::{net::SocketAddr, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{MigrationId, Name},
     peer::PrepareIncoming,
-    vm::MigrationSpec,
+    vm::{MigrationSpec, VmSpec},
 };
 
 use super::{
@@ -31,13 +31,14 @@ use super::{
 };
 use crate::{
     party::{attempt::LocalAttempt, image::Image, local_vm::LocalVm},
-    qemu::qmp::{EventError, Events, Qmp, QmpError},
+    qemu::{
+        command_line::{Medium, drive_ids},
+        qmp::{EventError, Events, Qmp, QmpError},
+    },
 };
 
-/// The device whose disk it is.
-const DEVICE: &str = "vda";
-/// The name of the export.
-const EXPORT: &str = "disk";
+/// The first disk.
+const FIRST: &str = "vda";
 /// QEMU's name for waiting before the switch-over, where the copy is ended.
 const PAUSE: &str = "pause-before-switchover";
 /// A command that may have to wait for the disk.
@@ -51,6 +52,8 @@ const LOOKS: Duration = Duration::from_secs(2);
 
 /// One copy, by the names it has in the source's QEMU.
 struct Mirror {
+    /// What is copied; the export at the destination is called alike.
+    drive: String,
     job: String,
     node: String,
 }
@@ -64,8 +67,13 @@ struct Progress {
 }
 
 impl Mirror {
-    fn of(id: &MigrationId) -> Self {
-        Self { job: format!("copy-{}", id.number), node: format!("there-{}", id.number) }
+    fn of(id: &MigrationId, drive: String) -> Self {
+        Self { job: format!("copy-{}-{drive}", id.number), node: format!("there-{}-{drive}", id.number), drive }
+    }
+
+    /// The copies of all that is a VM's own.
+    fn all(id: &MigrationId, spec: &VmSpec) -> Vec<Self> {
+        own_drives(spec).into_iter().map(|drive| Self::of(id, drive)).collect()
     }
 
     /// Whether an event says that this job has ended.
@@ -75,10 +83,10 @@ impl Mirror {
 
     async fn begin(&self, qmp: &Qmp, address: SocketAddr) -> Result<(), QmpError> {
         let server = json!({ "type": "inet", "host": address.ip().to_string(), "port": address.port().to_string() });
-        let add = json!({ "driver": "nbd", "node-name": self.node, "server": server, "export": EXPORT });
+        let add = json!({ "driver": "nbd", "node-name": self.node, "server": server, "export": self.drive });
         qmp.execute("blockdev-add", add, COMMAND).await?;
         // Writes of the guest do not wait for the other host.
-        let mirror = json!({ "job-id": self.job, "device": DEVICE, "target": self.node, "sync": "top" });
+        let mirror = json!({ "job-id": self.job, "device": self.drive, "target": self.node, "sync": "top" });
         qmp.execute("blockdev-mirror", mirror, COMMAND).await.map(drop)
     }
 
@@ -190,13 +198,26 @@ impl LocalAttempt {
         Some(Difference::Unfit(text))
     }
 
-    /// The destination: lets the source write the VM's disk here. Returns where.
-    pub(super) async fn open_disk(&self, qmp: &Qmp) -> Result<String, Report> {
-        let node = node_of(qmp).await.map_err(|error| error.report())?;
+    /// The destination: lets the source write the VM's disks here. Returns where.
+    pub(super) async fn open_disks(&self, vm: &LocalVm) -> Result<String, Report> {
+        let (qmp, drives) = (vm.qemu.qmp(), own_drives(&vm.spec()));
+        let address = self.serve(qmp, drives.len()).await?;
+        for drive in drives {
+            let node = node_of(qmp, &drive).await.map_err(|error| error.report())?;
+            let export = json!({ "type": "nbd", "id": drive, "name": drive, "node-name": node, "writable": true });
+            qmp.execute("block-export-add", export, COMMAND).await.map_err(|error| error.report())?;
+        }
+        Ok(address)
+    }
+
+    /// Listens for as many connections as there are disks.
+    async fn serve(&self, qmp: &Qmp, connections: usize) -> Result<String, Report> {
         let mut last = None;
         for address in free_ports(self.places.migration) {
-            match serve(qmp, address, &node).await {
-                Ok(()) => return Ok(address.to_string()),
+            let inet = json!({ "host": address.ip().to_string(), "port": address.port().to_string() });
+            let start = json!({ "addr": { "type": "inet", "data": inet }, "max-connections": connections });
+            match qmp.execute("nbd-server-start", start, COMMAND).await {
+                Ok(_) => return Ok(address.to_string()),
                 Err(error) if error.to_string().contains("in use") => last = Some(error.to_string()),
                 Err(error) => return Err(error.report()),
             }
@@ -219,7 +240,7 @@ impl LocalAttempt {
     /// Removes a copy of a VM's disk that is, or has become, nobody's. What every host sees is left alone.
     pub(super) async fn forget_copy(&self, vm: &Name) {
         if !self.places.shared {
-            self.remove_disk(vm).await;
+            self.remove_disks(&self.vm_id(vm)).await;
         }
     }
 
@@ -227,7 +248,7 @@ impl LocalAttempt {
     pub(super) async fn copy_disk(&self, vm: &LocalVm, ready: &Ready) -> Result<(), Report> {
         let Some(address) = &ready.disk else { return Ok(()) };
         let address = address.parse().map_err(|_| broken("the destination has named no place for it"))?;
-        let (mirror, qmp) = (Mirror::of(&ready.id), vm.qemu.qmp());
+        let (mirrors, qmp) = (Mirror::all(&ready.id, &vm.spec()), vm.qemu.qmp());
         let mut events = qmp.events();
         let begun = Instant::now();
         self.evidence.events.say(format!(
@@ -235,14 +256,23 @@ impl LocalAttempt {
             ready.id
         ));
         let said = |error: QmpError| broken(&error.to_string());
-        if mirror.progress(qmp).await.map_err(said)?.is_none() {
-            if mirror.is_attached(qmp).await.map_err(said)? {
-                mirror.detach(qmp).await.map_err(said)?;
+        for mirror in &mirrors {
+            if mirror.progress(qmp).await.map_err(said)?.is_none() {
+                if mirror.is_attached(qmp).await.map_err(said)? {
+                    mirror.detach(qmp).await.map_err(said)?;
+                }
+                mirror.begin(qmp, address).await.map_err(said)?;
             }
-            mirror.begin(qmp, address).await.map_err(said)?;
         }
+        let all_ready = async {
+            let mut bytes = 0;
+            for mirror in &mirrors {
+                bytes += self.await_ready(mirror, qmp, &mut events).await?;
+            }
+            Ok(bytes)
+        };
         let copied = tokio::select! {
-            copied = self.await_ready(&mirror, qmp, &mut events) => copied,
+            copied = all_ready => copied,
             ended = vm.ended() => {
                 return Err(ended.report(ErrorCode::VmLost, "the source QEMU ended while its disk was copied"));
             }
@@ -255,7 +285,9 @@ impl LocalAttempt {
                 Ok(())
             }
             Err(why) => {
-                let _ = mirror.give_up(qmp).await;
+                for mirror in &mirrors {
+                    let _ = mirror.give_up(qmp).await;
+                }
                 Err(broken(&why))
             }
         }
@@ -264,15 +296,6 @@ impl LocalAttempt {
     async fn await_ready(&self, mirror: &Mirror, qmp: &Qmp, events: &mut Events) -> Result<u64, String> {
         let (mut last, mut moved) = (0, Instant::now());
         loop {
-            match timeout(LOOKS, events.next()).await {
-                Ok(Ok(event)) if mirror.ended(&event) => {
-                    return Err(event.text("error").unwrap_or("it has ended too early").to_owned());
-                }
-                Ok(Ok(event)) if event.name == "BLOCK_JOB_READY" => {}
-                Ok(Ok(_)) => continue,
-                Ok(Err(EventError::Lagged(_))) | Err(_) => {}
-                Ok(Err(error)) => return Err(error.to_string()),
-            }
             let now = mirror.progress(qmp).await.map_err(|error| error.to_string())?;
             let now = now.ok_or("it has ended too early")?;
             if now.ready {
@@ -280,9 +303,20 @@ impl LocalAttempt {
             }
             if now.done != last {
                 (last, moved) = (now.done, Instant::now());
-                self.evidence.events.say(format!("disk: {} of {} bytes are there", now.done, now.total));
+                self.evidence.events.say(format!("{}: {} of {} bytes are there", mirror.drive, now.done, now.total));
             } else if moved.elapsed() > STALL {
                 return Err(format!("it stood still for {} s after {last} of {} bytes", STALL.as_secs(), now.total));
+            }
+            let look = Instant::now() + LOOKS;
+            loop {
+                match timeout_at(look, events.next()).await {
+                    Ok(Ok(event)) if mirror.ended(&event) => {
+                        return Err(event.text("error").unwrap_or("it has ended too early").to_owned());
+                    }
+                    Ok(Ok(event)) if event.name != "BLOCK_JOB_READY" => {}
+                    Ok(Ok(_)) | Ok(Err(EventError::Lagged(_))) | Err(_) => break,
+                    Ok(Err(error)) => return Err(error.to_string()),
+                }
             }
         }
     }
@@ -292,40 +326,46 @@ impl LocalAttempt {
         if ready.disk.is_none() {
             return Ok(());
         }
-        Mirror::of(&ready.id).finish(vm.qemu.qmp()).await.map_err(|why| broken(&why))
+        for mirror in Mirror::all(&ready.id, &vm.spec()) {
+            mirror.finish(vm.qemu.qmp()).await.map_err(|why| broken(&format!("{}: {why}", mirror.drive)))?;
+        }
+        Ok(())
     }
 
     /// The source: the VM stays, and its disk is copied no further.
     pub(super) async fn give_up_disk(&self, vm: &LocalVm, ready: &Ready) {
-        if ready.disk.is_some()
-            && let Err(error) = Mirror::of(&ready.id).give_up(vm.qemu.qmp()).await
-        {
-            self.evidence.events.warn(format!("{}: the copy of the disk is not ended: {error}", ready.id));
+        if ready.disk.is_none() {
+            return;
+        }
+        for mirror in Mirror::all(&ready.id, &vm.spec()) {
+            if let Err(error) = mirror.give_up(vm.qemu.qmp()).await {
+                self.evidence.events.warn(format!("{}: the copy of {} is not ended: {error}", ready.id, mirror.drive));
+            }
         }
     }
 }
 
-/// The destination: listens for one connection, which may write that disk.
-async fn serve(qmp: &Qmp, address: SocketAddr, node: &str) -> Result<(), QmpError> {
-    let inet = json!({ "host": address.ip().to_string(), "port": address.port().to_string() });
-    let start = json!({ "addr": { "type": "inet", "data": inet }, "max-connections": 1 });
-    qmp.execute("nbd-server-start", start, COMMAND).await?;
-    let export = json!({ "type": "nbd", "id": EXPORT, "name": EXPORT, "node-name": node, "writable": true });
-    qmp.execute("block-export-add", export, COMMAND).await.map(drop)
+/// What is a VM's own and goes with it, by QEMU's ids: all but CDs that every host has.
+fn own_drives(spec: &VmSpec) -> Vec<String> {
+    let media: Vec<Medium> = spec.drives.iter().map(|drive| Medium::of(&drive.content)).collect();
+    let ids = drive_ids(media.iter().copied());
+    let own = ids.into_iter().zip(media).filter(|(_, medium)| *medium != Medium::Cd).map(|(id, _)| id);
+    std::iter::once(FIRST.to_owned()).chain(own).collect()
 }
 
 fn short(digest: &str) -> String {
     digest.chars().take(12).collect()
 }
 
-/// The name that QEMU has given to the VM's disk.
-async fn node_of(qmp: &Qmp) -> Result<String, QmpError> {
+/// The name that QEMU has given to one of the VM's drives: its id, or one that QEMU made for a disk.
+async fn node_of(qmp: &Qmp, drive: &str) -> Result<String, QmpError> {
     let blocks = qmp.execute("query-block", Value::Null, COMMAND).await?;
-    let block = blocks.as_array().into_iter().flatten().find(|block| block["device"] == DEVICE);
-    let node = block.and_then(|block| block["inserted"]["node-name"].as_str());
-    node.map(str::to_owned).ok_or_else(|| QmpError::Shape {
+    let node = |block: &Value| block["inserted"]["node-name"].as_str().map(str::to_owned);
+    let is_it = |block: &&Value| block["device"] == drive || block["inserted"]["node-name"] == drive;
+    let block = blocks.as_array().into_iter().flatten().find(is_it);
+    block.and_then(node).ok_or_else(|| QmpError::Shape {
         command: "query-block".to_owned(),
-        lacks: format!("a disk {DEVICE}"),
+        lacks: format!("a drive {drive}"),
         answer: String::new(),
     })
 }

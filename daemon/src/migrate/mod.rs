@@ -35,3 +35,5 @@ pub mod rules;
 pub mod send;
 mod sender;
 pub mod source;
+
+pub(crate) use self::preflight::Difference;

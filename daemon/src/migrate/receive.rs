@@ -41,7 +41,7 @@ use crate::{
     },
     qemu::{
         Disk, Resolved,
-        command_line::{CommandLine, seen_by_guest},
+        command_line::{CommandLine, Extra, seen_by_guest},
     },
 };
 
@@ -190,6 +190,7 @@ impl LocalAttempt {
             differences(&asked.preflight, Here { features: &features, accelerator, shows: &shows }, &asked.spec);
         let image = self.image(&asked.vm.image)?;
         found.extend(self.disk_fits(&asked, &image));
+        found.extend(self.drives_fit(&asked.vm, asked.copies_upon.is_some()));
         if asked.spec.transport == Transport::Tcp6 && ipv6_beside(self.places.migration).is_none() {
             found.push(Difference::Lacks(no_ipv6(self.places.migration).title));
         }
@@ -204,10 +205,11 @@ impl LocalAttempt {
         let disk = self.places.disk(&id.vm);
         if asked.copies_upon.is_some() {
             image.overlay(&disk).await?;
+            self.make_room_for_drives(&asked.vm).await?;
         }
         let boot = image.boot(&asked.vm.nics);
         let incarnation = format!("in-{}", id.number);
-        let qemu = self.launch(asked.vm, resolved, boot, &disk, &incarnation).await.map_err(|error| error.report())?;
+        let qemu = self.launch(asked.vm, resolved, boot, &disk, &incarnation).await?;
         let vm = LocalVm::new(qemu, disk, Epoch::default());
         incoming.set_vm(Some(vm.clone()));
         let qmp = vm.qemu.qmp();
@@ -223,7 +225,7 @@ impl LocalAttempt {
         let events = qmp.events();
         let uri = self.open_inlet(incoming, &vm, transport, Listen::First).await?;
         let disk = match asked.copies_upon {
-            Some(_) => Some(self.open_disk(qmp).await?),
+            Some(_) => Some(self.open_disks(&vm).await?),
             None => None,
         };
         let prepared = Prepared {
@@ -267,12 +269,13 @@ impl LocalAttempt {
         // Without a bridge there is no tap, and without a tap no card.
         let taps = if self.places.bridge.is_some() { vec![String::new(); spec.nics.len()] } else { Vec::new() };
         let nowhere = std::path::Path::new("");
+        let drives: Vec<Extra> = spec.drives.iter().map(|drive| Extra::of(drive, String::new())).collect();
         let line = CommandLine {
             spec,
             resolved,
             boot: None,
             disk: Some(&disk),
-            data_disk: None,
+            drives: &drives,
             taps: &taps,
             run_dir: nowhere,
             serial_log: nowhere,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
 
 use rustix::process::{Signal, pidfd_send_signal};
-use vt_protocol::ids::AttemptId;
+use vt_protocol::ids::{AttemptId, Name};
 
 use super::{attempt::LocalAttempt, places::Places};
 use crate::qemu::{
@@ -143,8 +143,11 @@ fn disks(attempt: &LocalAttempt) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in entries {
         let Ok(file) = entry.file_name().into_string() else { continue };
-        let Some(vm) = file.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(".qcow2")) else { continue };
-        let Ok(name) = vm.parse() else { continue };
+        // `VM.qcow2`, and `VM+DRIVE.FORMAT` for its other disks.
+        let vm = |rest: &str| {
+            rest.split_once('+').map(|(vm, _)| vm).or_else(|| rest.strip_suffix(".qcow2"))?.parse::<Name>().ok()
+        };
+        let Some(name) = file.strip_prefix(&prefix).and_then(vm) else { continue };
         let others = attempt.places.shared
             && state.vms.get(&attempt.vm_id(&name)).is_some_and(|record| record.owner != attempt.me());
         if !others {

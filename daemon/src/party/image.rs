@@ -1,6 +1,8 @@
 //! Images of this host's pool, and the overlay disks on top of them.
 
 use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -28,6 +30,7 @@ use crate::{
         store::{RecordTrouble, Store},
     },
     qemu::Boot,
+    scenario,
 };
 
 /// An image of this host, checked as far as it can be without reading it whole.
@@ -104,13 +107,19 @@ impl LocalAttempt {
         Ok(Image { record, folder })
     }
 
-    /// Has the image of the case come to this host, where the catalogue has it and this host does not. What it waits for
-    /// is told meanwhile.
+    /// Has the images of the case come to this host, where the catalogue has them and this host does not. What it waits
+    /// for is told meanwhile.
     ///
     /// # Errors
     /// It does not come; or the attempt is over for this host, which then is nobody's fault.
-    pub(super) async fn bring_image(&self) -> Result<(), Failure> {
-        let Some(name) = image_of(&self.record().case.params) else { return Ok(()) };
+    pub(super) async fn bring_images(&self) -> Result<(), Failure> {
+        for name in images_of(&self.record().case.params) {
+            self.bring_image(name).await?;
+        }
+        Ok(())
+    }
+
+    async fn bring_image(&self, name: Name) -> Result<(), Failure> {
         let known = |state: &State| state.images.get(&name).cloned();
         let Some(image) = known(&self.cluster.state()) else { return Ok(()) };
         let (begun, step) = (Instant::now(), format!("image {name}"));
@@ -164,26 +173,46 @@ impl LocalAttempt {
     }
 }
 
-/// The image that a case boots: what its parameters name, else the built-in one.
-fn image_of(params: &Params) -> Option<Name> {
-    params.text("image").unwrap_or(BUILTIN).trim().parse().ok()
+/// The images that a case needs: the one that it boots, by its parameters, else the built-in one; and those of its drives.
+fn images_of(params: &Params) -> BTreeSet<Name> {
+    let of_vm = |own: &Params| {
+        let boots = own.text("image").unwrap_or(BUILTIN).trim().parse().ok();
+        boots.into_iter().chain(scenario::images_of(own)).collect::<Vec<Name>>()
+    };
+    match params.objects("vms")[..] {
+        [] => of_vm(params).into_iter().collect(),
+        ref vms => vms.iter().flat_map(|vm| of_vm(&params.object(vm))).collect(),
+    }
 }
 
-/// Makes the overlay disk on top of an image. One left from before is replaced: the claim says that it is nobody's.
+/// Makes an empty disk.
+pub(super) async fn create_blank(format: ImageFormat, bytes: u64, disk: &Path) -> Result<(), Report> {
+    let (words, bytes) = (["-f", format.name()].map(OsStr::new), bytes.to_string());
+    create(disk, &words, Some(&bytes)).await
+}
+
+/// Makes the overlay disk on top of an image.
 async fn create_overlay(image: &Path, format: ImageFormat, disk: &Path) -> Result<(), Report> {
+    let format = ["-f", "qcow2", "-F", format.name(), "-b"].map(OsStr::new);
+    create(disk, &[&format[..], &[image.as_os_str()]].concat(), None).await
+}
+
+/// Makes a disk. One left from before is replaced: the claim says that it is nobody's.
+async fn create(disk: &Path, words: &[&OsStr], bytes: Option<&str>) -> Result<(), Report> {
     let failed = |what: &str, said: String| {
         let full = said.contains("No space left") || said.contains("StorageFull");
         let code = if full { ErrorCode::DiskFull } else { ErrorCode::StorageFailed };
-        let title = if full { "the disk is full" } else { "the overlay disk could not be made" };
+        let title = if full { "the disk is full" } else { "the disk could not be made" };
         Report::new(code, format!("{title}: {what}")).with("disk", disk.display().to_string()).with("said", said)
     };
     if let Some(parent) = disk.parent() {
         tokio::fs::create_dir_all(parent).await.map_err(|error| failed("its folder", error.to_string()))?;
     }
     let made = Command::new("qemu-img")
-        .args(["create", "-q", "-f", "qcow2", "-F", format.name(), "-b"])
-        .arg(image)
+        .args(["create", "-q"])
+        .args(words)
         .arg(disk)
+        .args(bytes)
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output()

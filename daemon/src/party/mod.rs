@@ -18,6 +18,7 @@ pub mod attempt;
 pub mod barrier;
 pub mod calls;
 pub mod client;
+mod drives;
 pub mod failure;
 mod firewall;
 pub mod giveback;

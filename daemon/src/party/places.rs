@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use vt_protocol::ids::{AttemptId, VmId};
+use vt_protocol::{
+    ids::{AttemptId, VmId},
+    vm::Drive,
+};
 
 use crate::{
     cgroup::Cgroups,
@@ -102,6 +105,19 @@ impl Places {
     /// The overlay disk of a VM: the same on every host where the pool is shared.
     pub fn disk(&self, vm: &VmId) -> PathBuf {
         self.disks.join(format!("{vm}.qcow2"))
+    }
+
+    /// The file of a drive that is the VM's own. A name has no `+`, so the VM's name ends there.
+    pub fn drive(&self, vm: &VmId, drive: &Drive) -> PathBuf {
+        self.disks.join(format!("{vm}+{}.{}", drive.name, drive.format.name()))
+    }
+
+    /// The files of all disks of a VM that are here.
+    pub fn disks_of(&self, vm: &VmId) -> Vec<PathBuf> {
+        let own = format!("{vm}+");
+        let entries = std::fs::read_dir(&self.disks).into_iter().flatten().flatten();
+        let drives = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&own));
+        std::iter::once(self.disk(vm)).chain(drives.map(|entry| entry.path())).collect()
     }
 
     /// The folder of files that VMs are moved by.

@@ -141,7 +141,7 @@ async fn live(
                 () = supervisor.stop.cancelled() => return None,
                 () = give_up.cancelled() => Err(Failure::Followed(Consequence::Closed)),
                 () = sleep_until(attempt.until) => return Some(outcome(attempt, &End::TooLong)),
-                brought = attempt.bring_image() => brought,
+                brought = attempt.bring_images() => brought,
             };
             match brought {
                 Ok(()) => {}

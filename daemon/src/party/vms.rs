@@ -4,7 +4,7 @@
 //! the log, the overlay disk, QEMU with its CPUs stopped, the guard, `cont`, and the guest's first word. A start that
 //! fails gives back what it made. What may not happen here: `cont` before the claim is in the log.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use vt_protocol::{
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     evidence::files::tail,
-    qemu::{Boot, Disk, Resolved, Vm, VmError, VmPlaces, VmSetup, command_line::default_cpu_model, vm::SERIAL_FILE},
+    qemu::{Boot, Disk, Resolved, Vm, VmPlaces, VmSetup, command_line::default_cpu_model, vm::SERIAL_FILE},
 };
 
 /// How long another host may take to say what it can do.
@@ -85,6 +85,12 @@ impl LocalAttempt {
         }
         let resolved = Resolved { machine: machine.to_owned(), accelerator, cpu_model: cpu_model.clone() };
 
+        let mut drives = call.drives.clone();
+        if call.check_images {
+            image.look_inside().await.map_err(caused)?;
+        }
+        self.survey_drives(&mut drives, call.check_images).await.map_err(caused)?;
+
         let (epoch, slot) = self.claim(&call, &image).await?;
         let nics = self.nics(slot).map_err(caused)?;
         let spec = VmSpec {
@@ -98,11 +104,13 @@ impl LocalAttempt {
             nics,
             qemu_binary: Some(self.places.qemu.clone()),
             extra_args: call.extra_args.clone(),
+            drives,
+            check_images: call.check_images,
         };
         let vm = match self.run_qemu(spec, resolved, &image, epoch).await {
             Ok(vm) => vm,
             Err(report) => {
-                self.remove_disk(&call.vm).await;
+                self.remove_disks(&self.vm_id(&call.vm)).await;
                 self.release(&call.vm, epoch).await;
                 return Err(Failure::Caused(Cause { blame: Blame::Infrastructure, report }));
             }
@@ -123,6 +131,7 @@ impl LocalAttempt {
             host: self.me(),
             epoch: self.epoch,
             image: call.image.clone(),
+            also: call.drives.iter().filter_map(|drive| drive.content.image().cloned()).collect(),
             spec: Some(Digest::of(&[&words[..], image.record.digest.as_bytes()].concat())),
         };
         let applied = self.propose("claim", call.vm.as_str(), claim, DECIDES).await?;
@@ -160,15 +169,16 @@ impl LocalAttempt {
 
     async fn run_qemu(
         &self,
-        spec: VmSpec,
+        mut spec: VmSpec,
         resolved: Resolved,
         image: &Image,
         epoch: Epoch,
     ) -> Result<Arc<LocalVm>, Report> {
         let disk = self.places.disk(&spec.id);
         image.overlay(&disk).await?;
+        self.make_drives(&mut spec).await?;
         let boot = image.boot(&spec.nics);
-        let vm = self.launch(spec, resolved, boot, &disk, "start").await.map_err(|error| error.report())?;
+        let vm = self.launch(spec, resolved, boot, &disk, "start").await?;
         let vm = LocalVm::new(vm, disk, epoch);
         if let Err(report) = self.let_run(&vm).await {
             vm.qemu.clone().kill().await;
@@ -185,7 +195,7 @@ impl LocalAttempt {
         boot: Option<Boot>,
         disk: &std::path::Path,
         incarnation: &str,
-    ) -> Result<Vm, VmError> {
+    ) -> Result<Vm, Report> {
         let places = VmPlaces {
             run_dir: self.places.vm(&spec.id),
             evidence: self.evidence.dir().join(spec.id.name.as_str()).join(incarnation),
@@ -196,14 +206,14 @@ impl LocalAttempt {
             qemu: self.places.qemu.clone(),
             boot,
             disk: Some(Disk { path: disk.display().to_string(), format: "qcow2".to_owned() }),
-            data_disk: None,
+            drives: self.drives(&spec)?,
             bridge: self.places.bridge.clone(),
             memory_in_file: false,
             incoming: incarnation != "start",
             spec,
             resolved,
         };
-        Vm::start(setup, places).await
+        Vm::start(setup, places).await.map_err(|error| error.report())
     }
 
     async fn await_guest(&self, vm: &LocalVm, call: &StartVm, probe: bool, begun: Instant) -> Result<(), Failure> {
@@ -266,8 +276,10 @@ impl LocalAttempt {
             for left in ending.left {
                 self.evidence.events.warn(format!("left behind by {name}: {left}"));
             }
-            self.remove_disk(name).await;
+            let checked = self.check_disks(&vm).await;
+            self.remove_disks(&vm.id).await;
             self.release(name, vm.epoch()).await;
+            checked?;
         }
         Ok(Answer::Done)
     }
@@ -277,16 +289,6 @@ impl LocalAttempt {
         let release = ReleaseVm { vm: self.vm_id(name), host: self.me(), epoch };
         if let Err(failure) = self.propose("release", &format!("{name}.{epoch}"), release, DECIDES).await {
             tracing::info!(vm = %self.vm_id(name), ?failure, "the owner record stays until the attempt ends");
-        }
-    }
-
-    pub(crate) async fn remove_disk(&self, name: &Name) {
-        let disk = self.places.disk(&self.vm_id(name));
-        match tokio::fs::remove_file(&disk).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                self.evidence.events.warn(format!("disk {} is left behind: {error}", disk.display()));
-            }
-            _ => {}
         }
     }
 

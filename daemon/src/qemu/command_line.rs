@@ -9,7 +9,8 @@
 //! | virtio-serial `org.qemu.guest_agent.0` | QEMU's guest agent, socket `ga` |
 //! | virtio-serial `org.vtmesh.probe.0` | our probe, socket `probe` |
 //! | virtio-blk 0 (`vda`) | the overlay of the image |
-//! | virtio-blk 1 (`vdb`) | a data disk, where there is one |
+//! | virtio-blk 1… (`vdb`…) | other disks, in order |
+//! | scsi-cd 0… | CDs, in order |
 //! | virtio-net 0… | one a NIC of the spec, on a tap |
 //! | virtio-rng | entropy, so that ssh keys do not keep a boot waiting |
 
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use vt_protocol::{
     probe,
-    vm::{Accelerator, VmSpec},
+    vm::{Accelerator, Drive, DriveContent, VmSpec},
 };
 
 /// The name of the monitor that is the daemon's, in the VM's run folder.
@@ -42,6 +43,63 @@ pub struct Disk {
     pub path: String,
     /// QEMU's format name: `qcow2`, `raw`.
     pub format: String,
+}
+
+/// A disk beside the first, or a CD.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extra {
+    /// Its file.
+    pub disk: Disk,
+    /// What the guest sees as its serial number.
+    pub serial: String,
+    /// How the guest gets it.
+    pub medium: Medium,
+}
+
+impl Extra {
+    /// A drive whose content lies in that file.
+    pub fn of(drive: &Drive, path: String) -> Self {
+        let disk = Disk { path, format: drive.format.name().to_owned() };
+        Self { disk, serial: drive.name.to_string(), medium: Medium::of(&drive.content) }
+    }
+}
+
+/// How a guest gets a drive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// As a disk.
+    Disk,
+    /// As a CD whose file every host has: nothing is written to it.
+    Cd,
+    /// As a CD whose file is the VM's own: it may have to be written before the guest is here.
+    OwnCd,
+}
+
+impl Medium {
+    /// Of a drive with that content.
+    pub fn of(content: &DriveContent) -> Self {
+        match content {
+            DriveContent::Blank | DriveContent::Clone(_) => Self::Disk,
+            DriveContent::Cd(_) => Self::Cd,
+            DriveContent::Folder(_) => Self::OwnCd,
+        }
+    }
+}
+
+/// What QEMU calls drives that are disks or CDs of the VM's own, after `vda`: in the order of the drives.
+pub fn drive_ids(media: impl IntoIterator<Item = Medium>) -> Vec<String> {
+    let (mut disks, mut cds) = (b'a', 0);
+    let mut id = |medium| match medium {
+        Medium::Disk => {
+            disks += 1;
+            format!("vd{}", char::from(disks))
+        }
+        Medium::Cd | Medium::OwnCd => {
+            cds += 1;
+            format!("cd{}", cds - 1)
+        }
+    };
+    media.into_iter().map(&mut id).collect()
 }
 
 /// What is booted without a boot loader.
@@ -77,8 +135,8 @@ pub struct CommandLine<'a> {
     pub boot: Option<&'a Boot>,
     /// `vda`.
     pub disk: Option<&'a Disk>,
-    /// `vdb`.
-    pub data_disk: Option<&'a Disk>,
+    /// Disks beside it, and CDs.
+    pub drives: &'a [Extra],
     /// A tap for each NIC of the spec, in order.
     pub taps: &'a [String],
     /// The VM's run folder, for sockets.
@@ -144,12 +202,10 @@ impl CommandLine<'_> {
             line.option("-chardev", self.socket(id, socket));
             line.option("-device", format!("virtserialport,bus=vser.0,nr={},chardev={id},name={port}", number + 1));
         }
-        for (id, disk) in [("vda", self.disk), ("vdb", self.data_disk)] {
-            let Some(disk) = disk else { continue };
-            let (format, file) = (escaped(&disk.format), escaped(&disk.path));
-            line.option("-drive", format!("if=none,id={id},format={format},file={file},cache=writeback,discard=unmap"));
-            line.option("-device", format!("virtio-blk-pci,drive={id},id=blk-{id},serial={id}"));
+        if let Some(disk) = self.disk {
+            line.disk("vda", disk, "vda");
         }
+        self.drives(&mut line);
         for (number, (nic, tap)) in spec.nics.iter().zip(self.taps).enumerate() {
             let [a, b, c, d, e, f] = nic.mac;
             line.option("-netdev", format!("tap,id=net{number},ifname={},script=no,downscript=no", escaped(tap)));
@@ -170,6 +226,27 @@ impl CommandLine<'_> {
         }
         line.words.extend(spec.extra_args.iter().cloned());
         line.words
+    }
+
+    fn drives(&self, line: &mut Words) {
+        if self.drives.iter().any(|drive| drive.medium != Medium::Disk) {
+            line.option("-device", "virtio-scsi-pci,id=scsi");
+        }
+        for (id, drive) in drive_ids(self.drives.iter().map(|drive| drive.medium)).iter().zip(self.drives) {
+            let read_only = match drive.medium {
+                Medium::Disk => {
+                    line.disk(id, &drive.disk, &drive.serial);
+                    continue;
+                }
+                Medium::Cd => "on",
+                Medium::OwnCd => "off",
+            };
+            let (format, file) = (escaped(&drive.disk.format), escaped(&drive.disk.path));
+            let node = format!("driver={format},node-name={id},read-only={read_only}");
+            line.option("-blockdev", format!("{node},file.driver=file,file.filename={file}"));
+            let serial = escaped(&drive.serial);
+            line.option("-device", format!("scsi-cd,bus=scsi.0,drive={id},id=blk-{id},serial={serial}"));
+        }
     }
 
     fn socket(&self, id: &str, name: &str) -> String {
@@ -194,6 +271,12 @@ struct Words {
 impl Words {
     fn flags(&mut self, flags: &[&str]) {
         self.words.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    }
+
+    fn disk(&mut self, id: &str, disk: &Disk, serial: &str) {
+        let (format, file, serial) = (escaped(&disk.format), escaped(&disk.path), escaped(serial));
+        self.option("-drive", format!("if=none,id={id},format={format},file={file},cache=writeback,discard=unmap"));
+        self.option("-device", format!("virtio-blk-pci,drive={id},id=blk-{id},serial={serial}"));
     }
 
     fn option(&mut self, name: &str, value: impl AsRef<str>) {
@@ -240,6 +323,8 @@ mod tests {
             nics: vec![Nic { mac: [0x52, 0x54, 0, 0, 1, 0xff], address: Some([10, 0, 0, 9].into()), prefix: 24 }],
             qemu_binary: None,
             extra_args: vec!["-boot".into(), "order=n".into()],
+            drives: vec![],
+            check_images: false,
         }
     }
 
@@ -247,6 +332,12 @@ mod tests {
         let boot =
             Boot { kernel: "/i/kernel".into(), initrd: Some("/i/initrd".into()), append: "console=ttyS0".into() };
         let disk = Disk { path: "/pool/a,b.qcow2".into(), format: "qcow2".into() };
+        let extra = |serial: &str, medium| Extra {
+            disk: Disk { path: format!("/pool/{serial}"), format: "raw".into() },
+            serial: serial.into(),
+            medium,
+        };
+        let drives = [extra("stg", Medium::Disk), extra("iso", Medium::Cd), extra("own", Medium::OwnCd)];
         let resolved = Resolved {
             machine: "pc-q35-10.0".into(),
             accelerator: Accelerator::Tcg,
@@ -257,7 +348,7 @@ mod tests {
             resolved: &resolved,
             boot: Some(&boot),
             disk: Some(&disk),
-            data_disk: None,
+            drives: &drives,
             taps: &[tap.to_owned()],
             run_dir: Path::new(run_dir),
             serial_log: &Path::new(run_dir).join("serial.log"),
@@ -299,6 +390,10 @@ mod tests {
             "nr=1,chardev=ga,name=org.qemu.guest_agent.0",
             "nr=2,chardev=probe,name=org.vtmesh.probe.0",
             "file=/pool/a,,b.qcow2",
+            "if=none,id=vdb,format=raw,file=/pool/stg",
+            "virtio-blk-pci,drive=vdb,id=blk-vdb,serial=stg",
+            "driver=raw,node-name=cd0,read-only=on,file.driver=file,file.filename=/pool/iso",
+            "scsi-cd,bus=scsi.0,drive=cd1,id=blk-cd1,serial=own",
             "tap,id=net0,ifname=tap0,script=no,downscript=no",
             "mac=52:54:00:00:01:ff",
             "-kernel /i/kernel -initrd /i/initrd -append console=ttyS0",

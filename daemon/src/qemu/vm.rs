@@ -24,7 +24,8 @@ use vt_protocol::{
 
 use super::{
     command_line::{
-        AGENT_SOCKET, Boot, CONSOLE_SOCKET, CommandLine, Disk, GUARD_QMP_SOCKET, PROBE_SOCKET, QMP_SOCKET, Resolved,
+        AGENT_SOCKET, Boot, CONSOLE_SOCKET, CommandLine, Disk, Extra, GUARD_QMP_SOCKET, PROBE_SOCKET, QMP_SOCKET,
+        Resolved,
     },
     launch,
     process::{Exit, Launch, Process, last_lines, resolve_program},
@@ -65,8 +66,8 @@ pub struct VmSetup {
     pub boot: Option<Boot>,
     /// `vda`.
     pub disk: Option<Disk>,
-    /// `vdb`.
-    pub data_disk: Option<Disk>,
+    /// Disks beside it, and CDs.
+    pub drives: Vec<Extra>,
     /// The bridge its network cards are on.
     pub bridge: Option<String>,
     /// Keep RAM in [`MEMORY_FILE`] instead of a memfd.
@@ -259,7 +260,7 @@ impl Vm {
             resolved: &setup.resolved,
             boot: setup.boot.as_ref(),
             disk: setup.disk.as_ref(),
-            data_disk: setup.data_disk.as_ref(),
+            drives: &setup.drives,
             taps: &taps,
             run_dir: &run_dir,
             serial_log: &evidence.join(SERIAL_FILE),

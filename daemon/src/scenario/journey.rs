@@ -137,7 +137,7 @@ impl<'a> Journey<'a> {
     }
 
     /// The name of a step or barrier of this guest: guests that go at the same time meet each at its own.
-    fn named(&self, what: &str) -> String {
+    pub(super) fn named(&self, what: &str) -> String {
         if self.vm.as_str() == ONLY { what.to_owned() } else { format!("{what} ({})", self.vm) }
     }
 

@@ -14,6 +14,7 @@ mod cpuflags;
 mod data_plane;
 mod downtime;
 mod downtime_and_speed;
+mod drives;
 mod early_boot;
 mod figures;
 mod file_transfer;
@@ -53,6 +54,7 @@ use vt_protocol::{
     party::Failure,
 };
 
+pub(crate) use self::drives::images_of;
 use crate::{nearest::nearest, party::Party, plan::OpenPlan};
 
 /// What a scenario's run gives: a remark for a pass, or why it did not pass.
@@ -154,7 +156,7 @@ static ABSENT: &[(Called, &str)] = &[
         "there is no guest with a graphical desktop (Windows XP with qxl drivers) to be driven by pictures",
     ),
     (Called::plainly("floppy"), "the kernel of the built-in guest has no driver for a floppy disk"),
-    (Called::plainly("cdrom"), "the built-in guest has no CD drive"),
+    (Called::plainly("cdrom"), "what it does with a tray and its media in the middle of a move is not there"),
 ];
 
 /// The scenarios, in order of name.
@@ -524,12 +526,12 @@ mod tests {
 
     #[test]
     fn keys_of_a_configuration_that_are_for_other_scenarios_are_no_mistake() {
-        let params = [("type", "multihost_migration"), ("cdrom_cd1", "winutils.iso"), ("mem_vm1", "128")];
+        let params = [("type", "multihost_migration"), ("floppy_name", "drivers.img"), ("mem_vm1", "128")];
         let plan = variant(&params, None);
         assert_eq!(validate(&plan).unwrap(), [None]);
-        assert_eq!(ignored_keys(&plan).into_iter().collect::<Vec<_>>(), ["cdrom_cd1"]);
+        assert_eq!(ignored_keys(&plan).into_iter().collect::<Vec<_>>(), ["floppy_name"]);
         // What is typed beside a file may be for the file; what looks misspelt is not.
-        assert_eq!(validate(&variant(&params, Some(("cdrom_cd2", "x.iso")))).unwrap(), [None]);
+        assert_eq!(validate(&variant(&params, Some(("floppy_size", "1440K")))).unwrap(), [None]);
         let report = validate(&variant(&params, Some(("mig_sped", "1G")))).unwrap_err();
         assert_eq!(
             (report.code, report.help[0].as_str()),

@@ -9,6 +9,7 @@ use vt_protocol::{
 
 use super::{
     Called, Scenario,
+    drives::{self, Contents, DRIVE_ALIASES, DRIVE_LIMITS, DRIVE_PARAMS},
     journey::{Journey, taken},
     settings::{ALIASES, MOVE_PARAMS, PLAIN, SEVERAL, Settings, VM_PARAMS, fit},
     transfer,
@@ -23,7 +24,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
             time that passed, its probes have got on, and console, agent, echo and ssh answer. A move that is to be cancelled \
             (at = … cancel) is followed by one that is not. Several VMs (vms) move at the same time, as many as the hosts' \
             [migration] at_once and per_link allow; with vms_start = spread they begin on different hosts, so that they move in \
-            both directions at once. What ends in _vm2 is vm2's own.",
+            both directions at once. What ends in _vm2 is vm2's own. Other disks and CDs of a VM are read again after each move.",
     hosts: (2, 64),
     params: &[
         VM_PARAMS,
@@ -37,10 +38,11 @@ pub(super) const SCENARIO: Scenario = Scenario {
             ),
         ],
         MOVE_PARAMS,
+        DRIVE_PARAMS,
     ],
-    aliases: &[ALIASES],
+    aliases: &[ALIASES, DRIVE_ALIASES],
     types: &[Called::plainly("migration_multi_host")],
-    limits: &[SEVERAL, PLAIN],
+    limits: &[SEVERAL, PLAIN, DRIVE_LIMITS],
     check: |params| read(params).map(drop),
     run: |party| Box::pin(run(party)),
 };
@@ -63,7 +65,11 @@ fn read(params: &Params) -> Result<Wanted, ParamError> {
         if vms.len() >= VMS_MAX || vms.iter().any(|(known, _)| *known == vm) {
             return Err(wrong());
         }
-        vms.push((vm, Settings::read(&params.object(name))?));
+        let own = params.object(name);
+        let mut settings = Settings::read(&own)?;
+        settings.vm.drives = drives::read(&own)?;
+        settings.vm.check_images = own.flag("check_image")?.unwrap_or(false);
+        vms.push((vm, settings));
     }
     let spread = match params.text("vms_start").map(str::trim).unwrap_or_default() {
         "" | "together" => false,
@@ -97,11 +103,12 @@ async fn run(party: &Party) -> Result<Option<String>, Failure> {
 /// One move of one VM; where it is to be cancelled, another one after it.
 async fn leg(journey: &mut Journey<'_>, round: u32) -> Result<(), Failure> {
     let (round, spec) = (format!("round {round}"), journey.settings.spec.clone());
+    let contents = Contents::before(journey).await?;
     if transfer::is_cancelled(&spec) {
         journey.go(&format!("{round}, cancelled"), &spec).await?;
         journey.go(&format!("{round}, again"), &transfer::undisturbed(&spec)).await?;
     } else {
         journey.go(&round, &spec).await?;
     }
-    Ok(())
+    contents.after(journey).await
 }

@@ -6,7 +6,7 @@ use vt_protocol::{
     ids::Name,
     params::{ParamError, Params},
     party::StartVm,
-    vm::{Accelerator, MigrationSpec},
+    vm::{Accelerator, Drive, MigrationSpec},
 };
 
 use super::{Documented, Limit, goals::Goal, transfer};
@@ -105,6 +105,10 @@ pub(super) struct VmSettings {
     pub(super) login_timeout: Duration,
     /// Words appended to QEMU's command line, by a scenario that needs them.
     pub(super) extra_args: Vec<String>,
+    /// Disks beside the first and CDs, by a scenario that takes them.
+    pub(super) drives: Vec<Drive>,
+    /// Whether its disks are looked into.
+    pub(super) check_images: bool,
 }
 
 /// How a VM is started, moved and watched.
@@ -148,6 +152,8 @@ impl VmSettings {
             accelerator,
             login_timeout: Duration::from_secs(params.number("login_timeout", 1..=86_400)?.unwrap_or(360)),
             extra_args: Vec::new(),
+            drives: Vec::new(),
+            check_images: false,
         })
     }
 
@@ -164,6 +170,8 @@ impl VmSettings {
             extra_args: self.extra_args.clone(),
             boot_timeout_ms: u64::try_from(self.login_timeout.as_millis()).unwrap_or(u64::MAX),
             no_wait: false,
+            drives: self.drives.clone(),
+            check_images: self.check_images,
         }
     }
 }

@@ -38,6 +38,8 @@ fn small(boot_timeout: Duration) -> StartVm {
         extra_args: Vec::new(),
         boot_timeout_ms: boot_timeout.as_millis() as u64,
         no_wait: false,
+        drives: Vec::new(),
+        check_images: false,
     }
 }
 

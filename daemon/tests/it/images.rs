@@ -86,6 +86,15 @@ pub(crate) async fn catalogue(daemon: &Daemon) -> Vec<ImageView> {
     }
 }
 
+/// Waits until a host has heard what another knows of images.
+async fn heard(daemon: &Daemon, from: &Daemon) {
+    let until = Instant::now() + PATIENCE;
+    while catalogue(daemon).await != catalogue(from).await {
+        assert!(Instant::now() < until, "it is still behind: {:?}", catalogue(daemon).await);
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
 async fn placement(daemon: &Daemon, image: &str, host: &str) -> Option<PlacementState> {
     let images = catalogue(daemon).await;
     let image = images.iter().find(|known| known.name.as_str() == image)?;
@@ -246,6 +255,7 @@ async fn a_false_block_is_never_written_and_another_source_has_the_true_one() {
         file.write_all_at(b"rot", block * BLOCK).unwrap();
     };
     rot(host1, 6);
+    heard(host2, host1).await;
     let failed = outcomes(host2, sync("data", "host2", 0)).await;
     let trouble = failed[0].trouble.as_ref().unwrap();
     assert_eq!(trouble.code, ErrorCode::ImageDamaged, "{trouble:?}");
@@ -258,6 +268,7 @@ async fn a_false_block_is_never_written_and_another_source_has_the_true_one() {
     outcomes(host1, sync("data", "host2", 0)).await.iter().for_each(|outcome| assert_eq!(outcome.trouble, None));
     rot(host1, 6);
     rot(host2, 20);
+    heard(host3, host1).await;
     let third = outcomes(host3, sync("data", "host3", 0)).await;
     // Whether both are needed depends on who was asked for which part: none of it may be false.
     match &third[0].trouble {
@@ -297,6 +308,26 @@ async fn a_receiver_that_is_killed_goes_on_where_it_was() {
     assert!(rest + 20 * BLOCK < 200 * BLOCK, "{rest} bytes moved again after {arrived} had come");
     assert!(fs::read(pool(&daemons.all[2]).join("data/disk.raw")).unwrap() == fs::read(&source).unwrap());
     assert_eq!(inside(&daemons.all[2]), ["data"]);
+}
+
+#[tokio::test]
+async fn hosts_that_take_an_image_together_give_each_other_what_they_have() {
+    let daemons = Daemons::cluster(3).await;
+    let dir = tempfile::tempdir().unwrap();
+    let source = disk(&dir.path().join("data.raw"), 800);
+    import(&daemons.all[0], import_of(&source, "data")).await.unwrap();
+    let hosts = vec![name("host2"), name("host3")];
+    let both = ImageRequest::Sync(SyncImage { image: name("data"), hosts, rate: 6 << 20 });
+    let ended = outcomes(&daemons.all[0], both).await;
+    let mut shared = 0;
+    for (outcome, daemon) in ended.iter().zip(&daemons.all[1..]) {
+        assert!(moved(outcome) >= 400 * BLOCK, "{outcome:?}");
+        let from_others = outcome.told[0].split(", ").nth(1).map_or("0", |told| told.split(' ').next().unwrap());
+        shared += from_others.parse::<u64>().unwrap();
+        assert!(fs::read(pool(daemon).join("data/disk.raw")).unwrap() == fs::read(&source).unwrap());
+        assert_eq!(inside(daemon), ["data"]);
+    }
+    assert!(shared > 100 * BLOCK, "only {shared} of {} bytes: {ended:?}", 800 * BLOCK);
 }
 
 /// A directory that takes no more than that. Dropped, it is as it was.

@@ -84,6 +84,10 @@ impl BlobSource for Shelf {
         self.blob(root).await
     }
 
+    async fn have(&self, root: Digest) -> io::Result<Option<Content>> {
+        self.blob(root).await
+    }
+
     async fn accept(&self, digest: Digest, length: u64) -> Result<Option<Box<dyn BlobSink>>, Report> {
         if length > 64 << 20 {
             return Err(Report::new(ErrorCode::TooLarge, "larger than a blob may be"));

@@ -99,7 +99,8 @@ impl State {
 
     /// What keeps an image from being changed or deleted; `None` where nothing does.
     pub fn image_held_by(&self, name: &Name) -> Option<String> {
-        let vm = self.vms.values().find(|vm| vm.image == *name || self.backing_of(&vm.image).contains(name));
+        let below = |image: &Name| image == name || self.backing_of(image).contains(name);
+        let vm = self.vms.values().find(|vm| std::iter::once(&vm.image).chain(&vm.also).any(below));
         let upon = || self.images.values().find(|image| image.content.backing.as_ref() == Some(name));
         vm.map(|vm| format!("VM {}", vm.id)).or_else(|| upon().map(|image| format!("image {}", image.name)))
     }

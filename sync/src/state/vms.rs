@@ -40,6 +40,8 @@ pub struct VmRecord {
     pub migrations: u32,
     /// The migration under way, or decided and not finished.
     pub migration: Option<Migration>,
+    /// Other images that its disks lie upon.
+    pub also: Vec<Name>,
 }
 
 /// Whether a VM's owner may act.
@@ -53,6 +55,11 @@ pub enum VmState {
 }
 
 impl VmRecord {
+    /// Whether one of its disks lies upon that image.
+    pub fn lies_on(&self, image: &Name) -> bool {
+        self.image == *image || self.also.contains(image)
+    }
+
     /// Whether that host, which knows it under that epoch, may let it run again where it was stopped. Not while it moves:
     /// a source that has completed and is let run would run beside the destination.
     pub fn may_go_on(&self, host: HostId, epoch: Epoch) -> bool {
@@ -78,6 +85,7 @@ impl State {
         let count = self.vms.keys().filter(|vm| vm.attempt == c.vm.attempt).count();
         within("VMs of an attempt", count + 1, bounds::VMS_PER_ATTEMPT)?;
         within("VMs", self.vms.len() + 1, bounds::VMS)?;
+        within("images of a VM", c.also.len(), bounds::IMAGES_PER_VM)?;
         let moves = attempt.moves.get(&c.vm.name).copied().unwrap_or(0);
         let record = VmRecord {
             slot: self.free_slot(),
@@ -91,9 +99,12 @@ impl State {
             state: VmState::Owned,
             migrations: moves,
             migration: None,
+            also: c.also.clone(),
         };
         self.vms.insert(c.vm.clone(), Arc::new(record));
-        self.image_used(&c.image, c.vm.attempt.case.job);
+        for image in std::iter::once(&c.image).chain(&c.also) {
+            self.image_used(image, c.vm.attempt.case.job);
+        }
         entry.tell(Effect::Vm(c.vm.clone()));
         Ok(Answer::Epoch(entry.epoch()))
     }

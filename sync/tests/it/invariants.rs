@@ -271,6 +271,7 @@ impl Op {
                 epoch: epoch(index),
                 image: "guest".parse().unwrap(),
                 spec: None,
+                also: vec![],
             }
             .into(),
             Op::Release(host) => ReleaseVm { vm: vm(), host: h(host), epoch: owner() }.into(),

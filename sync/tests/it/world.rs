@@ -208,7 +208,14 @@ impl World {
     }
 
     pub(crate) fn claiming(&self, host: u64) -> ClaimVm {
-        ClaimVm { vm: vm(), host: h(host), epoch: self.epoch(), image: "guest".parse().unwrap(), spec: None }
+        ClaimVm {
+            vm: vm(),
+            host: h(host),
+            epoch: self.epoch(),
+            image: "guest".parse().unwrap(),
+            spec: None,
+            also: Vec::new(),
+        }
     }
 
     pub(crate) fn releasing(&self, host: u64) -> ReleaseVm {

@@ -201,7 +201,7 @@ mod tests {
         let mut state = running();
         let epoch = state.attempts[&attempt()].epoch;
         let image = "guest".parse().unwrap();
-        apply(&mut state, ClaimVm { vm: vm(), host: host(id), epoch, image, spec: None });
+        apply(&mut state, ClaimVm { vm: vm(), host: host(id), epoch, image, spec: None, also: Vec::new() });
         state
     }
 

@@ -31,7 +31,7 @@ pub(crate) fn measure(lab: &Lab, seconds: u64) -> anyhow::Result<Vec<Figure>> {
     Ok(vec![cpu, rss])
 }
 
-fn daemons(lab: &Lab) -> anyhow::Result<Vec<u32>> {
+pub(crate) fn daemons(lab: &Lab) -> anyhow::Result<Vec<u32>> {
     let marker = format!("/labs/{}/", lab.name());
     let mut pids = Vec::new();
     for entry in fs::read_dir("/proc").context("reading /proc")?.filter_map(Result::ok) {

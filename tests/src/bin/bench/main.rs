@@ -1,8 +1,9 @@
 //! The figures that README.md names, measured on this machine by the real programs. Exit code 1: a floor was missed.
 //!
 //! ```text
-//! bench [--quick]         fewer rounds and a shorter look at idle daemons: for a glance, not for the record
-//! bench --ways [--quick]  what carries a VM, compared: cost, throughput, readings
+//! bench [--quick]            fewer rounds and a shorter look at idle daemons: for a glance, not for the record
+//! bench --ways [--quick]     what carries a VM, compared: cost, throughput, readings
+//! bench --images [--quick]   images from host to host, against scp, rsync and a TLS socket
 //! ```
 //!
 //! Needs root, QEMU and the built programs beside it. Makes a lab of its own and removes it. Compares commits with etcd
@@ -13,6 +14,7 @@ mod consensus;
 mod etcd;
 mod figures;
 mod idle;
+mod images;
 mod overhead;
 mod raw;
 mod start;
@@ -46,14 +48,27 @@ const QUICK: Extent = Extent {
     consensus: consensus::Extent { singles: 100, each: 10, barriers: 20 },
 };
 
-/// How much is measured, and whether it is what carries a VM.
-fn extent(arguments: &[String]) -> Option<(Extent, bool)> {
+const IMAGES: images::Extent = images::Extent { large_mib: 2048, small_mib: 256, hosts: 8 };
+const QUICK_IMAGES: images::Extent = images::Extent { large_mib: 256, small_mib: 32, hosts: 4 };
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    Cluster(Extent),
+    /// What carries a VM; in so many rounds.
+    Ways(usize),
+    Images(images::Extent),
+}
+
+fn what(arguments: &[String]) -> Option<What> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        [] => Some((FULL, false)),
-        ["--quick"] => Some((QUICK, false)),
-        ["--ways"] => Some((FULL, true)),
-        ["--ways", "--quick"] => Some((QUICK, true)),
+        [] => Some(What::Cluster(FULL)),
+        ["--quick"] => Some(What::Cluster(QUICK)),
+        ["--ways"] => Some(What::Ways(FULL.rounds)),
+        ["--ways", "--quick"] => Some(What::Ways(QUICK.rounds)),
+        ["--images"] => Some(What::Images(IMAGES)),
+        ["--images", "--quick"] => Some(What::Images(QUICK_IMAGES)),
         _ => None,
     }
 }
@@ -69,11 +84,11 @@ fn main() -> ExitCode {
             }
         };
     }
-    let Some((extent, ways)) = extent(&arguments) else {
-        eprintln!("usage: bench [--ways] [--quick]");
+    let Some(what) = what(&arguments) else {
+        eprintln!("usage: bench [--ways | --images] [--quick]");
         return ExitCode::from(2);
     };
-    match if ways { run_ways(extent.rounds) } else { run(extent) } {
+    match run(what) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -84,10 +99,24 @@ fn main() -> ExitCode {
 }
 
 /// Measures everything; whether every floor was kept.
-fn run(extent: Extent) -> anyhow::Result<bool> {
+fn run(what: What) -> anyhow::Result<bool> {
     println!("{}", machine());
     let built = vtctl(&["image", "build", "--if-missing"]);
     anyhow::ensure!(built.code == 0, "no image: {}", built.stderr);
+    let all = match what {
+        What::Cluster(extent) => cluster(extent)?,
+        What::Ways(rounds) => shown(ways::measure(rounds)?),
+        What::Images(extent) => shown(images::measure(extent)?),
+    };
+    let missed: Vec<&str> = all.iter().filter(|figure| !figure.kept()).map(|figure| figure.name.trim()).collect();
+    match missed.as_slice() {
+        [] => println!("every floor kept"),
+        names => println!("MISSED: {}", names.join("; ")),
+    }
+    Ok(missed.is_empty())
+}
+
+fn cluster(extent: Extent) -> anyhow::Result<Vec<Figure>> {
     let mut all = vec![start::measure(extent.starts)?];
     show(&all);
     let decided = consensus::measure(Path::new(&lab_root()), extent.consensus)?;
@@ -98,27 +127,12 @@ fn run(extent: Extent) -> anyhow::Result<bool> {
         show(&measured);
         all.extend(measured);
     }
-    Ok(told(&all))
+    Ok(all)
 }
 
-/// Measures what carries a VM; whether every floor was kept.
-fn run_ways(rounds: usize) -> anyhow::Result<bool> {
-    println!("{}", machine());
-    let built = vtctl(&["image", "build", "--if-missing"]);
-    anyhow::ensure!(built.code == 0, "no image: {}", built.stderr);
-    let all = ways::measure(rounds)?;
-    show(&all);
-    Ok(told(&all))
-}
-
-/// Tells whether every floor was kept.
-fn told(all: &[Figure]) -> bool {
-    let missed: Vec<&str> = all.iter().filter(|figure| !figure.kept()).map(|figure| figure.name.trim()).collect();
-    match missed.as_slice() {
-        [] => println!("every floor kept"),
-        names => println!("MISSED: {}", names.join("; ")),
-    }
-    missed.is_empty()
+fn shown(figures: Vec<Figure>) -> Vec<Figure> {
+    show(&figures);
+    figures
 }
 
 fn show(figures: &[Figure]) {
@@ -144,11 +158,12 @@ mod tests {
 
     #[test]
     fn words_choose_how_much_is_measured_and_unknown_ones_are_refused() {
-        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
-        assert_eq!(extent(&words(&[])), Some((FULL, false)));
-        assert_eq!(extent(&words(&["--quick"])), Some((QUICK, false)));
-        assert_eq!(extent(&words(&["--ways", "--quick"])), Some((QUICK, true)));
-        assert_eq!(extent(&words(&["--fast"])), None);
-        assert_eq!(extent(&words(&["--quick", "--quick"])), None);
+        let what = |words: &[&str]| what(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>());
+        assert_eq!(what(&[]), Some(What::Cluster(FULL)));
+        assert_eq!(what(&["--quick"]), Some(What::Cluster(QUICK)));
+        assert_eq!(what(&["--ways", "--quick"]), Some(What::Ways(QUICK.rounds)));
+        assert_eq!(what(&["--images", "--quick"]), Some(What::Images(QUICK_IMAGES)));
+        assert_eq!(what(&["--fast"]), None);
+        assert_eq!(what(&["--quick", "--quick"]), None);
     }
 }

@@ -1,6 +1,7 @@
 //! Real guests in real QEMUs, moved between namespaces by real daemons.
 
 mod disks;
+mod drives;
 mod faults;
 mod life;
 mod matrix;

@@ -1,0 +1,282 @@
+//! Disks and CDs of a case: `images` beyond the first and `cdroms`, with their keys; and whether a guest finds in them
+//! after a move what was there before it.
+
+use vt_protocol::{
+    catalogue::ImageFormat,
+    error::{ErrorCode, Report},
+    ids::Name,
+    params::{ParamError, Params},
+    party::Failure,
+    vm::{Drive, DriveContent, DriveSum},
+};
+
+use super::{
+    Documented, Limit,
+    journey::{ASK, Journey, SLACK, product},
+};
+
+const MIB: u64 = 1 << 20;
+/// Largest disk that is made, bytes.
+const DISK_MAX: u64 = 64 << 40;
+/// Most disks and CDs beside the first disk.
+const DRIVES_MAX: usize = 16;
+/// A guest sees that much of a disk's name.
+const SERIAL_MAX: usize = 20;
+/// What begins the name of a folder that is put on a CD.
+const MEDIA: &str = "media/";
+
+pub(super) const DRIVE_PARAMS: &[Documented] = &[
+    (
+        "images",
+        "",
+        "disks of the VM: the first is the one it boots from (image), every other one is made for the case: empty \
+         (create_image_NAME=yes), or a clone of the image that image_name_NAME names",
+    ),
+    (
+        "create_image",
+        "no",
+        "yes: the disk is made empty; force_create_image is the same, for nothing is left of a case",
+    ),
+    ("image_name", "", "image of the catalogue that a disk is a clone of; folders and endings do not count"),
+    ("image_format", "qcow2", "qcow2 or raw, for a disk that is made empty"),
+    ("image_size", "10G", "what the guest sees of a disk that is made empty"),
+    ("check_image", "no", "yes: qemu-img looks into the disks before the VM starts and after it has ended"),
+    ("cdroms", "", "CDs of the VM, each with cdrom_NAME"),
+    ("cdrom", "", "an image of the catalogue, or media/FOLDER: a CD made of a folder in the host's pool"),
+    ("md5sum", "", "MD5 that the image of a disk or CD must have; md5sum_1m: of its first MiB; sha1sum: its SHA-1"),
+    ("skip_hash", "no", "yes: digests of images are not compared"),
+];
+
+pub(super) const DRIVE_ALIASES: &[&str] = &["force_create_image", "md5sum_1m", "sha1sum"];
+
+/// What is not done with disks.
+pub(super) const DRIVE_LIMITS: &[Limit] = &[
+    Limit {
+        key: "image_raw_device",
+        takes: |value| matches!(value, "no" | "off" | ""),
+        does: "uses no devices of the host: its disks are files that go with the VM",
+    },
+    Limit { key: "floppies", takes: str::is_empty, does: "has no floppy drive" },
+];
+
+/// The disks beyond the first, and the CDs, in order.
+pub(super) fn read(params: &Params) -> Result<Vec<Drive>, ParamError> {
+    let disks = params.objects("images").into_iter().skip(1).map(|name| disk(params, name));
+    let cds = params.objects("cdroms").into_iter().map(|name| cd(params, name));
+    let drives: Vec<Drive> =
+        disks.map(|disk| disk.map(Some)).chain(cds).filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    if drives.len() > DRIVES_MAX {
+        return Err(params.error("images", format!("at most {DRIVES_MAX} disks and CDs")));
+    }
+    let twice = |(at, drive): (usize, &Drive)| drives[..at].iter().any(|before| before.name == drive.name);
+    if drives.iter().enumerate().any(twice) {
+        return Err(params.error("cdroms", "names that no disk has"));
+    }
+    Ok(drives)
+}
+
+/// The images that a case needs beside the one it boots from.
+pub(crate) fn images_of(params: &Params) -> Vec<Name> {
+    // What cannot be read is refused elsewhere.
+    let drives = read(params).unwrap_or_default();
+    drives.iter().filter_map(|drive| drive.content.image().cloned()).collect()
+}
+
+fn disk(params: &Params, name: &str) -> Result<Drive, ParamError> {
+    let own = params.object(name);
+    let format = match own.text("image_format").map(str::trim) {
+        None | Some("" | "qcow2") => ImageFormat::Qcow2,
+        Some("raw") => ImageFormat::Raw,
+        Some(_) => return Err(own.error("image_format", "qcow2 or raw")),
+    };
+    let blank = own.flag("create_image")?.unwrap_or(false) || own.flag("force_create_image")?.unwrap_or(false);
+    let bytes = own.size("image_size", 1, MIB..=DISK_MAX)?.unwrap_or(10 << 30);
+    let content = match named(&own, "image_name")? {
+        _ if blank => DriveContent::Blank,
+        Some(image) => DriveContent::Clone(image),
+        None => return Err(params.error("images", format!("disks with create_image_{name}=yes or image_name_{name}"))),
+    };
+    // An overlay is always qcow2, whatever lies below it.
+    let format = if blank { format } else { ImageFormat::Qcow2 };
+    Ok(Drive { name: name_of(params, "images", name)?, content, format, bytes, sum: sum(&own)?, image_digest: None })
+}
+
+/// A CD; none where its drive is to be empty.
+fn cd(params: &Params, name: &str) -> Result<Option<Drive>, ParamError> {
+    let own = params.object(name);
+    let Some(path) = own.text("cdrom").map(str::trim).filter(|path| !path.is_empty()) else { return Ok(None) };
+    let content = match path.strip_prefix(MEDIA) {
+        Some(folder) => DriveContent::Folder(folder.to_owned()),
+        None => DriveContent::Cd(named(&own, "cdrom")?.ok_or_else(|| own.error("cdrom", "an image or media/FOLDER"))?),
+    };
+    let name = name_of(params, "cdroms", name)?;
+    let format = ImageFormat::Raw;
+    Ok(Some(Drive { name, content, format, bytes: 0, sum: sum(&own)?, image_digest: None }))
+}
+
+fn name_of(params: &Params, key: &str, name: &str) -> Result<Name, ParamError> {
+    let parsed = name.parse::<Name>().ok().filter(|_| name.len() <= SERIAL_MAX);
+    parsed.ok_or_else(|| params.error(key, format!("names of at most {SERIAL_MAX} of a-z 0-9 - _ .")))
+}
+
+/// The image that a path of an old configuration means: `images/rhel9-64`, `isos/linux/rhel9.iso`.
+fn named(own: &Params, key: &str) -> Result<Option<Name>, ParamError> {
+    let Some(path) = own.text(key).map(str::trim).filter(|path| !path.is_empty()) else { return Ok(None) };
+    let file = path.rsplit('/').next().unwrap_or(path).to_lowercase();
+    let stem = [".qcow2", ".raw", ".img", ".iso"].iter().find_map(|end| file.strip_suffix(end)).unwrap_or(&file);
+    stem.parse().map(Some).map_err(|_| own.error(key, "the name of an image"))
+}
+
+fn sum(own: &Params) -> Result<Option<DriveSum>, ParamError> {
+    if own.flag("skip_hash")?.unwrap_or(false) {
+        return Ok(None);
+    }
+    for (key, kind, digits, first_bytes) in
+        [("md5sum", "md5", 32, None), ("sha1sum", "sha1", 40, None), ("md5sum_1m", "md5", 32, Some(MIB))]
+    {
+        let Some(text) = own.text(key).map(str::trim).filter(|text| !text.is_empty()) else { continue };
+        if text.len() != digits || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(own.error(key, format!("{digits} hexadecimal digits")));
+        }
+        return Ok(Some(DriveSum { kind: kind.to_owned(), digits: text.to_lowercase(), first_bytes }));
+    }
+    Ok(None)
+}
+
+/// How much of a drive is read, MiB.
+const READ_MIB: u64 = 16;
+
+/// Writes into every empty disk, so that there is something to be found. For the party whose host has the guest.
+async fn fill(journey: &Journey<'_>) -> Result<(), Failure> {
+    for disk in journey.settings.vm.drives.iter().filter(|drive| drive.content == DriveContent::Blank) {
+        let write = "dd if=/dev/urandom of=$d bs=64k count=32 conv=notrunc,fsync 2>/dev/null";
+        run(journey, &format!("{}; {write}", find(journey, disk)), disk).await?;
+    }
+    Ok(())
+}
+
+/// Compares what the guest reads from its drives now with what it read before its move. Every party calls it before and
+/// after.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    before: Option<String>,
+}
+
+impl Contents {
+    /// Before the guest leaves. Where it has no drives nothing is asked.
+    pub(super) async fn before(journey: &Journey<'_>) -> Result<Self, Failure> {
+        if journey.settings.vm.drives.is_empty() {
+            return Ok(Self::default());
+        }
+        let mut mine = None;
+        if journey.is_here() {
+            fill(journey).await?;
+            mine = Some(sums(journey).await?);
+        }
+        let told = journey.party.exchange(&journey.named("drives"), &mine, ASK + SLACK).await?;
+        Ok(Self { before: told.into_iter().find_map(|(_, sums)| sums) })
+    }
+
+    /// Where the guest has arrived.
+    pub(super) async fn after(self, journey: &Journey<'_>) -> Result<(), Failure> {
+        let Some(before) = self.before.filter(|_| journey.is_here()) else { return Ok(()) };
+        let after = sums(journey).await?;
+        if after == before {
+            return Ok(());
+        }
+        let title = "a drive holds something else than before the move";
+        Err(product(Report::new(ErrorCode::DiskDamaged, title).with("before", before).with("after", after)))
+    }
+}
+
+/// The beginnings of all drives as one digest each, read from the drives and not from memory.
+async fn sums(journey: &Journey<'_>) -> Result<String, Failure> {
+    let mut all = Vec::new();
+    for drive in &journey.settings.vm.drives {
+        let find = find(journey, drive);
+        let read = format!("dd if=$d bs=1M count={READ_MIB} 2>/dev/null | md5sum | cut -c1-32");
+        let output = run(journey, &format!("echo 3 >/proc/sys/vm/drop_caches; {find}; {read}"), drive).await?;
+        // The kernel may say something on the same console.
+        let is_sum = |word: &&str| word.len() == 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let sum = output.split_whitespace().find(is_sum).unwrap_or("unreadable");
+        all.push(format!("{} {sum}", drive.name));
+    }
+    Ok(all.join(", "))
+}
+
+/// Shell words that put the device of a drive into `d`.
+fn find(journey: &Journey<'_>, drive: &Drive) -> String {
+    if drive.content.is_cd() {
+        let cds = journey.settings.vm.drives.iter().filter(|drive| drive.content.is_cd());
+        let at = cds.take_while(|other| other.name != drive.name).count();
+        return format!("d=/dev/sr{at}; [ -b $d ] || exit 1");
+    }
+    let serial = &drive.name;
+    format!("f=$(grep -l '^{serial}$' /sys/block/*/serial) || exit 1; f=${{f%/serial}}; d=/dev/${{f##*/}}")
+}
+
+async fn run(journey: &Journey<'_>, script: &str, drive: &Drive) -> Result<String, Failure> {
+    let (status, output) = journey.guest().run(&format!("( {script} )"), ASK).await?;
+    if status == 0 {
+        return Ok(output);
+    }
+    let title = format!("the guest cannot use its drive {}", drive.name);
+    Err(product(Report::new(ErrorCode::DiskDamaged, title).with("script", script).with("output", output)))
+}
+
+#[cfg(test)]
+mod tests {
+    use vt_protocol::params::Origin;
+
+    use super::*;
+
+    fn params(pairs: &[(&str, &str)]) -> Params {
+        let mut params = Params::new();
+        for (key, value) in pairs {
+            params.set(*key, *value, Origin { file: "-p".into(), line: 0 });
+        }
+        params
+    }
+
+    #[test]
+    fn every_disk_but_the_first_and_every_cd_is_made_as_its_own_keys_say() {
+        let digest = "AB".repeat(16);
+        let drives = read(&params(&[
+            ("images", "image1 stg other"),
+            ("image_name", "images/base-64.qcow2"),
+            ("create_image_stg", "yes"),
+            ("image_size_stg", "64M"),
+            ("image_format_stg", "raw"),
+            ("cdroms", "cd1 cd2 empty"),
+            ("cdrom_cd1", "isos/linux/Rhel9.iso"),
+            ("md5sum_cd1", &digest),
+            ("cdrom_cd2", "media/tools"),
+        ]))
+        .unwrap();
+        let names: Vec<&str> = drives.iter().map(|drive| drive.name.as_str()).collect();
+        assert_eq!(names, ["stg", "other", "cd1", "cd2"], "an empty drive is none");
+        let [stg, other, cd1, cd2] = &drives[..] else { panic!("four") };
+        assert_eq!((&stg.content, stg.format, stg.bytes), (&DriveContent::Blank, ImageFormat::Raw, 64 << 20));
+        assert_eq!(other.content, DriveContent::Clone("base-64".parse().unwrap()));
+        assert_eq!(cd1.content, DriveContent::Cd("rhel9".parse().unwrap()));
+        assert_eq!(cd1.sum.as_ref().unwrap().digits, digest.to_lowercase());
+        assert_eq!(cd2.content, DriveContent::Folder("tools".into()));
+        assert!(read(&params(&[("images", "image1"), ("image_name", "images/jeos")])).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_refused_by_its_key() {
+        for (pairs, key) in [
+            (&[("images", "a b")][..], "images"),
+            (&[("images", "a b"), ("create_image", "perhaps")], "create_image"),
+            (&[("images", "a b"), ("create_image", "yes"), ("image_size", "1")], "image_size"),
+            (&[("images", "a b"), ("create_image", "yes"), ("image_format", "vmdk")], "image_format"),
+            (&[("images", "a B"), ("create_image", "yes")], "images"),
+            (&[("cdroms", "c"), ("cdrom_c", "isos/ü.iso")], "cdrom"),
+            (&[("cdroms", "c"), ("cdrom_c", "x"), ("md5sum_c", "12")], "md5sum"),
+            (&[("images", "a b"), ("create_image", "yes"), ("cdroms", "b"), ("cdrom_b", "x")], "cdroms"),
+        ] {
+            assert_eq!(read(&params(pairs)).unwrap_err().key, key, "{pairs:?}");
+        }
+    }
+}
