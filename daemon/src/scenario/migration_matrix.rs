@@ -224,7 +224,10 @@ impl Walk<'_> {
         // One that is cancelled so late may have been faster.
         let late = |(moment, what): &(Moment, Intervention)| (*moment, what) == (Moment::Device, &Intervention::Cancel);
         if seen.cancelled {
-            self.attempt(&transfer::undisturbed(spec)).await
+            let mut again = transfer::undisturbed(spec);
+            // What kept it under way until its moment.
+            again.parameters.remove("max-bandwidth");
+            self.attempt(&again).await
         } else if spec.interventions.iter().any(late) {
             Ok(Seen { trouble: None, ..seen })
         } else {
