@@ -25,7 +25,7 @@ use super::{
     checks::{Allowed, Checked, judge, read},
     downtime::Downtime,
     figures::Figures,
-    hearing::{self, Hearing},
+    hearing::{self, Heard, Hearing},
     settings::Settings,
     transfer,
 };
@@ -313,7 +313,7 @@ impl<'a> Journey<'a> {
             Some(hearing) => hearing.heard().await,
             None => None,
         };
-        if let Some(again) = heard.as_ref().map(|heard| heard.again).filter(|again| *again > 0) {
+        if let Some(again) = heard.as_ref().and_then(Heard::doubled) {
             let title = format!("two copies of the guest ran: {again} of its beacons came again");
             return Err(product(
                 Report::new(ErrorCode::GuestDoubled, title).with("heard on", self.party.me().as_str()),
