@@ -204,6 +204,8 @@ commands! {
         host: HostId,
         /// The session that was silent.
         epoch: Epoch,
+        /// The renewal since which it was silent: the verdict is void where a later one was applied before it.
+        renewed: Epoch,
     }
     /// A host was silent for so long that its guards have stopped its VMs: fences all it held.
     ExpireSession {

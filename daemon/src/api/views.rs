@@ -386,8 +386,8 @@ mod tests {
         }
 
         fn suspect(&mut self, host: u64) {
-            let epoch = self.state.hosts[&HostId(host)].session.as_ref().unwrap().epoch;
-            self.apply(SuspectHost { host: HostId(host), epoch });
+            let session = self.state.hosts[&HostId(host)].session.clone().unwrap();
+            self.apply(SuspectHost { host: HostId(host), epoch: session.epoch, renewed: session.renewed });
         }
 
         fn job(&mut self) -> OpenPlan {

@@ -224,13 +224,12 @@ async fn enact(cluster: &dyn Cluster, verdict: Verdict, state: &State) {
 /// What a verdict asks the log for; `state` is the one that it was reached on. A renewal that comes into the log before
 /// the verdict makes it void, however the two overtook each other.
 pub fn command(verdict: Verdict, state: &State) -> Command {
+    let (Verdict::Suspect(host, epoch) | Verdict::Expire(host, epoch)) = verdict;
+    let session = state.hosts.get(&host).and_then(|host| host.session.as_ref());
+    let renewed = session.map_or(epoch, |session| session.renewed);
     match verdict {
-        Verdict::Suspect(host, epoch) => SuspectHost { host, epoch }.into(),
-        Verdict::Expire(host, epoch) => {
-            let session = state.hosts.get(&host).and_then(|host| host.session.as_ref());
-            let renewed = session.map_or(epoch, |session| session.renewed);
-            ExpireSession { host, epoch, renewed }.into()
-        }
+        Verdict::Suspect(..) => SuspectHost { host, epoch, renewed }.into(),
+        Verdict::Expire(..) => ExpireSession { host, epoch, renewed }.into(),
     }
 }
 

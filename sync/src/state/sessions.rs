@@ -88,7 +88,9 @@ impl State {
     }
 
     pub(super) fn suspect_host(&mut self, entry: &mut Entry, c: &SuspectHost) -> Decision {
-        if self.held_session(c.host, c.epoch)? == SessionStatus::Suspect {
+        let status = self.held_session(c.host, c.epoch)?;
+        self.silent_since(c.host, c.renewed)?;
+        if status == SessionStatus::Suspect {
             return Ok(Answer::Done);
         }
         self.set_status(c.host, SessionStatus::Suspect);
@@ -105,12 +107,7 @@ impl State {
 
     pub(super) fn expire_session(&mut self, entry: &mut Entry, c: &ExpireSession) -> Decision {
         self.held_session(c.host, c.epoch)?;
-        let session = self.known_host(c.host)?.session.as_ref();
-        if session.is_some_and(|session| session.renewed > c.renewed) {
-            // Decided before the renewal came, and late in the log: the host acts on what it was told after it.
-            let text = format!("{} has renewed its session meanwhile", self.host_name(c.host));
-            return reject(ErrorCode::SessionOver, text);
-        }
+        self.silent_since(c.host, c.renewed)?;
         let why = format!("{} stopped answering and its session ended", self.host_name(c.host));
         self.fence_host(entry, c.host, &why);
         self.set_status(c.host, SessionStatus::Expired);
@@ -132,6 +129,17 @@ impl State {
             }
             None => reject(ErrorCode::SessionOver, format!("{} has no session", host.name)),
         }
+    }
+
+    /// Refuses a verdict about silence that was decided before a renewal came and is late in the log, perhaps because the
+    /// leader that reached it was cut off: the host acts on what it was told after it.
+    fn silent_since(&self, host: HostId, renewed: Epoch) -> Result<(), Rejected> {
+        let session = self.known_host(host)?.session.as_ref();
+        if session.is_some_and(|session| session.renewed > renewed) {
+            let text = format!("{} has renewed its session meanwhile", self.host_name(host));
+            return reject(ErrorCode::SessionOver, text);
+        }
+        Ok(())
     }
 
     fn set_status(&mut self, host: HostId, status: SessionStatus) {

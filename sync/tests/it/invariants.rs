@@ -224,7 +224,9 @@ impl Op {
         Some(match self.clone() {
             Op::Open(host, resume) => OpenSession { host: h(host), incarnation: 1, resume }.into(),
             Op::Renew(host) => RenewSessions { sessions: vec![(h(host), session(host))] }.into(),
-            Op::Suspect(host) => SuspectHost { host: h(host), epoch: session(host) }.into(),
+            Op::Suspect(host) => {
+                SuspectHost { host: h(host), epoch: session(host), renewed: Epoch(state.index) }.into()
+            }
             Op::Expire(host) => {
                 ExpireSession { host: h(host), epoch: session(host), renewed: Epoch(state.index) }.into()
             }

@@ -13,7 +13,7 @@ use vt_sync::{
     Answer, Request, bounds,
     command::{
         AdmitClient, CreateClientToken, ExpireSession, ExpireToken, InitCluster, OpenSession, ReleaseHost,
-        RemoveClient, RemoveHost, RenewSessions, ReserveHost, RevokeToken, SetRole, SetSetting, SuspectHost,
+        RemoveClient, RemoveHost, RenewSessions, ReserveHost, RevokeToken, SetRole, SetSetting,
     },
     state::{ClientGrant, Role, SessionStatus},
 };
@@ -121,9 +121,10 @@ fn settings_are_bounded_and_cleared() {
 #[test]
 fn a_verdict_that_a_renewal_has_overtaken_is_void() {
     let mut world = World::of(2);
-    let late = world.expiring(1);
+    let (suspecting, late) = (world.suspecting(1), world.expiring(1));
     world.ok(RenewSessions { sessions: vec![(h(1), world.session(1))] });
-    assert_eq!(world.no(late.clone()), SessionOver);
+    assert_eq!((world.no(suspecting), world.no(late)), (SessionOver, SessionOver));
+    assert!(world.state.hosts[&h(1)].is_live(), "what a leader that was cut off had thought costs no barrier");
     // A daemon that was started again and resumes its session counts on it as well.
     let later = world.expiring(1);
     world.ok(OpenSession { host: h(1), incarnation: 9, resume: true });
@@ -135,7 +136,7 @@ fn a_verdict_that_a_renewal_has_overtaken_is_void() {
 fn a_session_goes_on_over_a_restart_that_resumes_and_never_after_it_expired() {
     let mut world = World::of(2);
     let epoch = world.session(1);
-    world.ok(SuspectHost { host: h(1), epoch });
+    world.suspect(1);
     world.ok(OpenSession { host: h(1), incarnation: 2, resume: true });
     assert_eq!(world.session(1), epoch, "it carries on");
     assert!(world.state.hosts[&h(1)].is_live());
@@ -154,15 +155,15 @@ fn a_session_goes_on_over_a_restart_that_resumes_and_never_after_it_expired() {
 fn renewals_are_refused_host_by_host() {
     let mut world = World::of(3);
     let (one, two, three) = (world.session(1), world.session(2), world.session(3));
-    world.ok(SuspectHost { host: h(1), epoch: one });
-    let expiring = world.expiring(2);
+    world.suspect(1);
+    let (suspecting, expiring) = (world.suspecting(2), world.expiring(2));
     world.ok(expiring);
     let sessions = vec![(h(1), one), (h(2), two), (h(3), vt_protocol::ids::Epoch(three.0 + 1)), (h(9), one)];
     let refused = vec![h(2), h(3), h(9)];
     assert_eq!(world.ok(RenewSessions { sessions }).answer, Answer::Renewed { refused });
     assert!(world.state.hosts[&h(1)].is_live(), "a renewal ends the suspicion");
     assert_eq!(world.state.hosts[&h(2)].session.as_ref().unwrap().status, SessionStatus::Expired);
-    assert_eq!(world.no(SuspectHost { host: h(2), epoch: two }), SessionOver);
+    assert_eq!(world.no(suspecting), SessionOver);
 }
 
 #[test]

@@ -16,7 +16,6 @@ use vt_sync::{
     bounds,
     command::{
         CancelJob, ForgetJob, NewCase, OpenSession, PartyEnded, ReleaseJob, RemoveHost, SetRole, SkipCase, SubmitJob,
-        SuspectHost,
     },
     state::{BarrierState, CaseState, JobState, PartyState, Role},
 };
@@ -68,8 +67,7 @@ fn an_attempt_gets_all_hosts_or_none() {
     world.start(1, &[1, 2]);
     assert_eq!(world.no(start(1, &[1, 2])), CaseClosed);
     assert_eq!(world.no(start(2, &[2, 3])), HostBusy);
-    let epoch = world.session(4);
-    world.ok(SuspectHost { host: h(4), epoch });
+    world.suspect(4);
     assert_eq!(world.no(start(3, &[3, 4])), HostDown, "a suspect host gets nothing");
     world.expire(4);
     assert_eq!(world.no(start(3, &[3, 4])), HostDown);
@@ -143,8 +141,7 @@ fn a_daemon_that_lost_what_it_held_fences_its_party_and_one_that_resumes_does_no
 fn a_suspect_host_is_the_cause_where_parties_report_consequences_only() {
     let mut world = World::running();
     assert_eq!(world.arrives(1, "go"), BarrierState::Open);
-    let epoch = world.session(2);
-    world.ok(SuspectHost { host: h(2), epoch });
+    world.suspect(2);
     assert!(matches!(world.barrier("go"), BarrierState::Broken { .. }));
     world.end(1, Outcome::Followed(Consequence::BarrierBroken("go".into())));
     world.end(2, Outcome::Followed(Consequence::BarrierBroken("go".into())));
@@ -155,8 +152,7 @@ fn a_suspect_host_is_the_cause_where_parties_report_consequences_only() {
 fn a_suspicion_that_cost_nothing_leaves_the_verdict_alone() {
     let mut world = World::running();
     world.arrives(1, "go");
-    let epoch = world.session(2);
-    world.ok(SuspectHost { host: h(2), epoch });
+    world.suspect(2);
     world.end(1, passed());
     world.end(2, passed());
     assert_eq!(verdict(&world, 1), Some(Verdict::Pass));

@@ -6,7 +6,7 @@ use vt_protocol::{
 };
 use vt_sync::{
     bounds,
-    command::{MigrationPrepared, OpenSession, RemoveHost, SuspectHost},
+    command::{MigrationPrepared, OpenSession, RemoveHost},
     state::{Phase, VmState},
 };
 
@@ -26,8 +26,7 @@ fn a_host_that_may_run_a_vm_is_not_removed_before_its_guards_are_sure_to_have_st
     world.claim(1);
     assert_eq!(world.no(RemoveHost { host: h(1) }), HostInUse);
     // Its silence is noticed: that frees nothing yet.
-    let epoch = world.session(1);
-    world.ok(SuspectHost { host: h(1), epoch });
+    world.suspect(1);
     assert_eq!(world.no(RemoveHost { host: h(1) }), HostInUse);
     assert_eq!(world.state.vms[&vm()].state, VmState::Owned);
     world.expire(1);

@@ -12,7 +12,7 @@ use vt_sync::{
     command::{
         AbortMigration, AdmitHost, Arrive, BeginMigration, BreakBarrier, ClaimVm, CreateToken, ExpireSession,
         FinishMigration, InitCluster, MigrationPrepared, NewCase, NewHost, OpenSession, PartyEnded, ReleaseVm,
-        StartAttempt, SubmitJob, VoteDestLoaded, VoteSourceCompleted,
+        StartAttempt, SubmitJob, SuspectHost, VoteDestLoaded, VoteSourceCompleted,
     },
     state::{BarrierKey, BarrierState, Role, VmRecord},
 };
@@ -165,8 +165,18 @@ impl World {
 
     /// The verdict of a leader that has heard every renewal so far.
     pub(crate) fn expiring(&self, host: u64) -> ExpireSession {
+        let SuspectHost { host, epoch, renewed } = self.suspecting(host);
+        ExpireSession { host, epoch, renewed }
+    }
+
+    /// The suspicion of such a leader.
+    pub(crate) fn suspecting(&self, host: u64) -> SuspectHost {
         let session = self.state.hosts[&h(host)].session.as_ref().unwrap();
-        ExpireSession { host: h(host), epoch: session.epoch, renewed: session.renewed }
+        SuspectHost { host: h(host), epoch: session.epoch, renewed: session.renewed }
+    }
+
+    pub(crate) fn suspect(&mut self, host: u64) {
+        self.ok(self.suspecting(host));
     }
 
     pub(crate) fn end(&mut self, host: u64, outcome: Outcome) {

@@ -34,7 +34,7 @@ fn owner(state: &State, id: &VmId) -> Option<Epoch> {
 /// The number shown and the one in force, for commands that show one.
 fn shown(state: &State, command: &Command) -> Option<(Epoch, Option<Epoch>)> {
     Some(match command {
-        Command::SuspectHost(SuspectHost { host, epoch }) => (*epoch, session(state, *host)),
+        Command::SuspectHost(SuspectHost { host, epoch, .. }) => (*epoch, session(state, *host)),
         Command::ExpireSession(ExpireSession { host, epoch, .. }) => (*epoch, session(state, *host)),
         Command::PartyEnded(PartyEnded { attempt: id, epoch, .. })
         | Command::Arrive(Arrive { attempt: id, epoch, .. })
