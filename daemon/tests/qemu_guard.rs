@@ -40,7 +40,7 @@ async fn guarded_since(places: &Places, times: Times) -> (Vm, GuardHandle, Event
     let vm = Vm::start(setup("vm1"), places.vm("vm1")).await.unwrap();
     let events = vm.qmp().events();
     let renewed_at = BootTime::now();
-    let guard = GuardHandle::start(&vm, guard_setup(times), renewed_at).await.unwrap();
+    let guard = GuardHandle::start(vm.at(), guard_setup(times), renewed_at).await.unwrap();
     vm.qmp().cont().await.unwrap();
     (vm, guard, events, renewed_at)
 }
@@ -125,6 +125,24 @@ async fn a_vm_that_is_extended_runs_on() {
 }
 
 #[tokio::test]
+async fn what_qemu_is_told_through_its_guard_is_answered_as_qemu_answers() {
+    let places = Places::new();
+    let (vm, guard, _events) = guarded(&places, times(60_000, 60_000, 60_000)).await;
+    // No post-copy is under way, which only QEMU knows.
+    for (what, answer) in
+        [("migrate-pause", guard.break_off().await), ("migrate-recover", guard.listen("tcp:127.0.0.1:0").await)]
+    {
+        let why = match answer {
+            Err(GuardError::Refused(why)) => why,
+            other => panic!("{what}: {other:?}"),
+        };
+        assert!(why.to_lowercase().contains("postcopy"), "{what}: {why}");
+    }
+    assert!(vm.qmp().query_status().await.unwrap().running);
+    finish(&places, vm).await;
+}
+
+#[tokio::test]
 async fn a_paused_vm_goes_on_only_by_a_permit() {
     let places = Places::new();
     let (vm, guard, mut events) = guarded(&places, times(1000, 60_000, 60_000)).await;
@@ -157,7 +175,7 @@ async fn a_paused_vm_goes_on_only_by_a_permit() {
 async fn a_vm_that_stood_is_not_started_by_its_guard() {
     let places = Places::new();
     let vm = Vm::start(setup("vm1"), places.vm("vm1")).await.unwrap();
-    let guard = GuardHandle::start(&vm, guard_setup(times(500, 60_000, 60_000)), BootTime::now()).await.unwrap();
+    let guard = GuardHandle::start(vm.at(), guard_setup(times(500, 60_000, 60_000)), BootTime::now()).await.unwrap();
     wait_state(&guard, GuardState::Paused).await;
     let deadline = Instant::now() + LONG;
     loop {
@@ -215,7 +233,7 @@ async fn a_guard_outlives_its_daemon_and_is_found_again() {
     let (vm, guard, _events) = guarded(&places, times(60_000, 80_000, 80_000)).await;
     let pid = guard_pid(&vm);
     drop(guard);
-    let again = GuardHandle::start(&vm, guard_setup(times(60_000, 80_000, 80_000)), BootTime::now()).await.unwrap();
+    let again = GuardHandle::start(vm.at(), guard_setup(times(60_000, 80_000, 80_000)), BootTime::now()).await.unwrap();
     assert_eq!((guard_pid(&vm), again.state()), (pid, GuardState::Watching));
     // A second guard of the same VM refuses to be one.
     let stat = fs::read_to_string(format!("/proc/{}/stat", vm.pid())).unwrap();

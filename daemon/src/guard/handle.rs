@@ -24,7 +24,7 @@ use super::{
 use crate::{
     cgroup::Cgroups,
     qemu::{
-        Vm,
+        VmProcess,
         process::{Launch, Process, last_lines},
         remains::guard_cgroup_name,
     },
@@ -103,12 +103,12 @@ struct Request {
 impl GuardHandle {
     /// Connects to the guard of `vm`, or starts one; returns when it watches (or has already acted) and reaches the
     /// monitor. `renewed_at`: when the last acknowledged renewal of the session was sent.
-    pub async fn start(vm: &Vm, setup: GuardSetup, renewed_at: BootTime) -> Result<Self, GuardError> {
+    pub async fn start(vm: &VmProcess, setup: GuardSetup, renewed_at: BootTime) -> Result<Self, GuardError> {
         let (renewals, renewed) = watch::channel(renewed_at);
         let (requests, asked) = mpsc::channel(REQUESTS_MAX);
         let nothing = Seen { state: GuardState::Absent, monitor: false, acted: false, guards: 0 };
         let (tell, mut seen) = watch::channel(nothing);
-        let log = vm.evidence().join(LOG_FILE);
+        let log = vm.record().evidence.join(LOG_FILE);
         let post = Post {
             setup,
             run_dir: vm.run_dir().to_owned(),
@@ -147,6 +147,16 @@ impl GuardHandle {
     /// Ends the guard and leaves the VM as it is. For a VM that is about to be ended.
     pub async fn release(&self) -> Result<(), GuardError> {
         self.ask(What::Release).await
+    }
+
+    /// Has QEMU see the connection of its post-copy as broken, for a daemon that it does not answer.
+    pub async fn break_off(&self) -> Result<(), GuardError> {
+        self.ask(What::Break).await
+    }
+
+    /// Has QEMU listen at `uri` for the connection of its post-copy, which is broken; for a daemon that it does not answer.
+    pub async fn listen(&self, uri: &str) -> Result<(), GuardError> {
+        self.ask(What::Listen(uri.to_owned())).await
     }
 
     /// What the guard is doing, as it changes. The channel closes when the VM has ended or the guard was released.
@@ -333,7 +343,7 @@ impl Post {
                     let Some(request) = request else { return Over::Done };
                     // What a permit rests on goes first.
                     let renewed_at = *self.renewed.borrow_and_update();
-                    for what in [What::Extend(renewed_at), request.what] {
+                    for what in [What::Extend(renewed_at), request.what.clone()] {
                         seq += 1;
                         if let Err(error) = send(&mut wire, seq, what).await {
                             return Over::Lost(error);

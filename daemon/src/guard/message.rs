@@ -17,7 +17,7 @@ pub struct Order {
 }
 
 /// What a daemon wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
     /// The session was renewed; the acknowledged renewal was sent at this moment.
@@ -26,6 +26,11 @@ pub enum What {
     Permit,
     /// The VM is being ended or needs no guard any more: end, and leave it as it is.
     Release,
+    /// QEMU is to see the connection of its post-copy as broken. For a daemon that QEMU does not answer: its main loop may
+    /// wait for a page that is missing, and takes commands out of band only, from who was connected before.
+    Break,
+    /// QEMU is to listen there for the connection of its post-copy, which is broken.
+    Listen(String),
 }
 
 /// From the guard: an answer to each order, and one without a number whenever something changes.

@@ -4,6 +4,7 @@
 //! not the answer to one of ours, or news that the VM runs, is dropped unread.
 
 use std::{
+    collections::BTreeSet,
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd},
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 const LINE_MAX: usize = 64 * 1024;
 
 /// What the monitor said that a guard wants to know.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Heard {
     /// It takes commands.
     Ready,
@@ -32,6 +33,8 @@ pub(super) enum Heard {
     Stopped,
     /// CPUs run again.
     Resumed,
+    /// Answer to a command out of band, by its number: done, or why not.
+    Answered(u64, Result<(), String>),
     /// The connection is gone.
     Lost,
 }
@@ -45,12 +48,15 @@ pub(super) struct Monitor {
     hello: u64,
     question: u64,
     stop: u64,
+    /// Commands out of band that were not answered yet.
+    asked: BTreeSet<u64>,
 }
 
 impl Monitor {
     pub(super) fn new(path: &Path) -> Self {
         let (stream, lines) = (None, Lines::new(LINE_MAX));
-        Self { path: path.to_owned(), stream, lines, ready: false, next_id: 1, hello: 0, question: 0, stop: 0 }
+        let asked = BTreeSet::new();
+        Self { path: path.to_owned(), stream, lines, ready: false, next_id: 1, hello: 0, question: 0, stop: 0, asked }
     }
 
     pub(super) fn ready(&self) -> bool {
@@ -72,30 +78,37 @@ impl Monitor {
         connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &UnixAddr::new(&self.path)?)?;
         self.stream = Some(UnixStream::from(fd));
         self.lines = Lines::new(LINE_MAX);
-        self.hello = self.send("qmp_capabilities")?;
+        self.hello = self.send("execute", "qmp_capabilities", json!({ "enable": ["oob"] }))?;
         Ok(())
     }
 
     /// Asks whether the VM runs, and pauses it.
     pub(super) fn stop(&mut self) -> io::Result<()> {
         self.connect()?;
-        self.question = self.send("query-status")?;
-        self.stop = self.send("stop")?;
+        self.question = self.send("execute", "query-status", json!({}))?;
+        self.stop = self.send("execute", "stop", json!({}))?;
         Ok(())
     }
 
     /// Lets the VM run.
     pub(super) fn cont(&mut self) -> io::Result<()> {
         self.connect()?;
-        self.send("cont").map(drop)
+        self.send("execute", "cont", json!({})).map(drop)
     }
 
-    fn send(&mut self, command: &str) -> io::Result<u64> {
+    /// Has QEMU do what its main loop is not needed for; gives the number of the answer.
+    pub(super) fn out_of_band(&mut self, command: &str, arguments: Value) -> io::Result<u64> {
+        let id = self.send("exec-oob", command, arguments)?;
+        self.asked.insert(id);
+        Ok(id)
+    }
+
+    fn send(&mut self, how: &str, command: &str, arguments: Value) -> io::Result<u64> {
         let id = self.next_id;
         self.next_id += 1;
-        let line = format!("{}\n", json!({ "execute": command, "id": id }));
+        let line = format!("{}\n", json!({ (how): command, "arguments": arguments, "id": id }));
         let stream = self.stream.as_mut().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
-        // A few dozen bytes: a socket that cannot take them at once is one that nobody reads.
+        // A few hundred bytes at most: a socket that cannot take them at once is one that nobody reads.
         if let Err(error) = stream.write_all(line.as_bytes()) {
             self.lose();
             return Err(error);
@@ -106,6 +119,7 @@ impl Monitor {
     fn lose(&mut self) {
         self.stream = None;
         self.ready = false;
+        self.asked.clear();
     }
 
     /// Reads what there is.
@@ -129,6 +143,10 @@ impl Monitor {
             return Some(Heard::Resumed);
         }
         let id = message.get("id")?.as_u64()?;
+        if self.asked.remove(&id) {
+            let why = |error: &Value| error["desc"].as_str().unwrap_or("no reason was given").to_owned();
+            return Some(Heard::Answered(id, message.get("error").map_or(Ok(()), |error| Err(why(error)))));
+        }
         let answer = message.get("return")?;
         if id == self.hello {
             self.ready = true;
@@ -222,14 +240,19 @@ mod tests {
     fn only_what_a_guard_wants_to_know_is_heard() {
         let mut monitor = Monitor::new(Path::new("/x"));
         (monitor.hello, monitor.question, monitor.stop) = (1, 2, 3);
+        monitor.asked.extend([4, 5]);
         let mut hear = |line: &str| monitor.understand(line.as_bytes());
         assert_eq!(hear(r#"{"return":{},"id":1}"#), Some(Heard::Ready));
         assert_eq!(hear(r#"{"return":{"running":true,"status":"running"},"id":2}"#), Some(Heard::WasRunning(true)));
         assert_eq!(hear(r#"{"return":{},"id":3}"#), Some(Heard::Stopped));
         assert_eq!(hear(r#"{"event":"RESUME","timestamp":{}}"#), Some(Heard::Resumed));
+        assert_eq!(hear(r#"{"return":{},"id":4}"#), Some(Heard::Answered(4, Ok(()))));
+        let refused = hear(r#"{"error":{"class":"GenericError","desc":"not paused"},"id":5}"#);
+        assert_eq!(refused, Some(Heard::Answered(5, Err("not paused".to_owned()))));
         for noise in [
             r#"{"error":{"class":"GenericError","desc":"no"},"id":3}"#,
             r#"{"return":{},"id":99}"#,
+            r#"{"return":{},"id":4}"#,
             r#"{"return":{"running":"maybe"},"id":2}"#,
             r#"{"event":"STOP"}"#,
             "[]",

@@ -24,6 +24,7 @@ use nix::{
 };
 use rustix::process::{Signal, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::{
     LOCK_FILE, SOCKET, STATE_FILE,
@@ -207,6 +208,8 @@ impl Memory {
 struct Daemon {
     stream: UnixStream,
     lines: Lines,
+    /// Orders that QEMU has not answered yet, by the number of the answer.
+    waiting: Vec<(u64, u64)>,
 }
 
 struct Program {
@@ -351,6 +354,11 @@ impl Program {
                 Heard::Lost => {
                     // A `stop` whose answer is lost is asked again.
                     self.stop_owed |= self.policy.state() == GuardState::Pausing;
+                    self.answer(|_| true, Some("the connection to the monitor ended"));
+                    continue;
+                }
+                Heard::Answered(id, answer) => {
+                    self.answer(|asked| asked == id, answer.err().as_deref());
                     continue;
                 }
                 Heard::WasRunning(ran) => Event::WasRunning(ran),
@@ -367,7 +375,7 @@ impl Program {
     fn admit(&mut self) {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.daemons.len() < DAEMONS_MAX && stream.set_nonblocking(true).is_ok() {
-                self.daemons.push(Daemon { stream, lines: Lines::new(LINE_MAX) });
+                self.daemons.push(Daemon { stream, lines: Lines::new(LINE_MAX), waiting: Vec::new() });
                 let word = self.word(None, None);
                 tell(self.daemons.last_mut(), &word);
             }
@@ -392,6 +400,14 @@ impl Program {
                     self.released = true;
                     Event::Tick
                 }
+                What::Break => {
+                    self.pass_on(at, order.seq, "migrate-pause", json!({}));
+                    continue;
+                }
+                What::Listen(uri) => {
+                    self.pass_on(at, order.seq, "migrate-recover", json!({ "uri": uri }));
+                    continue;
+                }
             };
             let refused = self.act(event, BootTime::now());
             let word = self.word(Some(order.seq), refused);
@@ -399,6 +415,32 @@ impl Program {
         }
         if !alive {
             self.daemons.remove(at);
+        }
+    }
+
+    /// Has QEMU do what a daemon asks for that QEMU does not answer; the answer is told when it comes.
+    fn pass_on(&mut self, at: usize, seq: u64, command: &str, arguments: Value) {
+        let asked = self.monitor.out_of_band(command, arguments);
+        say(&format!("{command} for the daemon ({asked:?})"));
+        match (asked, self.daemons.get_mut(at)) {
+            (Ok(id), Some(daemon)) => daemon.waiting.push((id, seq)),
+            (Ok(_), None) => {}
+            (Err(error), _) => {
+                let word = self.word(Some(seq), Some(&error.to_string()));
+                tell(self.daemons.get_mut(at), &word);
+            }
+        }
+    }
+
+    /// Answers the orders that waited for these answers of QEMU.
+    fn answer(&mut self, which: impl Fn(u64) -> bool, refused: Option<&str>) {
+        for at in 0..self.daemons.len() {
+            let Some(daemon) = self.daemons.get_mut(at) else { continue };
+            let answered: Vec<_> = daemon.waiting.extract_if(.., |(id, _)| which(*id)).collect();
+            for (_, seq) in answered {
+                let word = self.word(Some(seq), refused);
+                tell(self.daemons.get_mut(at), &word);
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -24,11 +25,12 @@ use vt_protocol::{
 
 use super::{carry::Duplex, outlet::StateFile, receive::Incoming};
 use crate::{
+    guard::{GuardError, GuardHandle},
     mesh::bulk::BlobSink,
     party::{attempt::LocalAttempt, local_vm::LocalVm},
     qemu::{
         pipe,
-        qmp::{Address, MigrationStatus, Qmp},
+        qmp::{Address, MigrationStatus, Qmp, QmpError},
     },
 };
 
@@ -39,13 +41,55 @@ const SOCKET: &str = "in";
 /// How long QEMU, or its helper, may take to open that.
 const OPENS: Duration = Duration::from_secs(10);
 
-/// Why QEMU is to listen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Listen {
+/// Why QEMU is to listen, and who tells it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Listen<'a> {
     /// A migration is to come in.
-    First,
+    First(&'a Qmp),
     /// The connection of a post-copy broke.
-    Again,
+    Again(&'a Qmp),
+    /// The same, where QEMU does not answer this daemon: its guard tells it.
+    AgainByGuard(&'a GuardHandle),
+}
+
+/// Why QEMU does not listen.
+#[derive(Debug, thiserror::Error)]
+enum NotListening {
+    #[error(transparent)]
+    Qemu(#[from] QmpError),
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    #[error("what is run anew, or handed to QEMU, cannot be listened at again")]
+    Once,
+}
+
+impl NotListening {
+    fn report(&self) -> Report {
+        match self {
+            Self::Qemu(error) => error.report(),
+            Self::Guard(error) => error.report(),
+            Self::Once => Report::new(ErrorCode::MigrationRefused, self.to_string()),
+        }
+    }
+}
+
+impl Listen<'_> {
+    async fn at(self, address: Address) -> Result<(), NotListening> {
+        match (self, address) {
+            (Listen::First(qmp), address) => Ok(qmp.migrate_incoming(address).await?),
+            (Listen::Again(qmp), Address::Uri(uri)) => Ok(qmp.migrate_recover(&uri).await?),
+            (Listen::AgainByGuard(guard), Address::Uri(uri)) => Ok(guard.listen(&uri).await?),
+            (_, Address::Command(_)) => Err(NotListening::Once),
+        }
+    }
+
+    /// Makes a descriptor QEMU's.
+    async fn give(self, name: &str, descriptor: OwnedFd) -> Result<(), NotListening> {
+        match self {
+            Listen::First(qmp) | Listen::Again(qmp) => Ok(qmp.give_descriptor(name, descriptor).await?),
+            Listen::AgainByGuard(_) => Err(NotListening::Once),
+        }
+    }
 }
 
 impl LocalAttempt {
@@ -53,19 +97,17 @@ impl LocalAttempt {
     pub(super) async fn open_inlet(
         &self,
         incoming: &Incoming,
-        vm: &LocalVm,
         transport: Transport,
-        why: Listen,
+        listen: Listen<'_>,
     ) -> Result<String, Report> {
-        let qmp = vm.qemu.qmp();
-        let socket = vm.qemu.run_dir().join(SOCKET);
+        let socket = self.places.vm(&incoming.id.vm).join(SOCKET);
         let local = |error: io::Error| {
             Report::new(ErrorCode::Internal, "the way in of the migration could not be opened").caused_by(&error)
         };
         let at = match transport {
-            Transport::Tcp | Transport::Tls => return self.open_port(qmp, "tcp", self.places.migration, why).await,
-            Transport::Tcp6 => return self.open_port(qmp, "tcp", self.ipv6()?.into(), why).await,
-            Transport::Rdma => return self.open_port(qmp, "rdma", self.places.migration, why).await,
+            Transport::Tcp | Transport::Tls => return self.open_port("tcp", self.places.migration, listen).await,
+            Transport::Tcp6 => return self.open_port("tcp", self.ipv6()?.into(), listen).await,
+            Transport::Rdma => return self.open_port("rdma", self.places.migration, listen).await,
             // QEMU reads it when it is here.
             Transport::File => return Ok("mesh:file".to_owned()),
             Transport::Mesh => Address::Uri(format!("unix:{}", socket.display())),
@@ -78,7 +120,7 @@ impl LocalAttempt {
                 let (theirs, ours) = std::os::unix::net::UnixStream::pair().map_err(local)?;
                 ours.set_nonblocking(true).map_err(local)?;
                 let name = format!("in{}", incoming.id.number);
-                qmp.give_descriptor(&name, theirs.into()).await.map_err(|error| error.report())?;
+                listen.give(&name, theirs.into()).await.map_err(|error| error.report())?;
                 incoming.hold(UnixStream::from_std(ours).map_err(local)?);
                 Address::Uri(format!("fd:{name}"))
             }
@@ -87,27 +129,16 @@ impl LocalAttempt {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(local(error)),
             _ => {}
         }
-        let opened = match (why, &at) {
-            (Listen::First, at) => qmp.migrate_incoming(at.clone()).await,
-            (Listen::Again, Address::Uri(uri)) => qmp.migrate_recover(uri).await,
-            (Listen::Again, Address::Command(_)) => {
-                return Err(Report::new(ErrorCode::MigrationRefused, "a command cannot be listened at again"));
-            }
-        };
-        opened.map_err(|error| error.report())?;
+        listen.at(at).await.map_err(|error| error.report())?;
         Ok(format!("mesh:{transport}"))
     }
 
     /// Finds a port for a migration to come in on, and has QEMU open it. Returns where it listens.
-    async fn open_port(&self, qmp: &Qmp, scheme: &str, at: IpAddr, why: Listen) -> Result<String, Report> {
+    async fn open_port(&self, scheme: &str, at: IpAddr, listen: Listen<'_>) -> Result<String, Report> {
         let mut last = None;
         for address in free_ports(at) {
             let uri = format!("{scheme}:{address}");
-            let opened = match why {
-                Listen::First => qmp.migrate_incoming(&uri).await,
-                Listen::Again => qmp.migrate_recover(&uri).await,
-            };
-            match opened {
+            match listen.at(Address::Uri(uri.clone())).await {
                 Ok(()) => return Ok(uri),
                 Err(error) if error.to_string().contains("in use") => last = Some(error.to_string()),
                 Err(error) => return Err(error.report()),
@@ -125,11 +156,11 @@ impl LocalAttempt {
     /// # Errors
     /// Nothing of that kind comes in here from that host.
     pub(crate) async fn inlet(&self, from: HostId, id: &MigrationId) -> Result<Box<dyn Duplex>, Report> {
-        let (incoming, vm) = self.coming_in(from, id)?;
-        if let Some(stream) = incoming.and_then(|incoming| incoming.take_held()) {
+        self.comes_in(from, id)?;
+        if let Some(stream) = self.incoming(id).and_then(|incoming| incoming.take_held()) {
             return Ok(Box::new(stream));
         }
-        let stream = connect(&vm.qemu.run_dir().join(SOCKET)).await.map_err(|error| {
+        let stream = connect(&self.places.vm(&id.vm).join(SOCKET)).await.map_err(|error| {
             Report::new(ErrorCode::MigrationRefused, format!("QEMU does not take the stream of {id}")).caused_by(&error)
         })?;
         Ok(Box::new(stream))
@@ -145,9 +176,10 @@ impl LocalAttempt {
         id: &MigrationId,
         length: u64,
     ) -> Result<Option<Box<dyn BlobSink>>, Report> {
-        let (incoming, vm) = self.coming_in(from, id)?;
+        self.comes_in(from, id)?;
         let refused = |text: String| Report::new(ErrorCode::MigrationRefused, text);
-        let incoming = incoming.ok_or_else(|| refused(format!("{id} has lost its place here")))?;
+        let incoming = self.incoming(id).ok_or_else(|| refused(format!("{id} has lost its place here")))?;
+        let vm = incoming.vm().ok_or_else(|| refused(format!("{id} has no QEMU here")).retryable())?;
         match vm.qemu.qmp().query_migrate().await.map_err(|error| error.report())?.status {
             MigrationStatus::None => {}
             _ => return Ok(None),
@@ -161,19 +193,13 @@ impl LocalAttempt {
         Ok(Some(Box::new(StateSink { file, state, incoming, vm })))
     }
 
-    /// What comes in under that number from that host.
-    fn coming_in(&self, from: HostId, id: &MigrationId) -> Result<(Option<Arc<Incoming>>, Arc<LocalVm>), Report> {
+    /// Whether that migration comes in here from that host.
+    fn comes_in(&self, from: HostId, id: &MigrationId) -> Result<(), Report> {
         let state = self.cluster.state();
-        let ours = state.migration(id).is_some_and(|migration| migration.from == from && migration.to == self.me());
-        if !ours {
-            let title = format!("{id} does not come in here from that host");
-            return Err(Report::new(ErrorCode::Denied, title));
+        if state.migration(id).is_some_and(|migration| migration.from == from && migration.to == self.me()) {
+            return Ok(());
         }
-        let incoming = self.incoming(id);
-        // In a post-copy the VM is this host's already while pages come in.
-        let vm = incoming.as_ref().and_then(|incoming| incoming.vm()).or_else(|| self.vm(&id.vm.name));
-        vm.map(|vm| (incoming, vm))
-            .ok_or_else(|| Report::new(ErrorCode::MigrationRefused, format!("{id} has no QEMU here")).retryable())
+        Err(Report::new(ErrorCode::Denied, format!("{id} does not come in here from that host")))
     }
 }
 

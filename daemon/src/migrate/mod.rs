@@ -35,5 +35,6 @@ pub mod rules;
 pub mod send;
 mod sender;
 pub mod source;
+mod unheard;
 
 pub(crate) use self::preflight::Difference;

@@ -241,11 +241,14 @@ impl LocalAttempt {
     pub(crate) async fn recover_incoming(&self, id: &MigrationId, transport: Transport) -> Result<String, Report> {
         let missing = || Report::new(ErrorCode::MigrationRefused, format!("{id} is not here")).retryable();
         let incoming = self.incoming(id).ok_or_else(missing)?;
-        let vm = self.vm(&id.vm.name).or_else(|| incoming.vm()).ok_or_else(missing)?;
+        let Some(vm) = self.vm(&id.vm.name).or_else(|| incoming.vm()) else {
+            let guard = incoming.unheard().ok_or_else(missing)?;
+            return self.recover_unheard(&incoming, transport, &guard).await;
+        };
         let qmp = vm.qemu.qmp();
         // Out of band only: QEMU's main loop may itself be waiting for a page that is missing.
         let mut events = qmp.events();
-        let refused = match self.open_inlet(&incoming, &vm, transport, Listen::Again).await {
+        let refused = match self.open_inlet(&incoming, transport, Listen::Again(qmp)).await {
             Ok(there) => return Ok(there),
             Err(report) => report,
         };
@@ -255,7 +258,7 @@ impl LocalAttempt {
         tokio::select! {
             seen = events.wait_for(paused, Instant::now() + PAUSES) => {
                 seen.map_err(|_| refused.retryable())?;
-                let again = self.open_inlet(&incoming, &vm, transport, Listen::Again).await;
+                let again = self.open_inlet(&incoming, transport, Listen::Again(qmp)).await;
                 again.map_err(Report::retryable)
             }
             ended = vm.ended() => Err(lost_with(id, &ended, "the destination QEMU ended")),

@@ -34,6 +34,7 @@ use super::{
     receiver::Receiver,
 };
 use crate::{
+    guard::GuardHandle,
     party::{
         attempt::{DECIDES, LocalAttempt},
         failure::caused,
@@ -69,6 +70,8 @@ pub struct Incoming {
     prepared: watch::Sender<Option<Result<Prepared, Report>>>,
     pub(super) arrival: watch::Sender<Option<Arrival>>,
     vm: Mutex<Option<Arc<LocalVm>>>,
+    /// The guard of its QEMU while that does not answer this daemon.
+    unheard: Mutex<Option<GuardHandle>>,
     /// Our end of a descriptor that QEMU reads from, until a connection is carried to it.
     held: Mutex<Option<UnixStream>>,
     /// The file that QEMU reads from, as long as it does.
@@ -76,13 +79,14 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    fn new(id: MigrationId) -> Arc<Self> {
+    pub(super) fn new(id: MigrationId) -> Arc<Self> {
         Arc::new(Self {
             id,
             state: watch::Sender::new(IncomingState::Receiving),
             prepared: watch::Sender::new(None),
             arrival: watch::Sender::new(None),
             vm: Mutex::default(),
+            unheard: Mutex::default(),
             held: Mutex::default(),
             state_file: Mutex::default(),
         })
@@ -113,6 +117,15 @@ impl Incoming {
 
     pub(super) fn set_vm(&self, vm: Option<Arc<LocalVm>>) -> Option<Arc<LocalVm>> {
         std::mem::replace(&mut *self.vm.lock().unwrap_or_else(PoisonError::into_inner), vm)
+    }
+
+    /// The guard of its QEMU, as long as that does not answer this daemon.
+    pub(crate) fn unheard(&self) -> Option<GuardHandle> {
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_unheard(&self, guard: Option<GuardHandle>) -> Option<GuardHandle> {
+        std::mem::replace(&mut *self.unheard.lock().unwrap_or_else(PoisonError::into_inner), guard)
     }
 
     /// Its QEMU, which the caller ends.
@@ -223,7 +236,7 @@ impl LocalAttempt {
         // Started here, where nobody waits for it, and not when the guest stands still.
         self.guard(&vm).await?;
         let events = qmp.events();
-        let uri = self.open_inlet(incoming, &vm, transport, Listen::First).await?;
+        let uri = self.open_inlet(incoming, transport, Listen::First(qmp)).await?;
         let disk = match asked.copies_upon {
             Some(_) => Some(self.open_disks(&vm).await?),
             None => None,
@@ -296,18 +309,21 @@ impl LocalAttempt {
     /// Takes up again what came in here when the daemon ended.
     pub(crate) async fn resume_incoming(self: &Arc<Self>, record: &state::Migration, vm: Arc<LocalVm>) {
         let (incoming, made) = self.incoming_or(&record.id, || Incoming::new(record.id.clone()));
-        if !made {
-            return;
+        if made {
+            self.resume_receiving(incoming, record.dest_loaded, vm).await;
         }
+    }
+
+    pub(super) async fn resume_receiving(self: &Arc<Self>, incoming: Arc<Incoming>, voted: bool, vm: Arc<LocalVm>) {
         let events = vm.qemu.qmp().events();
         incoming.set_vm(Some(vm.clone()));
         let status = vm.qemu.qmp().query_migrate().await.map(|info| info.status);
-        let phase = if record.dest_loaded { Phase::Voted } else { Phase::Receiving };
+        let phase = if voted { Phase::Voted } else { Phase::Receiving };
         let replay = status.ok().map(Event::Qemu);
         let capabilities = vm.qemu.qmp().query_migrate_capabilities().await;
         let postcopy = capabilities.is_ok_and(|all| all.get("postcopy-ram").is_some_and(|on| *on));
         // When it was is not on record.
-        let loaded = record.dest_loaded.then(Instant::now);
+        let loaded = voted.then(Instant::now);
         let receiver = Receiver { attempt: self.clone(), incoming, vm, events, phase, postcopy, replay, loaded };
         tokio::spawn(receiver.run());
     }

@@ -4,10 +4,11 @@ use std::{collections::BTreeSet, io, path::PathBuf, sync::Arc, time::Duration};
 
 use rustix::process::{Signal, pidfd_send_signal};
 use vt_protocol::ids::{AttemptId, Name};
+use vt_sync::state::Phase;
 
 use super::{attempt::LocalAttempt, places::Places};
 use crate::qemu::{
-    Found, Vm,
+    VmProcess,
     process::{Process, ProcessId, boot_id, open_pidfd, processes_with, stat},
     record::VmRecord,
     remains,
@@ -63,21 +64,34 @@ pub(super) async fn remove_cgroup(attempt: &LocalAttempt) {
 /// Finds the QEMUs of an attempt again after a restart of the daemon: running VMs, and migrations that come in.
 pub(super) async fn take_up(attempt: &Arc<LocalAttempt>) {
     for dir in run_dirs(&attempt.places, attempt.id) {
-        let vm = match Vm::find(&dir).await {
-            Ok(Found::Running(vm)) => *vm,
-            Ok(Found::Ended | Found::Nothing) => continue,
+        let lost = |error| attempt.evidence.events.warn(format!("{} was not found again: {error}", dir.display()));
+        let found = match VmProcess::find(&dir) {
+            Ok(Some(found)) => found,
+            Ok(None) => continue,
             Err(error) => {
-                attempt.evidence.events.warn(format!("a VM in {} was not found again: {error}", dir.display()));
+                lost(error);
                 continue;
             }
         };
         let state = attempt.cluster.state();
-        let record = state.vms.get(vm.id());
+        let record = state.vms.get(found.id());
         let migration = record.and_then(|record| record.migration.clone());
         let mine = record.is_some_and(|record| record.owner == attempt.me());
-        attempt.evidence.events.say(format!("found {} again (QEMU process {})", vm.id(), vm.pid()));
+        attempt.evidence.events.say(format!("found {} again (QEMU process {})", found.id(), found.process().pid()));
+        let incoming = migration.as_ref().filter(|migration| found.record().incoming && migration.to == attempt.me());
+        if let Some(moved) = incoming.filter(|migration| matches!(migration.phase, Phase::Moved { .. })) {
+            attempt.resume_moved(moved, found);
+            continue;
+        }
+        let vm = match found.connect().await {
+            Ok(Some(vm)) => vm,
+            Ok(None) => continue,
+            Err(error) => {
+                lost(error);
+                continue;
+            }
+        };
         match migration {
-            // Also where it has moved here and was not let run yet: the receiver reads the decision and does.
             Some(migration) if vm.record().incoming && migration.to == attempt.me() => {
                 let disk = attempt.places.disk(vm.id());
                 let vm = super::local_vm::LocalVm::new(vm, disk, record.map(|record| record.epoch).unwrap_or_default());
@@ -95,7 +109,7 @@ pub(super) async fn take_up(attempt: &Arc<LocalAttempt>) {
     }
     let state = attempt.cluster.state();
     let coming = state.vms.values().filter_map(|vm| vm.migration.as_ref()).filter(|migration| {
-        let prepared = matches!(migration.phase, vt_sync::state::Phase::Prepared { .. });
+        let prepared = matches!(migration.phase, Phase::Prepared { .. });
         migration.id.vm.attempt == attempt.id && migration.to == attempt.me() && prepared && !migration.dest_loaded
     });
     for lost in coming.filter(|migration| attempt.incoming(&migration.id).is_none()) {

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     guard::{GuardHandle, GuardSetup, GuardState, clock::BootTime},
     migrate::receive::capabilities,
-    qemu::{Vm, VmError, command_line::seen_by_guest, qmp::QmpError},
+    qemu::{Vm, VmError, VmProcess, command_line::seen_by_guest, qmp::QmpError},
 };
 
 /// Before a guard is asked again to let a VM run.
@@ -102,7 +102,7 @@ impl LocalVm {
         });
     }
 
-    fn set_guard(&self, guard: GuardHandle) {
+    pub(crate) fn set_guard(&self, guard: GuardHandle) {
         *self.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(guard);
     }
 
@@ -206,6 +206,10 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
+    pub(crate) fn new(fenced: bool, died: VmError) -> Self {
+        Self { fenced, died }
+    }
+
     /// What a user is told: `title` under `code`, unless its guard ended it. With QEMU's last words.
     pub(crate) fn report(&self, code: ErrorCode, title: impl Into<String>) -> Report {
         let title = title.into();
@@ -246,6 +250,12 @@ impl LocalAttempt {
         if vm.guard().is_some() {
             return Ok(());
         }
+        vm.set_guard(self.guard_of(vm.qemu.at()).await?);
+        Ok(())
+    }
+
+    /// The guard of a QEMU of this host, found or started.
+    pub(crate) async fn guard_of(&self, qemu: &VmProcess) -> Result<GuardHandle, Report> {
         let mut renewed = self.renewed.clone();
         let held = timeout(DECIDES, renewed.wait_for(Option::is_some)).await;
         let Some(renewed_at) = held.ok().and_then(|held| held.ok().and_then(|held| *held)) else {
@@ -253,16 +263,18 @@ impl LocalAttempt {
         };
         let setup =
             GuardSetup { vtd: self.places.vtd.clone(), times: self.places.guard, cgroups: self.places.cgroups.clone() };
-        let guard = GuardHandle::start(&vm.qemu, setup, renewed_at).await.map_err(|error| error.report())?;
-        vm.set_guard(guard);
-        Ok(())
+        GuardHandle::start(qemu, setup, renewed_at).await.map_err(|error| error.report())
     }
 
     /// Tells every guard of a renewal and waits for none: one that is slow must not keep the others from their time. A VM
     /// that its guard has paused goes on only where this host owns it as before.
     pub(crate) fn extend_guards(&self, at: BootTime) {
         let state = self.cluster.state();
-        let incoming = self.all_incoming().into_iter().filter_map(|incoming| incoming.vm());
+        let incoming = self.all_incoming();
+        for guard in incoming.iter().filter_map(|incoming| incoming.unheard()) {
+            guard.extend(at);
+        }
+        let incoming = incoming.into_iter().filter_map(|incoming| incoming.vm());
         for vm in self.vms().into_iter().chain(incoming) {
             let Some(guard) = vm.guard() else { continue };
             guard.extend(at);

@@ -33,7 +33,7 @@ use crate::guard;
 pub use self::{
     command_line::{Boot, Disk, Resolved},
     sampler::Sampler,
-    vm::{Channel, Ending, Found, Vm, VmError, VmPlaces, VmSetup},
+    vm::{Channel, Ending, Found, Vm, VmError, VmPlaces, VmProcess, VmSetup},
 };
 
 /// Words of vtd that are for itself and must not start a runtime: `vtd launch …`, `vtd guard …`, `vtd pipe …`. Called first in `main`; `None` when

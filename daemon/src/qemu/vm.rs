@@ -185,12 +185,18 @@ impl VmError {
     }
 }
 
-/// A running VM. Cheap to clone; dropping it leaves QEMU running.
+/// The process of a VM, whether or not its monitor is connected. Cheap to clone; dropping it leaves QEMU running.
 #[derive(Debug, Clone)]
-pub struct Vm {
+pub struct VmProcess {
     record: VmRecord,
     run_dir: PathBuf,
     process: Process,
+}
+
+/// A running VM. Cheap to clone; dropping it leaves QEMU running.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    at: VmProcess,
     qmp: Qmp,
     transcript: Transcript,
 }
@@ -295,7 +301,7 @@ impl Vm {
             }
         };
         undo.keep();
-        Ok(Self { record, run_dir, process, qmp, transcript })
+        Ok(Self { at: VmProcess { record, run_dir, process }, qmp, transcript })
     }
 
     /// Finds the VM of a run folder again and connects its monitor.
@@ -303,35 +309,131 @@ impl Vm {
         if !run_dir.exists() {
             return Ok(Found::Nothing);
         }
+        let Some(found) = VmProcess::find(run_dir)? else { return Ok(Found::Ended) };
+        Ok(found.connect().await?.map_or(Found::Ended, |vm| Found::Running(Box::new(vm))))
+    }
+
+    /// Its process.
+    pub fn at(&self) -> &VmProcess {
+        &self.at
+    }
+
+    /// Which VM.
+    pub fn id(&self) -> &VmId {
+        self.at.id()
+    }
+
+    /// What is on disk about it.
+    pub fn record(&self) -> &VmRecord {
+        &self.at.record
+    }
+
+    /// Its run folder.
+    pub fn run_dir(&self) -> &Path {
+        &self.at.run_dir
+    }
+
+    /// The folder of its evidence.
+    pub fn evidence(&self) -> &Path {
+        &self.at.record.evidence
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.at.process.pid()
+    }
+
+    /// QEMU's process.
+    pub fn process(&self) -> &Process {
+        &self.at.process
+    }
+
+    /// Its monitor.
+    pub fn qmp(&self) -> &Qmp {
+        &self.qmp
+    }
+
+    /// The monitor's transcript.
+    pub fn transcript(&self) -> &Transcript {
+        &self.transcript
+    }
+
+    /// The socket of a channel into the guest. QEMU serves one connection at a time on each.
+    pub fn socket(&self, channel: Channel) -> PathBuf {
+        self.run_dir().join(match channel {
+            Channel::Console => CONSOLE_SOCKET,
+            Channel::Agent => AGENT_SOCKET,
+            Channel::Probe => PROBE_SOCKET,
+        })
+    }
+
+    /// The monitor's socket that is kept for the guard.
+    pub fn guard_monitor(&self) -> PathBuf {
+        self.run_dir().join(GUARD_QMP_SOCKET)
+    }
+
+    /// Waits for QEMU's end and says how it ended, with its last words.
+    pub async fn died(&self) -> VmError {
+        self.at.died().await
+    }
+
+    /// Ends QEMU (politely, then not) and gives back everything but the evidence.
+    pub async fn teardown(self) -> Ending {
+        if self.process().exit().is_none() && self.qmp.is_open() {
+            let quit = timeout(QUIT_TIMEOUT, async {
+                let _ = self.qmp.quit().await;
+                self.process().ended().await
+            });
+            if quit.await.is_err() {
+                tracing::warn!(vm = %self.id(), "QEMU does not quit: it is killed");
+            }
+        }
+        self.clear().await
+    }
+
+    /// Kills QEMU at once and gives back everything but the evidence.
+    pub async fn kill(self) -> Ending {
+        self.clear().await
+    }
+
+    async fn clear(self) -> Ending {
+        let ended = self.at.end().await;
+        self.qmp.close();
+        self.transcript.flush().await;
+        self.at.clear(ended).await
+    }
+}
+
+impl VmProcess {
+    /// Finds the process of the VM of a run folder again; `None`: it has ended.
+    pub fn find(run_dir: &Path) -> Result<Option<Self>, VmError> {
         let record = VmRecord::read(run_dir).map_err(VmError::io("read record in", run_dir))?;
-        let Some(mut record) = record else { return Ok(Found::Ended) };
-        let id = match &record.process {
-            Some(id) => id.clone(),
-            // The daemon ended between start and record.
-            None => match remains::qemu_of(run_dir) {
-                Some(id) => id,
-                None => return Ok(Found::Ended),
-            },
-        };
+        let Some(mut record) = record else { return Ok(None) };
+        // Without one the daemon ended between start and record.
+        let Some(id) = record.process.clone().or_else(|| remains::qemu_of(run_dir)) else { return Ok(None) };
         let Some(process) = Process::attach(&id).map_err(VmError::io("find QEMU of", run_dir))? else {
-            return Ok(Found::Ended);
+            return Ok(None);
         };
         if record.process.is_none() {
             record.process = Some(id);
             record.write(run_dir).map_err(VmError::io("write record in", run_dir))?;
         }
-        let transcript_file = record.evidence.join(TRANSCRIPT_FILE);
+        Ok(Some(Self { record, run_dir: run_dir.to_owned(), process }))
+    }
+
+    /// Connects its monitor; `None`: it has ended.
+    pub async fn connect(self) -> Result<Option<Vm>, VmError> {
+        let transcript_file = self.record.evidence.join(TRANSCRIPT_FILE);
         let transcript = Transcript::append(&transcript_file).await.map_err(VmError::io("write", &transcript_file))?;
-        let vm = record.spec.id.clone();
-        let monitor = run_dir.join(QMP_SOCKET);
-        tokio::select! {
+        let monitor = self.run_dir.join(QMP_SOCKET);
+        let qmp = tokio::select! {
             biased;
-            _ = process.ended() => Ok(Found::Ended),
+            _ = self.process.ended() => return Ok(None),
             qmp = first_connection(&monitor, &transcript) => {
-                let qmp = qmp.map_err(|source| VmError::Silent { vm, source })?;
-                Ok(Found::Running(Box::new(Self { record, run_dir: run_dir.to_owned(), process, qmp, transcript })))
+                qmp.map_err(|source| VmError::Silent { vm: self.id().clone(), source })?
             }
-        }
+        };
+        Ok(Some(Vm { at: self, qmp, transcript }))
     }
 
     /// Which VM.
@@ -349,43 +451,9 @@ impl Vm {
         &self.run_dir
     }
 
-    /// The folder of its evidence.
-    pub fn evidence(&self) -> &Path {
-        &self.record.evidence
-    }
-
-    /// QEMU's process id.
-    pub fn pid(&self) -> u32 {
-        self.process.pid()
-    }
-
     /// QEMU's process.
     pub fn process(&self) -> &Process {
         &self.process
-    }
-
-    /// Its monitor.
-    pub fn qmp(&self) -> &Qmp {
-        &self.qmp
-    }
-
-    /// The monitor's transcript.
-    pub fn transcript(&self) -> &Transcript {
-        &self.transcript
-    }
-
-    /// The socket of a channel into the guest. QEMU serves one connection at a time on each.
-    pub fn socket(&self, channel: Channel) -> PathBuf {
-        self.run_dir.join(match channel {
-            Channel::Console => CONSOLE_SOCKET,
-            Channel::Agent => AGENT_SOCKET,
-            Channel::Probe => PROBE_SOCKET,
-        })
-    }
-
-    /// The monitor's socket that is kept for the guard.
-    pub fn guard_monitor(&self) -> PathBuf {
-        self.run_dir.join(GUARD_QMP_SOCKET)
     }
 
     /// Waits for QEMU's end and says how it ended, with its last words.
@@ -399,40 +467,18 @@ impl Vm {
         }
     }
 
-    /// Ends QEMU (politely, then not) and gives back everything but the evidence.
-    pub async fn teardown(self) -> Ending {
-        if self.process.exit().is_none() && self.qmp.is_open() {
-            let quit = timeout(QUIT_TIMEOUT, async {
-                let _ = self.qmp.quit().await;
-                self.process.ended().await
-            });
-            if quit.await.is_err() {
-                tracing::warn!(vm = %self.id(), "QEMU does not quit: it is killed");
-            }
+    /// Kills QEMU; says how it ended, and what could not be done.
+    async fn end(&self) -> (Exit, Vec<String>) {
+        let pid = self.process.pid();
+        match self.process.kill_and_wait(KILL_TIMEOUT).await {
+            Ok(Some(exit)) => (exit, Vec::new()),
+            Ok(None) => (Exit::Unknown, vec![format!("process {pid} does not end after SIGKILL")]),
+            Err(error) => (Exit::Unknown, vec![format!("process {pid}: {error}")]),
         }
-        self.clear().await
     }
 
-    /// Kills QEMU at once and gives back everything but the evidence.
-    pub async fn kill(self) -> Ending {
-        self.clear().await
-    }
-
-    async fn clear(self) -> Ending {
-        let mut left = Vec::new();
-        let exit = match self.process.kill_and_wait(KILL_TIMEOUT).await {
-            Ok(Some(exit)) => exit,
-            Ok(None) => {
-                left.push(format!("process {} does not end after SIGKILL", self.pid()));
-                Exit::Unknown
-            }
-            Err(error) => {
-                left.push(format!("process {}: {error}", self.pid()));
-                Exit::Unknown
-            }
-        };
-        self.qmp.close();
-        self.transcript.flush().await;
+    /// Gives back everything but the evidence.
+    async fn clear(self, (exit, mut left): (Exit, Vec<String>)) -> Ending {
         let run_dir = self.run_dir.clone();
         let cleared = tokio::task::spawn_blocking(move || remains::clear(&run_dir)).await;
         left.extend(cleared.unwrap_or_else(|error| vec![format!("clearing up: {error}")]));
