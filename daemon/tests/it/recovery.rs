@@ -199,6 +199,46 @@ async fn a_host_comes_back_past_every_date_of_its_certificate() {
     daemons.all[leader].ask(&lead).await.unwrap();
 }
 
+/// Removes a host that is gone.
+async fn remove(by: &Daemon, name: &str) {
+    by.wait("aware of the lost host", |status| {
+        status.hosts.iter().any(|host| host.name.as_str() == name && host.state != "live")
+    })
+    .await;
+    let remove = HostChange { request: RequestId::random(), host: name.parse().unwrap(), what: Change::Remove };
+    by.ask(&AdminRequest::HostChange(remove)).await.unwrap();
+}
+
+#[tokio::test]
+async fn one_changed_bit_in_the_log_stops_its_host_at_the_start_and_the_way_back_it_says_leads_back() {
+    let mut daemons = Daemons::cluster(3).await;
+    let leader = daemons.leader(0).await;
+    let hurt = (leader + 1) % 3;
+    let made = daemons.all[leader].token().await.id;
+    let (name, data) = (daemons.all[hurt].name.clone(), daemons.all[hurt].dir.join("data"));
+    daemons.all[hurt].kill();
+    let log = data.join("raft/raft.log");
+    let mut bytes = fs::read(&log).unwrap();
+    let used: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at] != 0).collect();
+    bytes[used[used.len() / 2]] ^= 1;
+    fs::write(&log, bytes).unwrap();
+
+    daemons.all[hurt].spawn();
+    let status = daemons.all[hurt].ended().await;
+    assert!(!status.success(), "it goes on with a damaged log");
+    let told = daemons.all[hurt].log();
+    for word in ["is damaged", "vtctl host remove", "move the data directory away", "join afresh"] {
+        assert!(told.contains(word), "it does not say {word:?}: {told}");
+    }
+
+    remove(&daemons.all[leader], &name).await;
+    fs::rename(&data, data.with_extension("damaged")).unwrap();
+    daemons.all[hurt].start().await;
+    rejoin(&daemons.all[hurt], &daemons.all[leader]).await;
+    daemons.settled(3).await;
+    assert!(tokens(&daemons.all[hurt]).await.contains(&made), "it has what the others had kept");
+}
+
 #[tokio::test]
 async fn a_host_without_its_data_joins_afresh_and_its_old_id_stays_refused() {
     let mut daemons = Daemons::cluster(3).await;
@@ -215,13 +255,7 @@ async fn a_host_without_its_data_joins_afresh_and_its_old_id_stays_refused() {
     let token = daemons.all[leader].token().await;
     let refused = daemons.all[lost].join(&token.text).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::NameTaken, "{refused:?}");
-    let remove = HostChange { request: RequestId::random(), host: name.parse().unwrap(), what: Change::Remove };
-    daemons.all[leader]
-        .wait("aware of the lost host", |status| {
-            status.hosts.iter().any(|host| host.name.as_str() == name && host.state != "live")
-        })
-        .await;
-    daemons.all[leader].ask(&AdminRequest::HostChange(remove)).await.unwrap();
+    remove(&daemons.all[leader], &name).await;
     daemons.all[lost].join(&token.text).await.unwrap();
     daemons.settled(3).await;
     let after = id(&daemons.all[leader].status().await.unwrap()).unwrap();
