@@ -64,6 +64,11 @@ impl Words {
     }
 }
 
+/// The number of a trace: another run of its seed has the same.
+pub fn hash(trace: &[String]) -> String {
+    blake3::hash(trace.join("\n").as_bytes()).to_hex().to_string()
+}
+
 /// Does it with that rule broken.
 ///
 /// # Errors

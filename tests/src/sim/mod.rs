@@ -3,7 +3,7 @@
 //!
 //! The daemons' own loops run here: sessions, the keeper, the scheduler, over real replicas; the policy of members; and
 //! the [`crate::twin`] for parties, movements and guards. Hosts lose their power, daemons are killed or frozen, disks are
-//! full, links are cut in one or both directions, messages take random times, clocks drift. Then all is healed: the
+//! full, links are cut in every shape and direction, messages take random times, clocks drift. Then all is healed: the
 //! cluster must go on, every case must come to its verdict, and nothing may run any more.
 //!
 //! A seed is its run, to the last line: ids, timers and what a disk loses come from it ([`vt_protocol::chance`]), and
@@ -41,7 +41,7 @@ use self::{
     oracle::Oracle,
     trouble::Trouble,
 };
-use crate::{drift::DriftingClock, twin::copy::transfer};
+use crate::{drift::DriftingClock, seeds, twin::copy::transfer};
 
 const HOSTS: [HostId; 3] = [HostId(1), HostId(2), HostId(3)];
 const CLIENTS: usize = 2;
@@ -95,7 +95,7 @@ pub struct Run {
 impl Run {
     /// A number that two runs share if and only if they did the same at the same times.
     pub fn hash(&self) -> String {
-        blake3::hash(self.trace.join("\n").as_bytes()).to_hex().to_string()
+        seeds::hash(&self.trace)
     }
 }
 

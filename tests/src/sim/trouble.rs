@@ -114,21 +114,7 @@ impl Trouble {
                 let at = rng.random_range(0..self.down.len());
                 self.start(sim, at);
             }
-            60..70 => {
-                for other in HOSTS.into_iter().filter(|other| *other != host) {
-                    sim.partition(name(host), name(other));
-                    self.cuts.extend([(host, other), (other, host)]);
-                }
-                self.note(format!("{} is cut off", name(host)));
-            }
-            70..78 => {
-                let other = *HOSTS.choose(rng).expect("there are hosts");
-                if other != host {
-                    sim.partition_oneway(name(host), name(other));
-                    self.cuts.push((host, other));
-                    self.note(format!("{} does not reach {}", name(host), name(other)));
-                }
-            }
+            60..78 => self.cut(sim, host, rng),
             78..82 => {
                 self.disk(host).refuse(Some(std::io::ErrorKind::StorageFull));
                 self.note(format!("the disk of {} is full", name(host)));
@@ -144,6 +130,28 @@ impl Trouble {
             }
             _ => self.repair(sim),
         }
+    }
+
+    /// Cuts links around a host, in any of the shapes that three hosts can be parted in.
+    fn cut(&mut self, sim: &mut Sim<'_>, host: HostId, rng: &mut StdRng) {
+        let others: Vec<HostId> = HOSTS.into_iter().filter(|other| *other != host).collect();
+        let other = *others.choose(rng).expect("there are hosts");
+        let from = |one: HostId| HOSTS.into_iter().filter(move |other| *other != one).map(move |other| (one, other));
+        let to = |one: HostId| from(one).map(|(one, other)| (other, one));
+        let (one, two) = (name(host), name(other));
+        let (links, what): (Vec<_>, _) = match rng.random_range(0..18) {
+            0..7 => (from(host).chain(to(host)).collect(), format!("{one} is cut off")),
+            7..11 => (vec![(host, other)], format!("{one} does not reach {two}")),
+            11..13 => (vec![(host, other), (other, host)], format!("{one} and {two} do not reach each other")),
+            13..15 => (from(host).collect(), format!("{one} reaches nobody")),
+            15..17 => (to(host).collect(), format!("nobody reaches {one}")),
+            _ => (HOSTS.into_iter().flat_map(from).collect(), "nobody reaches anybody".to_owned()),
+        };
+        for (one, other) in links {
+            sim.partition_oneway(name(one), name(other));
+            self.cuts.push((one, other));
+        }
+        self.note(what);
     }
 
     fn repair(&mut self, sim: &mut Sim<'_>) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! model [--minutes N | --runs N] [--from SEED]     walks seeds in order; says which one broke a rule, and how
-//! model --reproduce SEED                           one walk, told line by line
+//! model --reproduce SEED                           one walk, told line by line, with the number of its trace
 //! model --mutation NAME …                          with a rule broken on purpose (debug builds)
 //! ```
 
@@ -10,7 +10,7 @@ use std::{process::ExitCode, time::Instant};
 
 use vt_tests::{
     model,
-    seeds::{Words, with},
+    seeds::{Words, hash, with},
 };
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -22,9 +22,11 @@ fn main() -> anyhow::Result<ExitCode> {
 }
 
 fn tell(seed: u64) -> ExitCode {
-    for line in model::tell(seed) {
+    let trace = model::tell(seed);
+    for line in &trace {
         println!("{line}");
     }
+    println!("trace {}", hash(&trace));
     many(&Words { count: Some(1), from: seed, ..Words::default() })
 }
 
