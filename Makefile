@@ -95,15 +95,17 @@ $(REFERENCE):
 	$@.new/bin/pip install --quiet avocado-framework-plugin-vt==113.0
 	mv $@.new $@
 
-# Seeds are printed: a failure can be done again.
-proofs: build
-	target/debug/vtctl image build --if-missing
-	VTMESH_JOINS=100 cargo test --locked -p vt-daemon --test mesh joins_survive -- --nocapture
-	VTMESH_FLIPS=2000 cargo test --locked -p vt-sync --test it damage -- --nocapture
-	VTMESH_POWER_SEEDS=1000 cargo test --locked -p vt-tests --test it disk:: -- --nocapture
-	VTMESH_LEADER_DEATHS=20 cargo test --locked -p vt-sync --test it leader_dies -- --nocapture
-	VTMESH_MOVES=20 cargo test --locked -p vt-tests --test it where_nothing_is_shared -- --nocapture
-	VTMESH_REBOOTS=20 cargo test --locked -p vt-ctl --test image is_found -- --nocapture --test-threads 1
+# Seeds are printed: a failure can be done again. The profile is fast enough to count to the end and keeps every check.
+PROVE = cargo test --locked --profile proofs
+proofs: setup
+	cargo build --locked --profile proofs --workspace --bins
+	target/proofs/vtctl image build --if-missing
+	VTMESH_FLIPS=2000 $(PROVE) -p vt-sync --test it damage -- --nocapture
+	VTMESH_POWER_SEEDS=1000 $(PROVE) -p vt-tests --test it disk:: -- --nocapture
+	VTMESH_LEADER_DEATHS=20 $(PROVE) -p vt-sync --test it leader_dies -- --nocapture
+	VTMESH_JOINS=100 $(PROVE) -p vt-daemon --test mesh joins_survive -- --nocapture
+	VTMESH_MOVES=20 $(PROVE) -p vt-tests --test it where_nothing_is_shared -- --nocapture
+	VTMESH_REBOOTS=20 $(PROVE) -p vt-ctl --test image is_found -- --nocapture --test-threads 1
 
 MINUTES ?= 60
 # One seed where SEED is given by the user.
@@ -117,7 +119,11 @@ sim:
 
 # The table of attacks and what each was refused with.
 attacks: build
-	cargo nextest run --locked -p vt-tests --no-capture attacks::
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	  cargo nextest run --locked -p vt-tests --no-capture attacks::; \
+	else \
+	  cargo test --locked -p vt-tests --test it attacks:: -- --nocapture --test-threads 1; \
+	fi
 
 FUZZ_SECONDS ?= 600
 
