@@ -131,7 +131,7 @@ pub fn play(ground: &mut Ground, cell: Cell, seed: u64) -> Found {
 }
 
 /// Plays a cell on a ground, to the end.
-pub fn play_once(ground: &mut Ground, cell: Cell, seed: u64) -> Found {
+fn play_once(ground: &mut Ground, cell: Cell, seed: u64) -> Found {
     let begun = Instant::now();
     let mut found = Found {
         cell: cell.to_string(),

@@ -128,5 +128,5 @@ fn a_barrier_that_lets_go_too_early_is_caught() {
 
 #[test]
 fn an_epoch_that_is_over_and_counts_is_caught() {
-    is_caught(Mutation::StaleEpochAccepted, 1, "stale epoch");
+    is_caught(Mutation::StaleEpochAccepted, 11, "stale epoch");
 }

@@ -27,7 +27,7 @@ use vt_tests::{
         cell::Cell,
         ground::Ground,
         notice::{Dies, measure, percentile},
-        play::{Found, play, play_once},
+        play::{Found, play},
     },
     lab::vtctl,
 };
@@ -152,13 +152,13 @@ fn mutations(words: &Words) -> anyhow::Result<bool> {
     for (mutation, name) in CAUGHT_BY {
         let cell = Cell::named(name).with_context(|| format!("no cell {name}"))?;
         let mut ground = Ground::new(words.images.as_deref(), Some(mutation.name()))?;
-        let found = play_once(&mut ground, cell, words.seed);
-        // A fault that did not land has caught nothing.
+        // A fault that did not land has caught nothing: it is played again.
+        let found = play(&mut ground, cell, words.seed);
         let is_caught = !found.wrong.is_empty();
         println!(
             "{:<28} {name:<34} {}",
             mutation.name(),
-            if is_caught { result(&found) } else { "NOT CAUGHT".to_owned() }
+            if is_caught { result(&found) } else { format!("NOT CAUGHT: {}", result(&found)) }
         );
         caught += usize::from(is_caught);
     }
