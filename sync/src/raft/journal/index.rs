@@ -10,6 +10,9 @@ pub(super) struct Spot {
     pub(super) length: usize,
 }
 
+/// The last index that an entry may have.
+const LAST: u64 = u64::MAX >> 1;
+
 /// The spots of the entries there are: one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -32,9 +35,10 @@ impl Index {
         self.spots.get(usize::try_from(index.checked_sub(self.first)?).ok()?).copied()
     }
 
-    /// Adds an entry. It follows the last one, or entries up to `purged`, which stand in a snapshot.
+    /// Adds an entry. No log gets to [`LAST`]. It follows the last one, or entries up to `purged`, which stand in a snapshot.
     pub(super) fn push(&mut self, index: u64, spot: Spot, purged: Option<u64>) -> Result<(), String> {
         match self.last() {
+            _ if index > LAST => return Err(format!("entry {index} is behind every log")),
             Some(last) if index == last + 1 => {}
             Some(last) if index <= last || index.checked_sub(1) > purged => {
                 return Err(format!("entry {index} does not follow {last}"));
@@ -85,6 +89,7 @@ mod tests {
         assert_eq!((index.first(), index.last()), (Some((21, spot(210))), Some(21)));
         index.purge(30);
         assert_eq!((index.first(), index.last()), (None, None));
+        assert!(index.push(u64::MAX, spot(1), Some(u64::MAX - 1)).is_err());
         index.push(31, spot(310), Some(30)).unwrap();
         index.truncate(2);
         assert_eq!(index.last(), None);

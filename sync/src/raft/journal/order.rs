@@ -11,6 +11,9 @@ use std::{
 
 use super::{SEGMENT, sector::Head};
 
+/// No journal gets so far: what says it stands behind this is not where it was written.
+const LAST: u64 = u64::MAX >> 1;
+
 /// The order that was found.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Order {
@@ -35,7 +38,7 @@ impl Order {
             let mut newest = None;
             for (at, head) in (0..).zip(sectors) {
                 let Some(head) = head else { continue };
-                if head.position % SEGMENT != at {
+                if head.position % SEGMENT != at || head.position > LAST {
                     return Err(format!("sector {} stands in another's place", head.position));
                 }
                 newest = newest.max(Some(head.position / SEGMENT));
@@ -162,5 +165,6 @@ mod tests {
         let mut moved = segment(&[0..1]);
         moved.swap(0, 1);
         assert!(Order::of(&[moved]).is_err());
+        assert!(Order::of(&[segment(&[u64::MAX - 1..u64::MAX])]).is_err(), "no journal is so long");
     }
 }
