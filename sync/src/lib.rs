@@ -3,6 +3,8 @@
 pub mod answer;
 pub mod bounds;
 pub mod command;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod membership;
 pub mod mutation;
 pub mod raft;

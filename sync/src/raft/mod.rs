@@ -18,6 +18,8 @@ pub(crate) mod types;
 mod watch;
 mod wire;
 
+#[cfg(fuzzing)]
+pub use self::journal::fuzzing as journal_fuzzing;
 pub use self::{
     disk::StoreError,
     network::{RaftTransport, Unreachable},

@@ -10,7 +10,11 @@
 //! second is broken the daemon stops as well. What may not happen here: a batch begun before the one before it is on disk, or a
 //! write after one that failed.
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod index;
+#[cfg(any(test, fuzzing))]
+mod memory;
 mod order;
 mod sector;
 #[cfg(test)]
@@ -37,8 +41,9 @@ use super::{
 };
 use crate::stored::{RECORD_BYTES, Record, StoredRecord};
 
-/// Sectors of a segment. A batch lies in one segment, so the longest record has to fit into it.
-const SEGMENT: u64 = 4096;
+/// Sectors of a segment. A batch lies in one segment, so the longest record has to fit into it. Few for fuzz targets, which
+/// read whole files many times a second.
+const SEGMENT: u64 = if cfg!(fuzzing) { 16 } else { 4096 };
 const SEGMENT_BYTES: usize = SEGMENT as usize * SECTOR;
 /// Bytes before a record that say how long it is.
 const LENGTH: usize = 4;
@@ -206,9 +211,14 @@ impl Journal {
     fn content(&self, positions: Range<u64>) -> Result<Vec<u8>, StoreError> {
         let bytes = self.sectors(positions.clone())?;
         let mut content = Vec::with_capacity(bytes.len());
-        for (position, bytes) in positions.zip(bytes.chunks(SECTOR)) {
+        for (position, bytes) in positions.clone().zip(bytes.chunks(SECTOR)) {
             match sector::read(self.host, bytes) {
-                Found::Whole(head, part) if head.position == position => content.extend_from_slice(part),
+                // Records are found by how many bytes come before them: only the last sector may be less than full.
+                Found::Whole(head, part)
+                    if head.position == position && (part.len() == CONTENT || position + 1 == positions.end) =>
+                {
+                    content.extend_from_slice(part);
+                }
                 _ => return Err(damaged(format!("sector {position} of its journal is not as written"))),
             }
         }

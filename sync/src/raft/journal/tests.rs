@@ -1,35 +1,11 @@
 //! The journal over a file in memory.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
-use openraft::{EntryPayload, impls::leader_id_std::LeaderId, vote::RaftLeaderId};
-use redb::backends::InMemoryBackend;
-use vt_protocol::ids::RequestId;
-
-use super::*;
-use crate::command::{Request, SetSetting};
-
-/// A file that several journals open one after the other.
-#[derive(Debug, Clone)]
-struct Shared(Arc<InMemoryBackend>);
-
-impl StorageBackend for Shared {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, out)
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
-    }
-}
+use super::{
+    memory::{Shared, entry},
+    *,
+};
 
 /// A journal with what its store would remember of it.
 struct Fixture {
@@ -38,15 +14,9 @@ struct Fixture {
     journal: Journal,
 }
 
-fn entry(index: u64, bytes: usize) -> Entry {
-    let set = SetSetting { key: format!("k{index}"), value: Some("v".repeat(bytes)) };
-    let log_id = LogId::new(LeaderId { term: 1, voted_for: 1 }.to_committed(), index);
-    Entry { log_id, payload: EntryPayload::Normal(Request::with_id(RequestId(index.into()), set)) }
-}
-
 impl Fixture {
     fn new() -> Self {
-        let file = Shared(Arc::new(InMemoryBackend::new()));
+        let file = Shared::default();
         let (journal, committed) = Journal::open(Box::new(file.clone()), HostId(1), 0, None).unwrap();
         assert_eq!(committed, None);
         Self { file, segments: Mutex::new(0), journal }
