@@ -17,6 +17,9 @@ const QEMU_IMG: Tool = Tool {
     patience: Duration::from_secs(3600),
 };
 
+/// Most lines of a complaint that are quoted.
+const QUOTED_LINES: usize = 6;
+
 /// The exit code of `qemu-img check` for leaked clusters, which cost space and hurt nobody.
 const LEAKED: i32 = 3;
 
@@ -81,7 +84,9 @@ fn refused(said: &Said, title: &str) -> Report {
         true => Report::new(ErrorCode::DiskFull, format!("the pool is full: {title}")),
         false => Report::new(ErrorCode::ImageRefused, title),
     };
-    report.with("qemu-img", said.words())
+    // It may have a line for every cluster.
+    let words = said.words();
+    report.with("qemu-img", words.lines().take(QUOTED_LINES).collect::<Vec<_>>().join("\n"))
 }
 
 async fn run(words: &[&str], files: &[&Path]) -> Result<Said, Report> {
