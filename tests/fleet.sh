@@ -39,6 +39,10 @@ ExecStart=/bin/sh -c 'ip link set eth0 up && ip route add default via 10.88.0.1'
 [Install]
 WantedBy=multi-user.target
 UNIT
+  # A machine that is emulated on a busy box stands still for longer than a real one may.
+  mkdir -p "$root/etc/systemd/system/vtd.service.d" "$root/etc/systemd/system.conf.d"
+  printf '[Manager]\nDefaultTimeoutStartSec=900\n' >"$root/etc/systemd/system.conf.d/slow.conf"
+  printf '[Service]\nWatchdogSec=300\n' >"$root/etc/systemd/system/vtd.service.d/slow.conf"
   chroot "$root" systemctl --quiet enable fleet-address.service
   cp "$root"/boot/vmlinuz-* "$directory/vmlinuz"
   cp "$root"/boot/initrd.img-* "$directory/initrd"
@@ -81,7 +85,13 @@ inventory() {
     for host in "$@"; do printf '            %s: {ansible_host: %s}\n' "$host" "$(address "$host")"; done
     printf '    vtmesh_clients: {hosts: {}}\n  vars:\n    ansible_python_interpreter: /usr/bin/python3\n'
     printf '    vtmesh_cluster_name: fleet\n    vtmesh_package_directory: %s\n' "$directory/packages"
-    printf '    vtmesh_version: "%s"\n    vtmesh_settings: {host: {kind: vm}}\n    vtmesh_labels: {made: by-ansible}\n' "$version"
+    printf '    vtmesh_version: "%s"\n    vtmesh_labels: {made: by-ansible}\n' "$version"
+    cat <<'SETTINGS'
+    vtmesh_settings:
+      host: {kind: vm}
+      session: {renew: 6000, suspect: 15000, pause: 45000, kill: 60000, expire: 90000}
+      raft: {heartbeat_ms: 2000, election_ms: [10000, 20000]}
+SETTINGS
   } >"$work/inventory.yml"
 }
 address() { echo "10.88.0.1${1#lab}"; }
@@ -96,7 +106,7 @@ start() {
   ip tuntap add "tap$number" mode tap
   ip link set "tap$number" master br0 up
   qemu-img create -q -f qcow2 -b "$directory/machine.img" -F raw "$work/$host.qcow2"
-  qemu-system-x86_64 -accel "${FLEET_ACCELERATOR:-tcg,thread=multi}" -machine q35 -cpu max -m 1024 -display none -monitor none \
+  nice -n 19 qemu-system-x86_64 -accel "${FLEET_ACCELERATOR:-tcg,thread=multi}" -machine q35 -cpu max -m 1024 -display none -monitor none \
     -kernel "$directory/vmlinuz" -initrd "$directory/initrd" -serial "file:$work/$host.serial" \
     -append "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 systemd.hostname=$host fleet=$(address "$host")" \
     -drive "file=$work/$host.qcow2,if=virtio,cache=unsafe" -device virtio-rng-pci \
