@@ -149,7 +149,7 @@ fn a_name_that_a_bound_gives_is_found() {
 }
 
 fn lint(text: &str) -> Vec<String> {
-    let options = LintOptions { known_keys: Some(vec!["mem".into(), "used".into()]) };
+    let options = LintOptions { known_keys: Some(vec!["mem".into(), "used".into()]), ..LintOptions::default() };
     read(text).lint(&options).iter().map(ToString::to_string).collect()
 }
 
@@ -224,7 +224,7 @@ fn real_sets_have_their_known_mistakes() {
     let Some(config) = real_set("large-multi-host") else { return };
     // What the programs read; the files set something else, or nothing reads it at all.
     let known = ["migrate_timeout", "max_mig_downtime", "mem", "vms", "type", "shell_port", "mig_timeout"];
-    let options = LintOptions { known_keys: Some(known.map(str::to_owned).to_vec()) };
+    let options = LintOptions { known_keys: Some(known.map(str::to_owned).to_vec()), ..LintOptions::default() };
     let found: Vec<String> = config.lint(&options).iter().map(ToString::to_string).collect();
     assert_found(
         &found,

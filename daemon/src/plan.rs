@@ -1,15 +1,20 @@
-//! The plan of a job, opened: its matrix unpacked, and what is looked up in both for every case.
+//! The plan of a job, opened: its matrix unpacked, its scenario read where that is a file, and what is looked up in them for
+//! every case.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vt_protocol::{
-    ids::Digest,
+    error::{ErrorCode, Report},
+    ids::{Digest, Name},
     job::{MatrixView, Plan, PlannedCase},
-    matrix::{Matrix, MatrixError},
-    params::Params,
+    matrix::Matrix,
+    params::{Params, for_host},
 };
 
-use crate::scenario;
+use crate::scenario::{
+    self,
+    file::{self, ScenarioFile},
+};
 
 /// Plans kept in memory.
 const PLANS: usize = 4;
@@ -20,17 +25,24 @@ pub struct OpenPlan {
     plan: Plan,
     matrix: Option<Matrix>,
     digest: Option<Digest>,
+    file: Option<ScenarioFile>,
     /// What each case runs.
     scenarios: Vec<String>,
 }
 
 impl OpenPlan {
-    /// Unpacks the matrix.
+    /// Unpacks the matrix and reads the scenario's file.
     ///
     /// # Errors
-    /// It is no matrix, or too large.
-    pub fn new(plan: Plan) -> Result<Self, MatrixError> {
-        let matrix = plan.matrix.as_ref().map(|packed| packed.open()).transpose()?;
+    /// It is no matrix, or too large; or there are mistakes in the file.
+    pub fn new(plan: Plan) -> Result<Self, Report> {
+        let matrix = plan.matrix.as_ref().map(|packed| packed.open()).transpose().map_err(|error| {
+            Report::new(ErrorCode::BadConfig, "the matrix of the job cannot be used").caused_by(&error)
+        })?;
+        let file = match &plan.file {
+            Some(text) => Some(ScenarioFile::read(text).map_err(|mistakes| file::refused(&text.file, &mistakes))?),
+            None => None,
+        };
         let digest = plan.matrix.as_ref().map(|packed| packed.digest());
         let named = |case: &PlannedCase| {
             let of_variant = matrix.as_ref().zip(case.variant);
@@ -43,7 +55,7 @@ impl OpenPlan {
             }
         };
         let scenarios = plan.cases.iter().map(named).collect();
-        Ok(Self { plan, matrix, digest, scenarios })
+        Ok(Self { plan, matrix, digest, file, scenarios })
     }
 
     /// As it was sent.
@@ -68,6 +80,22 @@ impl OpenPlan {
         of_variant.unwrap_or_else(|| case.params.clone())
     }
 
+    /// The scenario in a file that a case of this name runs, where it runs one.
+    pub fn file(&self, scenario: &str) -> Option<&ScenarioFile> {
+        self.file.as_ref().filter(|file| file.name() == scenario)
+    }
+
+    /// The parameters of a case as the party at a place sees them: for a built-in scenario those of its one VM. `seed` is
+    /// what addresses are made of.
+    pub fn seen(&self, case: &PlannedCase, scenario: &str, place: usize, seed: &str) -> Params {
+        let params = self.params(case);
+        let names = |hosts: &[Name]| hosts.iter().map(|host| host.as_str().to_owned()).collect::<Vec<_>>();
+        match self.file(scenario) {
+            Some(_) => for_host(&params, &names(&case.hosts), place, seed),
+            None => scenario::seen_by(&params, &case.hosts, place, seed),
+        }
+    }
+
     /// The full name of a case's variant, where the case is called something else.
     pub fn variant(&self, case: &PlannedCase) -> Option<&str> {
         let name = self.matrix.as_ref().zip(case.variant).and_then(|(matrix, variant)| matrix.name(variant));
@@ -88,7 +116,8 @@ impl OpenPlan {
 
     /// What the job is called in lists: the scenario of all its cases, or `mixed`.
     pub fn label(&self) -> &str {
-        let mut names = self.scenarios.iter().filter(|name| scenario::find(name).is_some());
+        let known = |name: &&String| scenario::find(name).is_some() || self.file(name).is_some();
+        let mut names = self.scenarios.iter().filter(known);
         match names.next() {
             None => self.scenarios.first().map_or("", String::as_str),
             Some(first) if names.all(|name| name == first) => first,

@@ -49,7 +49,7 @@ fn arguments(text: &str) -> (Options, Vec<String>) {
 
 fn expand(config: &vt_cfg::Config, defaults: bool) {
     let _ = config.count();
-    let _ = config.lint(&LintOptions { known_keys: Some(vec!["x".into()]) });
+    let _ = config.lint(&LintOptions { known_keys: Some(vec!["x".into()]), ..LintOptions::default() });
     let names: Vec<_> = config.names().take(VARIANTS).collect();
     let mut json = Vec::new();
     for (i, variant) in config.variants().take(VARIANTS).enumerate() {

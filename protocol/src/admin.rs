@@ -11,9 +11,10 @@ use crate::{
     error::Report,
     facts::HostFacts,
     ids::{AttemptId, ClusterId, Digest, Epoch, HostId, JobId, Name, RequestId, TokenId},
-    job::{AttemptEvent, JobView, Plan, ScenarioInfo},
+    job::{AttemptEvent, CaseFate, JobView, KeyInfo, Plan, ScenarioInfo},
     join::Enrolled,
     membership::{HostChange, Leave, Recover, Reserved, Restore},
+    scenario::{ScenarioCheck, ScenarioChecked},
 };
 
 /// What a certificate allows. Later roles include the earlier ones.
@@ -113,6 +114,12 @@ pub enum AdminRequest {
     AuthorityRotate(Rotate),
     /// A certificate of the present authority for the key of the client that asks: its signing request, in DER.
     Renew(Vec<u8>),
+    /// What is wrong with a scenario in a file, and what it does.
+    ScenarioCheck(ScenarioCheck),
+    /// What would become of the cases of a plan.
+    PlanCheck(Box<Plan>),
+    /// Keys of configurations: who reads them, or why nobody does.
+    KeyList,
 }
 
 /// Makes a cluster of one voter.
@@ -277,6 +284,12 @@ pub enum AdminReply {
     Authority(AuthorityView),
     /// Answer to `Renew`.
     Renewed(Box<Enrolled>),
+    /// Answer to `ScenarioCheck`.
+    ScenarioChecked(Box<ScenarioChecked>),
+    /// Answer to `PlanCheck`: of each case, in order.
+    Fates(Vec<CaseFate>),
+    /// Answer to `KeyList`, in order.
+    Keys(Vec<KeyInfo>),
 }
 
 /// A client as it is listed.

@@ -171,6 +171,7 @@ codes! {
     AddressLost = 624, Failed, "The guest no longer answers at its address.";
     GuestStopped = 625, Failed, "The guest stood still for longer than allowed.";
     GuestDoubled = 626, Failed, "A second copy of the guest ran: it sent its beacon with numbers that another copy had sent before.";
+    Unmet = 627, Failed, "A step of a scenario in a file expected something that was not found. The message names the line, what was expected and what was found.";
     BarrierBroken = 701, Infra, "A barrier can no longer be passed: a party ended, a host is suspect, or a deadline passed. The message names who is missing.";
     BarrierTimeout = 702, Infra, "A party's deadline for a barrier passed. The message names who did not arrive.";
     PartyCrashed = 703, Infra, "The process of a party ended without a result. Its stderr is in the evidence of the case.";

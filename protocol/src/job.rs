@@ -8,6 +8,7 @@ use crate::{
     ids::{AttemptId, CaseId, Digest, JobId, Name},
     matrix::Packed,
     params::Params,
+    scenario::ScenarioText,
     verdict::Verdict,
     vm::Sample,
 };
@@ -36,6 +37,8 @@ pub struct Plan {
     pub keep: bool,
     /// The variants of a configuration, where there is one.
     pub matrix: Option<Packed>,
+    /// The scenario itself, where it is no built-in one.
+    pub file: Option<ScenarioText>,
 }
 
 impl Plan {
@@ -119,9 +122,44 @@ const OF_DRIVES: [&str; 10] = [
     "skip_hash",
 ];
 
+/// A key of configurations: who reads it, or why nobody does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyInfo {
+    /// The key, without the names of VMs, hosts and other objects behind it.
+    pub key: String,
+    /// What it says, where it is read.
+    pub meaning: String,
+    /// The scenarios that read it.
+    pub read_by: Vec<String>,
+    /// Why it is without effect, where nobody reads it.
+    pub without_effect: Option<String>,
+}
+
+/// What would become of a case of a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaseFate {
+    /// What it runs: a scenario, or a `type` that names none.
+    pub scenario: String,
+    /// What becomes of it.
+    pub fate: Fate,
+}
+
+/// What becomes of a case, as far as that is known before it begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fate {
+    /// It runs.
+    Runs,
+    /// It runs and is the same test as an earlier case, whose index this is: its scenario reads no key in which they differ.
+    Same(u32),
+    /// It is skipped.
+    Skipped(Report),
+    /// It cannot be run: a plan with it is refused.
+    Refused(Report),
+}
+
 /// Whether a key of a configuration is read for every scenario: it says which one a variant runs, and on what.
 pub fn shapes_a_run(key: &str) -> bool {
-    matches!(key, "type" | "vms") || key.starts_with('_')
+    matches!(key, "type" | "vms" | "skip") || key.starts_with('_')
 }
 
 /// What may stand behind a key: the names of a VM and of a host.

@@ -34,6 +34,7 @@ pub mod pinned;
 pub mod probe;
 pub mod rehearsal;
 pub mod round;
+pub mod scenario;
 pub mod service;
 pub mod token;
 pub mod transport;

@@ -18,6 +18,7 @@ use crate::{
     ids::{AttemptId, Epoch, Name},
     params::Params,
     probe,
+    scenario::ScenarioText,
     verdict::{Cause, Consequence, Outcome},
     vm::{Accelerator, Drive, MigrationResult, MigrationSpec},
 };
@@ -226,7 +227,30 @@ pub enum Ask {
     },
     /// Read the greeting of the guest's ssh server.
     Ssh,
+    /// Have the guest agent run a line of shell.
+    Agent {
+        /// The line.
+        command: String,
+    },
+    /// Have the guest agent write a file.
+    Put {
+        /// Its path in the guest.
+        path: String,
+        /// What it is to hold, as base64; at most [`FILE_MAX`] bytes in one call.
+        base64: String,
+        /// From where on; at 0 it is made anew.
+        #[serde(default)]
+        offset: u64,
+    },
+    /// Have the guest agent read a file of at most [`FILE_MAX`] bytes.
+    Get {
+        /// Its path in the guest.
+        path: String,
+    },
 }
+
+/// Most bytes of a guest's file in one call.
+pub const FILE_MAX: usize = 512 << 10;
 
 /// A step begins or ends. Steps nest by name only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -343,6 +367,9 @@ pub struct Welcome {
     /// The VM is to stay at the end: the party does not stop it.
     #[serde(default)]
     pub keep: bool,
+    /// The scenario itself, where it is no built-in one.
+    #[serde(default)]
+    pub file: Option<ScenarioText>,
 }
 
 /// A VM runs.
@@ -386,9 +413,9 @@ pub struct Migrated {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GuestAnswer {
-    /// To `Login` and `AgentPing`.
+    /// To `Login`, `AgentPing` and `Put`.
     Up,
-    /// To `Console`.
+    /// To `Console` and `Agent`.
     Console {
         /// Exit status of the line.
         status: i32,
@@ -406,6 +433,11 @@ pub enum GuestAnswer {
     Ssh {
         /// The line the server sent.
         greeting: String,
+    },
+    /// To `Get`: the file.
+    File {
+        /// What it holds, as base64.
+        base64: String,
     },
 }
 

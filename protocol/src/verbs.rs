@@ -116,6 +116,9 @@ impl AdminRequest {
             Self::AuthorityRotate(_) => change("cluster ca rotate"),
             // A client renews itself; what it may do stays.
             Self::Renew(_) => Verb { changes: true, ..look("config renew") },
+            Self::ScenarioCheck(_) => look("scenario check"),
+            Self::PlanCheck(_) => look("scenario parity"),
+            Self::KeyList => look("scenario params"),
         }
     }
 
@@ -143,6 +146,8 @@ impl AdminRequest {
             | Self::JobPlan(job)
             | Self::JobRelease(job) => job.to_string(),
             Self::JobLogs(logs) => logs.job.to_string(),
+            Self::PlanCheck(plan) => format!("{} cases", plan.cases.len()),
+            Self::ScenarioCheck(check) => check.scenario.file.chars().take(64).collect(),
             Self::AccessRevoke(name) => format!("client {name}"),
             Self::HostChange(change) => format!("host {}{}", change.host, change.what.object()),
             Self::TransferLeader(name) => format!("host {name}"),
@@ -166,6 +171,7 @@ impl AdminRequest {
             | Self::Recover(_)
             | Self::Storage(StorageRequest::List)
             | Self::AuthorityShow
+            | Self::KeyList
             | Self::AuthorityRotate(_)
             | Self::Renew(_)
             | Self::Audit(_) => String::new(),

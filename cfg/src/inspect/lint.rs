@@ -14,6 +14,8 @@ use crate::model::{Loc, Model, NONE, OpKind, Piece, Span};
 pub struct LintOptions {
     /// Keys that programs read. If given, keys that neither these nor the configuration itself read are reported.
     pub known_keys: Option<Vec<String>>,
+    /// Keys that are known to be read by nobody, and why.
+    pub without_effect: BTreeMap<String, String>,
 }
 
 /// Where a filter is used.
@@ -33,7 +35,7 @@ impl Config {
         l.twins();
         l.references();
         if let Some(known) = &options.known_keys {
-            l.unused_keys(known);
+            l.unused_keys(known, &options.without_effect);
         }
         let mut out: Vec<Diagnostic> = l.out.into_values().flatten().collect();
         if let Ok(Some(r)) = self.emptied_by() {
@@ -173,7 +175,7 @@ impl Lint<'_> {
         }
     }
 
-    fn unused_keys(&mut self, known: &[String]) {
+    fn unused_keys(&mut self, known: &[String], without_effect: &BTreeMap<String, String>) {
         let m = self.m;
         let known: HashSet<&str> = known.iter().map(String::as_str).collect();
         let mut read: HashSet<u32> = HashSet::new();
@@ -188,7 +190,15 @@ impl Lint<'_> {
             let text = m.keys.get(op.key);
             let bound = ["_min", "_max", "_fixed"].iter().any(|e| text.ends_with(e));
             // `mem_vm1` is read as `mem` by whoever asks for vm1.
-            let objects = text.match_indices('_').any(|(i, _)| known.contains(&text[..i]));
+            let ends: Vec<usize> = text.rmatch_indices('_').map(|(i, _)| i).collect();
+            let why = std::iter::once(&text.len()).chain(&ends).find_map(|i| without_effect.get(&text[..*i]));
+            if let Some(why) = why.filter(|_| !known.contains(text) && !read.contains(&op.key)) {
+                if reported.insert(op.key) {
+                    self.report(op.loc, Severity::Note, format!("nothing reads the key {text}: {why}"), None);
+                }
+                continue;
+            }
+            let objects = ends.iter().any(|i| known.contains(&text[..*i]));
             if bound || objects || known.contains(text) || read.contains(&op.key) || !reported.insert(op.key) {
                 continue;
             }

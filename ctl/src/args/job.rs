@@ -8,6 +8,7 @@ use vt_protocol::ids::{IdError, JobId};
 use super::{
     provider::SetArgs,
     run::{Outcome, ReportFile},
+    variants::Selection,
 };
 
 /// Which job is meant.
@@ -124,14 +125,71 @@ pub enum ScenarioVerb {
         set: SetArgs,
     },
     /// One scenario with its parameters, or one test
-    #[command(after_help = "Example:\n  vtctl scenario show multihost_migration")]
+    #[command(after_help = "Examples:\n  vtctl scenario show multihost_migration\n  \
+                            vtctl scenario show cut.scenario")]
     Show {
-        /// Its name
+        /// Its name, or the file it is in
         scenario: String,
         /// Whose tests are meant too
         #[command(flatten)]
         set: SetArgs,
     },
+    /// What is wrong with a scenario in a file
+    Check(ScenarioCheckArgs),
+    /// What becomes of every variant of a configuration, and why
+    Parity(Box<ParityArgs>),
+    /// Keys of configurations: who reads them, or why nobody does
+    Params(KeysArgs),
+}
+
+/// `scenario check`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  vtctl scenario check cut.scenario -p rounds=3\n\n\
+                        Everything that can be known before a run is checked, by the daemon that\n\
+                        would run it: steps, their values, where each VM is at each step, and that\n\
+                        all hosts meet at every barrier. Mistakes are shown with line and column;\n\
+                        exits 3 where there are some. The README tells how such a file is written.")]
+pub struct ScenarioCheckArgs {
+    /// The file
+    pub file: String,
+    /// A parameter; repeatable
+    #[arg(short = 'p', long = "param", value_name = "KEY=VALUE", value_parser = super::cluster::key_value)]
+    pub params: Vec<(String, String)>,
+    /// On how many hosts [default: as few as it takes]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub hosts: Option<u32>,
+}
+
+/// `scenario parity`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vtctl scenario parity -c multi-host-tests.cfg\n  \
+                        vtctl scenario parity -c multi-host-tests.cfg --markdown --job @latest\n\n\
+                        Decided by the code that decides it when a job is taken. `runs`; `same`: the\n\
+                        scenario reads nothing in which it differs from an earlier variant; `skip`,\n\
+                        with the reason; `refused`: a job with it is. What a host lacks shows only in\n\
+                        a run: --job adds what became of each in one.")]
+pub struct ParityArgs {
+    /// What is meant
+    #[command(flatten)]
+    pub from: Selection,
+    /// Also what this job made of them: its id, or @latest
+    #[arg(long)]
+    pub job: Option<WhichJob>,
+    /// As a table of Markdown
+    #[arg(long)]
+    pub markdown: bool,
+}
+
+/// `scenario params`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  vtctl scenario params\n  vtctl scenario params kill_vm\n  \
+                        vtctl scenario params --without-effect -o json")]
+pub struct KeysArgs {
+    /// Only this key
+    pub key: Option<String>,
+    /// Only those that nobody reads
+    #[arg(long)]
+    pub without_effect: bool,
 }
 
 /// What is done with VMs.

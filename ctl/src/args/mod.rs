@@ -28,7 +28,10 @@ pub use self::{
         FormatArg, ImageBuildArgs, ImageConvertArgs, ImageFetchArgs, ImageImportArgs, ImageSyncArgs, ImageVerb,
         PoolKindArg, StorageAddArgs, StorageVerb,
     },
-    job::{ExplainArgs, FetchArgs, JobVerb, RerunArgs, ScenarioVerb, VmVerb, WhichJob},
+    job::{
+        ExplainArgs, FetchArgs, JobVerb, KeysArgs, ParityArgs, RerunArgs, ScenarioCheckArgs, ScenarioVerb, VmVerb,
+        WhichJob,
+    },
     lab::{LabUpArgs, LabVerb},
     later::Later,
     provider::{GuestArgs, GuestDefineArgs, GuestSystem, GuestVerb, ProviderVerb, ProvidersArgs, SetArgs},

@@ -15,14 +15,16 @@ use super::{globals::duration, variants::Selection};
 #[command(after_help = "Examples:\n  vtctl run multihost_migration -m host1,host2\n  \
                         vtctl run multihost_migration -m host1,host2 -p mem=512M -p smp=2\n  \
                         vtctl run uptime -m host1 --report junit=results.xml\n  \
-                        vtctl run -m host1,host2 -c tests.cfg --only 'tcp..after_login_vm'\n\n\
+                        vtctl run -m host1,host2 -c tests.cfg --only 'tcp..after_login_vm'\n  \
+                        vtctl run cut.scenario -m host1,host2 -p rounds=3\n\n\
                         With -c every variant runs the scenario that its `type` names. SCENARIO is for\n\
                         variants without one. A `type` that names no scenario is skipped, and so is a\n\
                         variant that asks for what its scenario does not do. A variant that depends on\n\
                         another waits for it, and is skipped when that one does not pass; what the\n\
                         filters removed is not waited for. `vtctl job rerun JOB` runs the same again.")]
 pub struct RunArgs {
-    /// The scenario, `vtctl scenario list` shows them; with -c for variants without `type`
+    /// The scenario, `vtctl scenario list` shows them, or a file with one; with -c for variants
+    /// without `type`
     #[arg(required_unless_present_any = ["config", "providers"])]
     pub scenario: Option<String>,
     /// Hosts in order (host1 is the first); repeatable
@@ -43,9 +45,9 @@ pub struct RunArgs {
     /// What is done about the job
     #[command(flatten)]
     pub outcome: Outcome,
-    /// How long one case may take
-    #[arg(long, value_name = "TIME", value_parser = duration, default_value = "20m")]
-    pub case_timeout: Duration,
+    /// How long one case may take [default: what a scenario's file says, else 20m]
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub case_timeout: Option<Duration>,
     /// Leave the VM of a case as it is at the end, passed or not, until `vtctl job release JOB`
     #[arg(long)]
     pub keep: bool,

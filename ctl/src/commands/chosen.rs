@@ -1,7 +1,7 @@
 //! What a `run` is to run: a scenario with what was typed, or the variants of a configuration, each with the scenario of
 //! its `type`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use vt_protocol::{
     error::{ErrorCode, Report},
@@ -12,7 +12,7 @@ use vt_protocol::{
 
 use super::{run::user, scenario, variants};
 use crate::{
-    args::RunArgs,
+    args::{RunArgs, Selection},
     job::{
         matrix::{self, Expanded, Head, Unexpanded},
         plan::{self, Groups, Run},
@@ -24,12 +24,14 @@ use crate::{
     },
 };
 
+/// How long a case may take where nothing else is said.
+const CASE_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 /// Most names of ignored keys in one line.
 const IGNORED_SHOWN: usize = 12;
 
 /// Reads and expands the configuration.
-pub(super) fn expand(ui: &Ui, args: &RunArgs) -> Result<Expanded, Report> {
-    let opened = variants::read(ui, &args.matrix)?;
+pub(super) fn expand(ui: &Ui, from: &Selection) -> Result<Expanded, Report> {
+    let opened = variants::read(ui, from)?;
     matrix::expand(&opened.config, |file, line| opened.files.place(file, line)).map_err(|error| match error {
         Unexpanded::Mistake(mistake) => opened.refused(ui, *mistake),
         Unexpanded::TooLarge(report) => report.with("file", opened.files.main()),
@@ -154,12 +156,13 @@ impl<'a> Chosen<'a> {
         Ok(Plan {
             scenario: named.to_owned(),
             cases: plan::cases(&runs, hosts, &self.label(), args.repeat)?,
-            case_timeout_ms: u64::try_from(args.case_timeout.as_millis()).unwrap_or(u64::MAX),
+            case_timeout_ms: u64::try_from(args.case_timeout.unwrap_or(CASE_TIMEOUT).as_millis()).unwrap_or(u64::MAX),
             strict_hosts: args.strict_hosts,
             user: user(),
             note: args.note.clone(),
             keep: args.keep,
             matrix: self.expanded.as_ref().map(|all| all.packed.clone()),
+            file: None,
         })
     }
 }

@@ -94,7 +94,7 @@ pub(super) async fn job(app: &mut App, verb: JobVerb) -> Result<Code, Report> {
 }
 
 /// The id of a job; asks the daemons only for `@latest`.
-async fn id_of(app: &mut App, job: WhichJob) -> Result<JobId, Report> {
+pub(super) async fn id_of(app: &mut App, job: WhichJob) -> Result<JobId, Report> {
     match job {
         WhichJob::Id(id) => Ok(id),
         WhichJob::Latest => {

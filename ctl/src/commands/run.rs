@@ -3,6 +3,7 @@
 use std::{
     io::Read,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde_json::json;
@@ -11,12 +12,13 @@ use vt_protocol::{
     error::{ErrorCode, Exit, Report},
     ids::{JobId, Name, RequestId},
     job::{JobView, Plan},
+    params::Params,
 };
 
 use super::{
     App, Code,
     chosen::{self, Chosen},
-    host, scenario,
+    host, scenario, scenario_file,
 };
 use crate::{
     args::{Outcome, Output, ReportFile, RunArgs},
@@ -38,15 +40,25 @@ use crate::{
 /// Most bytes of a file of hosts.
 const HOSTS_FILE_MAX: u64 = 1 << 20;
 
-pub(super) async fn run(app: &mut App, args: RunArgs) -> Result<Code, Report> {
+pub(super) async fn run(app: &mut App, mut args: RunArgs) -> Result<Code, Report> {
     // What can be wrong without asking anybody comes first.
     let hosts = hosts(&args)?;
     if let Some(goal) = args.outcome.goal() {
         check_goal(goal)?;
     }
-    let expanded = if args.has_matrix() { Some(chosen::expand(&app.ui, &args)?) } else { None };
+    let file = args.scenario.as_deref().filter(|word| scenario_file::is_file(word));
+    let file = file.map(scenario_file::read).transpose()?;
+    let expanded = if args.has_matrix() { Some(chosen::expand(&app.ui, &args.matrix)?) } else { None };
     let reached = app.mesh.reach(Need::Decide).await?;
-    let scenarios = scenario::all(&mut app.mesh).await?;
+    let mut scenarios = scenario::all(&mut app.mesh).await?;
+    if let Some(text) = &file {
+        // With a configuration every variant has its own parameters: they are checked when the job is taken.
+        let params = if expanded.is_none() { plan::params(&args.matrix.params) } else { Params::new() };
+        let checked = scenario_file::checked(app, text, params, 0).await?;
+        args.case_timeout = args.case_timeout.or(checked.timeout_ms.map(Duration::from_millis));
+        args.scenario = checked.info.as_ref().map(|info| info.name.clone());
+        scenarios.extend(checked.info);
+    }
     if let Some(status) = &reached.status
         && let Some(unknown) = hosts.iter().find(|host| !status.hosts.iter().any(|known| known.name == **host))
     {
@@ -54,7 +66,7 @@ pub(super) async fn run(app: &mut App, args: RunArgs) -> Result<Code, Report> {
     }
     let chosen = Chosen::new(&args, expanded, &scenarios)?;
     chosen.tell(&app.ui, &args)?;
-    let plan = chosen.plan(&args, &hosts)?;
+    let plan = Plan { file, ..chosen.plan(&args, &hosts)? };
     submitted(app, plan, &chosen.label(), args.outcome).await
 }
 

@@ -1,4 +1,4 @@
-//! `scenario list|show`.
+//! `scenario list|show|check|parity|params`.
 
 use serde_json::{Value, json};
 use vt_protocol::{
@@ -7,7 +7,7 @@ use vt_protocol::{
     job::ScenarioInfo,
 };
 
-use super::{App, Code};
+use super::{App, Code, parity, scenario_file};
 use crate::{
     args::{Output, ScenarioVerb, SetArgs},
     client::{Mesh, Need},
@@ -28,6 +28,12 @@ pub(super) async fn scenario(app: &mut App, verb: ScenarioVerb) -> Result<Code, 
             let tests = tests(&set)?;
             let scenarios = all(&mut app.mesh).await?;
             list(&app.ui, &scenarios, &tests, set.from.providers.is_some());
+        }
+        ScenarioVerb::Parity(args) => return parity::parity(app, &args).await,
+        ScenarioVerb::Params(args) => return parity::params(app, &args).await,
+        ScenarioVerb::Check(args) => return scenario_file::check(app, &args).await,
+        ScenarioVerb::Show { scenario, set } if scenario_file::is_file(&scenario) && set.from.providers.is_none() => {
+            return scenario_file::show(app, &scenario).await;
         }
         ScenarioVerb::Show { scenario, set } => {
             let tests = tests(&set)?;
@@ -155,7 +161,7 @@ fn test_json(scenarios: &[ScenarioInfo], test: &Test) -> Value {
 
 fn show(ui: &Ui, info: &ScenarioInfo) {
     match ui.output {
-        Output::Table | Output::Wide => ui.raw(&text(info, ui.width)),
+        Output::Table | Output::Wide => ui.raw(&text(info, &info.name, ui.width)),
         Output::Json | Output::Jsonl => {
             let mut value = json(info);
             value["schema"] = json!("vtmesh/v1/scenario");
@@ -191,7 +197,8 @@ pub(crate) fn find<'a>(scenarios: &'a [ScenarioInfo], name: &str) -> Result<&'a 
     })
 }
 
-fn text(info: &ScenarioInfo, width: Option<usize>) -> String {
+/// `typed` is how it is called in a command.
+pub(super) fn text(info: &ScenarioInfo, typed: &str, width: Option<usize>) -> String {
     let mut table = Table::new(&["PARAMETER", "DEFAULT", "MEANING"]);
     for (key, default, meaning) in &info.params {
         table.row([safe(key), safe(default), safe(meaning)]);
@@ -208,12 +215,12 @@ fn text(info: &ScenarioInfo, width: Option<usize>) -> String {
         safe(&info.name),
         safe(&info.summary),
         count(hosts.len(), "host"),
-        safe(&info.name),
+        safe(typed),
         hosts.join(","),
     )
 }
 
-fn json(info: &ScenarioInfo) -> Value {
+pub(super) fn json(info: &ScenarioInfo) -> Value {
     let params =
         info.params.iter().map(|(key, default, meaning)| json!({"key": key, "default": default, "meaning": meaning}));
     json!({
@@ -243,7 +250,7 @@ mod tests {
             about: "PASS: it runs.".into(),
         };
         assert_eq!(
-            text(&info, None),
+            text(&info, "uptime", None),
             "uptime: boot, log in, run a command\nIt takes 1 host a case:  vtctl run uptime -m host1\n\
              In configurations: type = boot; type = old with how = slow\n\nPASS: it runs.\n\n\
              PARAMETER  DEFAULT  MEANING\nmem        256M     RAM of the guest\n"

@@ -6,13 +6,14 @@ use serde_json::{Value, json};
 use vt_cfg::{Condition, Config, Diagnostic, Explanation, KeyHistory, LintOptions, Removal, Severity, Variant};
 use vt_protocol::{
     error::{ErrorCode, Exit, Report},
+    job::KeyInfo,
     params::{Origin, Param, Params, for_host},
 };
 
 use super::{
     App, Code,
     cfg::{refused, shown},
-    scenario,
+    parity,
 };
 use crate::{
     args::{Output, Selection, VariantsVerb},
@@ -33,22 +34,20 @@ pub(super) fn variants(ui: &Ui, verb: &VariantsVerb) -> Result<Code, Report> {
     }
 }
 
-/// `variants lint --keys`: a daemon is asked what its scenarios read.
+/// `variants lint --keys`: a daemon is asked what its scenarios read, and why nobody reads the rest.
 pub(super) async fn lint_keys(app: &mut App, verb: &VariantsVerb) -> Result<Code, Report> {
     let VariantsVerb::Lint { warnings, from, .. } = verb else { return variants(&app.ui, verb) };
-    let mut known = vec!["type".to_owned(), "vms".to_owned()];
-    match scenario::all(&mut app.mesh).await {
-        Ok(scenarios) => known.extend(
-            scenarios
-                .into_iter()
-                .flat_map(|scenario| scenario.params.into_iter().map(|(key, ..)| key).chain(scenario.also_reads)),
-        ),
-        Err(report) => app.ui.note(format_args!(
-            "note: what scenarios read is not known ({}), so keys that only they read are listed too",
-            safe(&report.title)
-        )),
-    }
-    lint(&app.ui, from, Some(known), *warnings)
+    let keys = match parity::keys(app).await {
+        Ok(keys) => keys,
+        Err(report) => {
+            app.ui.note(format_args!(
+                "note: what scenarios read is not known ({}), so keys that only they read are listed too",
+                safe(&report.title)
+            ));
+            Vec::new()
+        }
+    };
+    lint(&app.ui, from, Some(keys), *warnings)
 }
 
 /// A configuration with the files it was read from.
@@ -366,10 +365,16 @@ fn history_json(k: &KeyHistory) -> Value {
     json!({"key": k.key, "value": k.value, "steps": steps})
 }
 
-/// `known` are the keys that scenarios read; without them unused keys are not looked for.
-fn lint(ui: &Ui, from: &Selection, known: Option<Vec<String>>, warnings: bool) -> Result<Code, Report> {
+/// `keys` are those that daemons know; without them unused keys are not looked for.
+fn lint(ui: &Ui, from: &Selection, keys: Option<Vec<KeyInfo>>, warnings: bool) -> Result<Code, Report> {
     let opened = read(ui, from)?;
-    let options = LintOptions { known_keys: known };
+    let read = |keys: &Vec<KeyInfo>| {
+        let read = keys.iter().filter(|info| info.without_effect.is_none()).map(|info| info.key.clone());
+        read.chain(["type", "vms"].map(str::to_owned)).collect()
+    };
+    let known_keys = keys.as_ref().map(read);
+    let without_effect = keys.into_iter().flatten().filter_map(|info| Some((info.key, info.without_effect?))).collect();
+    let options = LintOptions { known_keys, without_effect };
     let mut found: Vec<Diagnostic> =
         opened.config.lint(&options).into_iter().map(|finding| opened.files.placed(finding)).collect();
     found.retain(|d| !warnings || d.severity > Severity::Note);

@@ -18,7 +18,7 @@ use vt_protocol::{
     frame::MESSAGE_CAP,
     hello::{self, Hello, Welcome},
     ids::{AttemptId, CaseId, ClusterId, HostId, JobId},
-    job::{AttemptEvent, CaseStateView, CaseView, Happening, JobState, JobView, ScenarioInfo},
+    job::{AttemptEvent, CaseStateView, CaseView, Happening, JobState, JobView, KeyInfo, ScenarioInfo},
     verdict::Verdict,
 };
 
@@ -186,6 +186,7 @@ pub(crate) fn healthy(request: &AdminRequest) -> Vec<Act> {
     let reply = match request {
         AdminRequest::Status => AdminReply::Status(Box::new(status(true))),
         AdminRequest::ScenarioList => AdminReply::Scenarios(scenarios()),
+        AdminRequest::KeyList => AdminReply::Keys(keys()),
         AdminRequest::RunSubmit(_) => AdminReply::Submitted(JOB),
         AdminRequest::JobShow(_) => AdminReply::Job(Box::new(passed())),
         AdminRequest::JobWatch(_) => return stream(vec![job_item(passed())]),
@@ -275,6 +276,15 @@ pub(crate) fn scenarios() -> Vec<ScenarioInfo> {
             about: String::new(),
         },
     ]
+}
+
+/// What those scenarios read, and one key that nobody does.
+pub(crate) fn keys() -> Vec<KeyInfo> {
+    let read = |key: &str| KeyInfo { key: key.into(), read_by: vec!["uptime".into()], ..KeyInfo::default() };
+    let mut keys = ["mem", "smp", "migrate_count", "mig_protocol"].map(read).to_vec();
+    let why = Some("VMs end with their case".to_owned());
+    keys.push(KeyInfo { key: "kill_vm".into(), without_effect: why, ..KeyInfo::default() });
+    keys
 }
 
 pub(crate) fn attempt(index: u32) -> AttemptId {

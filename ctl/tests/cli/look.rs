@@ -5,6 +5,7 @@ use vt_protocol::{
     admin::{AdminReply, AdminRequest, Hello, NewToken, VmView},
     error::{ErrorCode, Report},
     ids::{Epoch, TokenId},
+    job::{CaseFate, Fate},
 };
 
 use crate::{
@@ -155,7 +156,11 @@ fn a_secret_is_never_in_an_error() {
 #[test]
 fn lint_knows_what_scenarios_read() {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("m.cfg"), "mem = 1\nmig_protocol_vm1 = tcp\nmigrate_cuont = 2\nmine = 3\n").unwrap();
+    std::fs::write(
+        dir.path().join("m.cfg"),
+        "mem = 1\nmig_protocol_vm1 = tcp\nmigrate_cuont = 2\nmine = 3\nkill_vm_host2 = no\n",
+    )
+    .unwrap();
     let daemon = Fake::healthy(dir.path(), "vtd");
     let words = ["variants", "lint", "--keys", "-c", "m.cfg", "-o", "json"];
     let lines = |value: &serde_json::Value| -> Vec<(u64, String)> {
@@ -164,11 +169,51 @@ fn lint_knows_what_scenarios_read() {
         value["findings"].as_array().unwrap().iter().map(of).collect()
     };
     let found = at(dir.path(), &daemon.socket(), &words).expect(0);
-    assert_eq!(lines(&found.json()), [(3, "migrate_count is read".to_owned()), (4, String::new())]);
+    let document = found.json();
+    assert_eq!(lines(&document), [(3, "migrate_count is read".to_owned()), (4, String::new()), (5, String::new())]);
+    let message = document["findings"][2]["message"].as_str().unwrap();
+    assert_eq!(message, "nothing reads the key kill_vm_host2: VMs end with their case");
     let alone = at(dir.path(), "./none.sock", &words).expect(0);
-    assert_eq!(lines(&alone.json()).len(), 4);
+    assert_eq!(lines(&alone.json()).len(), 5);
     assert!(alone.err.contains("what scenarios read is not known"), "{}", alone.err);
     // Without the flag no daemon is asked.
     let plain = at(dir.path(), "./none.sock", &["variants", "lint", "-c", "m.cfg"]).expect(0);
     assert!(!plain.err.contains("not known"), "{}", plain.err);
+}
+
+#[test]
+fn keys_are_listed_with_who_reads_them_or_why_nobody_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let daemon = Fake::healthy(dir.path(), "vtd");
+    let run = |words: &[&str]| at(dir.path(), &daemon.socket(), words);
+    let listed = run(&["scenario", "params"]).expect(0);
+    assert!(listed.err.contains("5 keys, 1 of them without effect"), "{}", listed.err);
+    let one = run(&["scenario", "params", "kill_vm"]).expect(0);
+    assert!(one.out.contains("VMs end with their case"), "{}", one.out);
+    let json = run(&["scenario", "params", "--without-effect", "-o", "json"]).expect(0).json();
+    assert_eq!((json["keys"].as_array().unwrap().len(), &json["keys"][0]["key"]), (1, &"kill_vm".into()));
+    let refused = run(&["scenario", "params", "kil_vm"]).expect(2);
+    assert!(refused.err.contains("vtctl scenario params kill_vm"), "{}", refused.err);
+}
+
+#[test]
+fn every_variant_of_a_configuration_has_its_fate() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("m.cfg"), "type = uptime\nvariants:\n  - a:\n  - b:\n  - c:\n").unwrap();
+    let daemon = Fake::start(dir.path(), "d", |request| match request {
+        AdminRequest::PlanCheck(plan) => {
+            assert_eq!(plan.cases.iter().map(|case| case.hosts.len()).collect::<Vec<_>>(), [1, 1, 1]);
+            let fate = |fate| CaseFate { scenario: "uptime".into(), fate };
+            let skipped = Report::new(ErrorCode::CannotRunHere, "no such disk");
+            let fates = vec![fate(Fate::Runs), fate(Fate::Same(1)), fate(Fate::Skipped(skipped))];
+            Some(vec![Act::Say(AdminReply::Fates(fates))])
+        }
+        _ => None,
+    });
+    let words = ["scenario", "parity", "-c", "m.cfg"];
+    let ran = at(dir.path(), &daemon.socket(), &words).expect(0);
+    assert!(ran.err.contains("3 variants: 1 runs, 1 same, 1 skip"), "{}", ran.err);
+    assert!(ran.out.contains("the same test as a") && ran.out.contains("no such disk"), "{}", ran.out);
+    let json = at(dir.path(), &daemon.socket(), &[&words[..], &["-o", "json"]].concat()).expect(0).json();
+    assert_eq!((&json["counts"]["skip"], &json["variants"][1]["fate"]), (&1.into(), &"same".into()), "{json}");
 }

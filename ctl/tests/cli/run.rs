@@ -4,7 +4,8 @@ use serde_json::{Value, json};
 use vt_protocol::{
     admin::{AdminReply, AdminRequest, FileChunk},
     error::{ErrorCode, Report},
-    job::Happening,
+    job::{Happening, ScenarioInfo},
+    scenario::{Mistake, ScenarioChecked},
     verdict::Verdict,
     vm::Sample,
 };
@@ -211,4 +212,47 @@ fn a_submission_whose_answer_was_lost_is_repeated_under_the_same_id() {
     assert_eq!(submitted(&first).len(), 1);
     assert_eq!(submitted(&first), submitted(&second));
     assert_eq!(JOB.to_string(), "job_7");
+}
+
+#[test]
+fn a_scenario_in_a_file_is_checked_first_and_travels_with_the_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("x.scenario"), "name = 'x'\ndo = 'y'\n").unwrap();
+    let good = Fake::start(dir.path(), "good", |request| match request {
+        AdminRequest::ScenarioCheck(check) => {
+            assert_eq!(check.params.text("mem"), Some("64M"));
+            let info = ScenarioInfo { name: "x".into(), hosts: 2, ..fake::scenarios().remove(1) };
+            let checked = ScenarioChecked { info: Some(info), timeout_ms: Some(90_000), ..ScenarioChecked::default() };
+            Some(vec![Act::Say(AdminReply::ScenarioChecked(Box::new(checked)))])
+        }
+        _ => None,
+    });
+    let words = ["run", "x.scenario", "-m", "host1,host2", "-p", "mem=64M", "--detach"];
+    at(dir.path(), &good.socket(), &words).expect(0);
+    let plans = good.requests().into_iter().filter_map(|request| match request {
+        AdminRequest::RunSubmit(submit) => Some(submit.plan),
+        _ => None,
+    });
+    let plan = plans.last().unwrap();
+    let file = plan.file.unwrap();
+    assert_eq!((plan.scenario.as_str(), plan.case_timeout_ms), ("x", 90_000));
+    assert_eq!((file.file.as_str(), file.text.as_str()), ("x.scenario", "name = 'x'\ndo = 'y'\n"));
+
+    let bad = Fake::start(dir.path(), "bad", |request| match request {
+        AdminRequest::ScenarioCheck(_) => {
+            let mistake =
+                Mistake { line: 2, column: 6, length: 3, message: "no such thing".into(), hint: Some("z?".into()) };
+            let checked = ScenarioChecked { mistakes: vec![mistake], ..ScenarioChecked::default() };
+            Some(vec![Act::Say(AdminReply::ScenarioChecked(Box::new(checked)))])
+        }
+        _ => None,
+    });
+    for words in [&words[..], &["scenario", "check", "x.scenario"], &["scenario", "show", "./x.scenario"]] {
+        let ran = at(dir.path(), &bad.socket(), words).expect(3);
+        assert!(ran.err.contains("x.scenario:2:6") && ran.err.contains("no such thing"), "{}", ran.err);
+        let json = at(dir.path(), &bad.socket(), &[words, &["-o", "json"]].concat()).expect(3).json();
+        assert!(json["evidence"].to_string().contains("x.scenario:2"), "{json}");
+    }
+    assert!(!bad.requests().iter().any(|request| matches!(request, AdminRequest::RunSubmit(_))));
+    at(dir.path(), &bad.socket(), &["run", "y.scenario", "-m", "host1,host2"]).expect(3);
 }

@@ -59,6 +59,7 @@ pub(super) fn job(
         "submitted_unix_ms": view.submitted_unix_ms,
         "case_timeout_ms": plan.plan().case_timeout_ms,
         "matrix": matrix,
+        "scenario_file": plan.plan().file,
         "ignored_keys": scenario::ignored_keys(plan),
         "counts": counts,
         "cases": cases,

@@ -77,6 +77,17 @@ impl Host {
             AdminRequest::TokenRevoke(token) => self.revoke_token(token, by).await.map(|()| AdminReply::Done),
             AdminRequest::HostShow(name) => self.show_host(&name).await.map(|host| AdminReply::Host(Box::new(host))),
             AdminRequest::ScenarioList => Ok(AdminReply::Scenarios(scenario::list())),
+            AdminRequest::KeyList => Ok(AdminReply::Keys(scenario::keys::list())),
+            AdminRequest::PlanCheck(plan) => {
+                let fates = move || {
+                    submit::limited(&plan).and_then(|()| OpenPlan::new(*plan).map(|plan| scenario::fates(&plan)))
+                };
+                blocking(fates).await.map(AdminReply::Fates)
+            }
+            AdminRequest::ScenarioCheck(check) => {
+                let checked = blocking(move || scenario::file::checked(&check)).await;
+                Ok(AdminReply::ScenarioChecked(Box::new(checked)))
+            }
             AdminRequest::RunSubmit(submit) => self.submit(submit, &caller, by).await.map(AdminReply::Submitted),
             AdminRequest::JobList => Ok(AdminReply::Jobs(self.list_jobs())),
             AdminRequest::JobShow(job) => self.show_job(job).await.map(|job| AdminReply::Job(Box::new(job))),
@@ -212,7 +223,8 @@ impl Host {
         };
         let open = move || {
             let plan: Plan = codec::decode_wire(&bytes, PLAN_MAX).map_err(|error| unreadable(&error))?;
-            OpenPlan::new(plan).map_err(|error| unreadable(&error))
+            // It was read when it was taken; a later build may know less.
+            OpenPlan::new(plan)
         };
         let plan = Arc::new(blocking(open).await?);
         self.plans().keep(job.plan, Arc::clone(&plan));

@@ -111,20 +111,24 @@ struct Checked {
 
 impl Checked {
     fn new(plan: Plan) -> Result<Self, Report> {
-        if plan.cases.len() > CASES_MAX {
-            return Err(too_many("cases", plan.cases.len(), CASES_MAX));
-        }
-        let dependencies = plan.cases.iter().map(|case| case.after.len()).sum();
-        if dependencies > AFTER_PER_JOB {
-            return Err(too_many("dependencies between its cases", dependencies, AFTER_PER_JOB));
-        }
+        limited(&plan)?;
         let bytes = plan.encode()?;
-        let plan = OpenPlan::new(plan).map_err(|error| {
-            Report::new(ErrorCode::BadConfig, "the matrix of the job cannot be used").caused_by(&error)
-        })?;
+        let plan = OpenPlan::new(plan)?;
         let skipped = scenario::validate(&plan)?;
         Ok(Self { plan: Arc::new(plan), bytes, skipped })
     }
+}
+
+/// Whether a plan is within its bounds.
+pub(super) fn limited(plan: &Plan) -> Result<(), Report> {
+    if plan.cases.len() > CASES_MAX {
+        return Err(too_many("cases", plan.cases.len(), CASES_MAX));
+    }
+    let dependencies = plan.cases.iter().map(|case| case.after.len()).sum();
+    if dependencies > AFTER_PER_JOB {
+        return Err(too_many("dependencies between its cases", dependencies, AFTER_PER_JOB));
+    }
+    Ok(())
 }
 
 fn too_many(what: &str, found: usize, bound: usize) -> Report {

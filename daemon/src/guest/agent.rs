@@ -5,6 +5,7 @@
 
 use std::{path::Path, time::Duration};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -15,6 +16,8 @@ use super::{GuestError, Place, channel::Channel};
 pub const ANSWER_MAX: usize = 4 << 20;
 /// How long until an unanswered synchronisation is sent again: while the guest boots, they pile up in QEMU.
 const RESYNC: Duration = Duration::from_secs(5);
+/// Bytes of a file in one question: agents take no more than some megabytes in a line.
+const PIECE: usize = 64 << 10;
 /// How often a program run by the agent is asked whether it ended.
 const EXEC_POLL: Duration = Duration::from_millis(50);
 
@@ -92,7 +95,8 @@ impl Agent {
         loop {
             let status = self.execute("guest-exec-status", json!({"pid": pid}), deadline).await?;
             if status["exited"].as_bool() == Some(true) {
-                let output = |key: &str| status[key].as_str().map_or(Some(Vec::new()), decode_base64);
+                let output =
+                    |key: &str| status[key].as_str().map_or(Some(Vec::new()), |text| STANDARD.decode(text).ok());
                 let (Some(stdout), Some(stderr)) = (output("out-data"), output("err-data")) else {
                     return Err(self.channel.garbled("output that is no base64", status.to_string().as_bytes()));
                 };
@@ -103,6 +107,68 @@ impl Agent {
             }
             sleep(EXEC_POLL).await;
         }
+    }
+
+    /// Writes a file: anew, or what stands from `offset` on.
+    ///
+    /// # Errors
+    /// As [`Agent::execute`]. A part of it may have been written.
+    pub async fn put(&mut self, path: &str, bytes: &[u8], offset: u64, deadline: Instant) -> Result<(), GuestError> {
+        let handle = self.open(path, if offset == 0 { "w" } else { "r+" }, deadline).await?;
+        // Where it begins is said, so that what is written twice is there once.
+        let to = json!({"handle": handle, "offset": offset, "whence": "set"});
+        let mut written = self.execute("guest-file-seek", to, deadline).await.map(drop);
+        for piece in bytes.chunks(PIECE) {
+            if written.is_err() {
+                break;
+            }
+            let question = json!({"handle": handle, "buf-b64": STANDARD.encode(piece)});
+            written = self.execute("guest-file-write", question, deadline).await.and_then(|answer| {
+                let all = answer["count"].as_u64() == Some(piece.len() as u64);
+                let said = || format!("{path} took only a part of what was written");
+                if all {
+                    Ok(())
+                } else {
+                    Err(GuestError::Refused { place: self.channel.place().clone(), said: said() })
+                }
+            });
+        }
+        let closed = self.execute("guest-file-close", json!({"handle": handle}), deadline).await;
+        written.and(closed.map(drop))
+    }
+
+    /// Reads a file of at most so many bytes.
+    ///
+    /// # Errors
+    /// As [`Agent::execute`], or the file is longer.
+    pub async fn get(&mut self, path: &str, most: usize, deadline: Instant) -> Result<Vec<u8>, GuestError> {
+        let handle = self.open(path, "r", deadline).await?;
+        let mut bytes = Vec::new();
+        let read = loop {
+            let question = json!({"handle": handle, "count": PIECE});
+            let answer = match self.execute("guest-file-read", question, deadline).await {
+                Ok(answer) => answer,
+                Err(error) => break Err(error),
+            };
+            let Some(piece) = answer["buf-b64"].as_str().and_then(|text| STANDARD.decode(text).ok()) else {
+                break Err(self.channel.garbled("a file that is no base64", answer.to_string().as_bytes()));
+            };
+            bytes.extend_from_slice(&piece);
+            if bytes.len() > most {
+                let said = format!("{path} has more than {most} bytes");
+                break Err(GuestError::Refused { place: self.channel.place().clone(), said });
+            }
+            if piece.is_empty() || answer["eof"].as_bool() == Some(true) {
+                break Ok(());
+            }
+        };
+        let closed = self.execute("guest-file-close", json!({"handle": handle}), deadline).await;
+        read.and(closed.map(drop)).map(|()| bytes)
+    }
+
+    async fn open(&mut self, path: &str, mode: &str, deadline: Instant) -> Result<i64, GuestError> {
+        let handle = self.execute("guest-file-open", json!({"path": path, "mode": mode}), deadline).await?;
+        handle.as_i64().ok_or_else(|| self.channel.garbled("no handle of a file", handle.to_string().as_bytes()))
     }
 
     /// Runs a command of the agent and returns its answer.
@@ -175,31 +241,6 @@ fn read_answer(line: &[u8]) -> Option<Result<Value, String>> {
     }
 }
 
-/// Standard base64 with padding.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut bits, mut held) = (0_u32, 0);
-    for byte in text.bytes().filter(|byte| !byte.is_ascii_whitespace()) {
-        let value = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            b'=' => break,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(value);
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            out.push((bits >> held) as u8);
-            bits &= (1 << held) - 1;
-        }
-    }
-    Some(out)
-}
-
 #[cfg(test)]
 mod tests {
     use tokio::{
@@ -208,15 +249,6 @@ mod tests {
     };
 
     use super::*;
-
-    #[test]
-    fn base64_is_decoded_and_nonsense_refused() {
-        for (text, wanted) in
-            [("", Some("")), ("Zg==", Some("f")), ("Zm9v", Some("foo")), ("Zm9v\nYmE=", Some("fooba")), ("Z!", None)]
-        {
-            assert_eq!(decode_base64(text), wanted.map(|text| text.as_bytes().to_vec()), "{text:?}");
-        }
-    }
 
     #[test]
     fn answers_are_read_and_nonsense_is_none() {
@@ -279,6 +311,36 @@ mod tests {
         assert_eq!(ended, AgentExec { exit: Some(3), stdout: b"foo".to_vec(), stderr: Vec::new() });
         let refused = agent.info(soon()).await.err().unwrap();
         assert!(matches!(&refused, GuestError::Refused { said, .. } if said.contains("unknown")), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn a_file_is_written_and_read_and_closed_whatever_happens() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ga");
+        agent(
+            &path,
+            &[
+                b"SYNC",
+                b"{\"return\": 5}\n",
+                b"{\"return\": {\"position\": 0, \"eof\": false}}\n",
+                b"{\"return\": {\"count\": 3, \"eof\": false}}\n",
+                b"{\"return\": {}}\n",
+                b"{\"return\": 6}\n",
+                b"{\"return\": {\"count\": 3, \"buf-b64\": \"Zm9v\", \"eof\": true}}\n",
+                b"{\"return\": {}}\n",
+                b"{\"return\": 7}\n",
+                b"{\"return\": {\"count\": 3, \"buf-b64\": \"Zm9v\", \"eof\": true}}\n",
+                b"{\"return\": {}}\n",
+                b"{\"error\": {\"desc\": \"no such file\"}}\n",
+            ],
+        );
+        let mut agent = Agent::connect(&path, soon()).await.unwrap();
+        agent.put("/tmp/x", b"foo", 0, soon()).await.unwrap();
+        assert_eq!(agent.get("/tmp/x", 3, soon()).await.unwrap(), b"foo");
+        let refused = agent.get("/tmp/x", 2, soon()).await.err().unwrap();
+        assert!(matches!(&refused, GuestError::Refused { said, .. } if said.contains("more than 2")), "{refused:?}");
+        let refused = agent.get("/tmp/y", 2, soon()).await.err().unwrap();
+        assert!(matches!(&refused, GuestError::Refused { said, .. } if said == "no such file"), "{refused:?}");
     }
 
     #[tokio::test]

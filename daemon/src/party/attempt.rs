@@ -118,6 +118,11 @@ impl LocalAttempt {
         })
     }
 
+    /// A parameter of the case, as this host sees it.
+    pub(super) fn param(&self, key: &str) -> Option<String> {
+        locked(&self.record).case.params.text(key).map(str::to_owned)
+    }
+
     /// What is on disk about the party.
     pub fn record(&self) -> PartyRecord {
         locked(&self.record).clone()

@@ -38,6 +38,7 @@ impl LocalAttempt {
             place: u32::try_from(self.place).unwrap_or(0),
             remaining_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
             keep: record.keep,
+            file: record.file,
         }
     }
 

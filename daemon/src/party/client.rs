@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -19,8 +20,8 @@ use vt_protocol::{
     ids::Name,
     params::Params,
     party::{
-        Answer, Ask, Barrier, Failure, Finish, Guest as GuestCall, GuestAnswer, Hello, Migrated, Move, Request,
-        StartVm, Step as StepCall, VmStarted, Welcome,
+        Answer, Ask, Barrier, FILE_MAX, Failure, Finish, Guest as GuestCall, GuestAnswer, Hello, Migrated, Move,
+        Request, StartVm, Step as StepCall, VmStarted, Welcome,
     },
     probe,
     verdict::{Blame, Cause, Outcome},
@@ -95,7 +96,15 @@ impl Party {
     /// # Errors
     /// The barrier broke (a consequence), or the call could not be made.
     pub async fn barrier(&self, tag: &str, deadline: Duration) -> Result<(), Failure> {
-        self.meet(tag, Value::Null, deadline).await.map(drop)
+        self.meet(tag, Vec::new(), Value::Null, deadline).await.map(drop)
+    }
+
+    /// Waits until these parties, of which this is one, have arrived. The others do not call it.
+    ///
+    /// # Errors
+    /// As [`Party::barrier`].
+    pub async fn barrier_of(&self, tag: &str, parties: Vec<Name>, deadline: Duration) -> Result<(), Failure> {
+        self.meet(tag, parties, Value::Null, deadline).await.map(drop)
     }
 
     /// Waits until every party has arrived, and returns what each gave, in the order of hosts.
@@ -112,11 +121,17 @@ impl Party {
             let report = Report::new(ErrorCode::Internal, format!("what was exchanged at {tag} cannot be used"));
             our_fault(report.caused_by(&error))
         };
-        let payloads = self.meet(tag, serde_json::to_value(value).map_err(wrong)?, deadline).await?;
+        let payloads = self.meet(tag, Vec::new(), serde_json::to_value(value).map_err(wrong)?, deadline).await?;
         payloads.into_iter().map(|(host, value)| Ok((host, serde_json::from_value(value).map_err(wrong)?))).collect()
     }
 
-    async fn meet(&self, tag: &str, payload: Value, deadline: Duration) -> Result<Vec<(Name, Value)>, Failure> {
+    async fn meet(
+        &self,
+        tag: &str,
+        parties: Vec<Name>,
+        payload: Value,
+        deadline: Duration,
+    ) -> Result<Vec<(Name, Value)>, Failure> {
         let generation = {
             let mut counts = self.counts();
             let count = counts.barriers.entry(tag.to_owned()).or_default();
@@ -124,7 +139,7 @@ impl Party {
             *count
         };
         let deadline_ms = millis(deadline);
-        let call = Barrier { tag: tag.to_owned(), generation, parties: Vec::new(), deadline_ms, payload };
+        let call = Barrier { tag: tag.to_owned(), generation, parties, deadline_ms, payload };
         match self.link.call(Request::Barrier(call), deadline).await? {
             Answer::Released { payloads } => Ok(payloads),
             other => Err(unexpected("barrier", &other)),
@@ -367,6 +382,43 @@ impl Guest<'_> {
     /// No answer within the time.
     pub async fn agent_ping(&self, timeout: Duration) -> Result<(), Failure> {
         self.ask(Ask::AgentPing, timeout).await.map(drop)
+    }
+
+    /// Has the guest agent run a line of shell: exit status, and what it printed to its first and then to its second stream.
+    ///
+    /// # Errors
+    /// No answer within the time.
+    pub async fn run_by_agent(&self, command: &str, timeout: Duration) -> Result<(i32, String), Failure> {
+        match self.ask(Ask::Agent { command: command.to_owned() }, timeout).await? {
+            GuestAnswer::Console { status, output } => Ok((status, output)),
+            other => Err(odd("agent", other)),
+        }
+    }
+
+    /// Writes a file in the guest, in pieces where it is large.
+    ///
+    /// # Errors
+    /// The guest agent cannot write it, or does not answer within the time for one piece.
+    pub async fn put(&self, path: &str, bytes: &[u8], timeout: Duration) -> Result<(), Failure> {
+        let pieces = bytes.chunks(FILE_MAX).chain(bytes.is_empty().then_some(&[][..]));
+        for (offset, piece) in (0..).step_by(FILE_MAX).zip(pieces) {
+            let base64 = STANDARD.encode(piece);
+            self.ask(Ask::Put { path: path.to_owned(), base64, offset }, timeout).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads a file of the guest, of at most [`FILE_MAX`] bytes.
+    ///
+    /// # Errors
+    /// The guest agent cannot read it, it is longer, or there is no answer within the time.
+    pub async fn get(&self, path: &str, timeout: Duration) -> Result<Vec<u8>, Failure> {
+        match self.ask(Ask::Get { path: path.to_owned() }, timeout).await? {
+            GuestAnswer::File { base64 } => STANDARD.decode(base64).map_err(|error| {
+                our_fault(Report::new(ErrorCode::WireVersion, "the daemon sent no base64").caused_by(&error))
+            }),
+            other => Err(odd("get", other)),
+        }
     }
 
     /// Round trip of the guest's TCP echo from this host, microseconds.

@@ -2,13 +2,14 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
+use base64::{Engine, engine::general_purpose::STANDARD};
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout},
 };
 use vt_protocol::{
     error::{ErrorCode, Report},
-    party::{Answer, Ask, Failure, Guest, GuestAnswer},
+    party::{Answer, Ask, FILE_MAX, Failure, Guest, GuestAnswer},
     probe::Request,
     verdict::{Blame, Cause},
 };
@@ -62,21 +63,22 @@ impl Lines {
     ///
     /// # Errors
     /// It does not until the deadline.
-    pub async fn up(&self, probe: bool, deadline: Instant) -> Result<(), GuestError> {
-        if probe { self.probe.lock().await.hello(deadline).await.map(drop) } else { self.login(deadline).await }
+    pub async fn up(&self, probe: bool, who: &Credentials, deadline: Instant) -> Result<(), GuestError> {
+        if probe { self.probe.lock().await.hello(deadline).await.map(drop) } else { self.login(who, deadline).await }
     }
 
-    async fn login(&self, deadline: Instant) -> Result<(), GuestError> {
-        self.on_console(deadline, async |console| console.login(deadline).await).await
+    async fn login(&self, who: &Credentials, deadline: Instant) -> Result<(), GuestError> {
+        self.on_console(who, deadline, async |console| console.login(deadline).await).await
     }
 
-    async fn run(&self, command: &str, deadline: Instant) -> Result<GuestAnswer, GuestError> {
-        let output = self.on_console(deadline, async |console| console.run(command, deadline).await).await?;
+    async fn run(&self, command: &str, who: &Credentials, deadline: Instant) -> Result<GuestAnswer, GuestError> {
+        let output = self.on_console(who, deadline, async |console| console.run(command, deadline).await).await?;
         Ok(GuestAnswer::Console { status: output.status, output: output.text })
     }
 
     async fn on_console<T>(
         &self,
+        who: &Credentials,
         deadline: Instant,
         ask: impl AsyncFnOnce(&mut Console) -> Result<T, GuestError>,
     ) -> Result<T, GuestError> {
@@ -84,7 +86,7 @@ impl Lines {
         // Taken out while it is used: a question that is given up half way leaves no half-read console behind.
         let mut console = match place.take() {
             Some(console) => console,
-            None => Console::connect(&self.console_path, Credentials::default(), deadline).await?,
+            None => Console::connect(&self.console_path, who.clone(), deadline).await?,
         };
         let answer = ask(&mut console).await;
         if answer.is_ok() {
@@ -93,17 +95,43 @@ impl Lines {
         answer
     }
 
-    async fn ping(&self, deadline: Instant) -> Result<(), GuestError> {
+    async fn on_agent<T>(
+        &self,
+        deadline: Instant,
+        ask: impl AsyncFnOnce(&mut Agent) -> Result<T, GuestError>,
+    ) -> Result<T, GuestError> {
         let mut place = self.agent.lock().await;
         let mut agent = match place.take() {
             Some(agent) => agent,
             None => Agent::connect(&self.agent_path, deadline).await?,
         };
-        let answer = agent.ping(deadline).await;
+        let answer = ask(&mut agent).await;
         if answer.is_ok() {
             *place = Some(agent);
         }
         answer
+    }
+
+    async fn run_by_agent(&self, command: &str, deadline: Instant) -> Result<GuestAnswer, GuestError> {
+        let ask = async |agent: &mut Agent| agent.exec(&["/bin/sh", "-c", command], deadline).await;
+        let ended = self.on_agent(deadline, ask).await?;
+        let status = ended.exit.and_then(|exit| i32::try_from(exit).ok()).unwrap_or(-1);
+        let bytes = [&ended.stdout[..], &ended.stderr].concat();
+        let output = String::from_utf8_lossy(&bytes).chars().take(FILE_MAX / 4).collect();
+        Ok(GuestAnswer::Console { status, output })
+    }
+
+    async fn put(&self, path: &str, base64: &str, offset: u64, deadline: Instant) -> Result<GuestAnswer, GuestError> {
+        let bytes = STANDARD.decode(base64).ok().filter(|bytes| bytes.len() <= FILE_MAX).ok_or_else(|| {
+            GuestError::Question(format!("what {path} is to hold is no base64 of at most {FILE_MAX} bytes"))
+        })?;
+        self.on_agent(deadline, async |agent| agent.put(path, &bytes, offset, deadline).await).await?;
+        Ok(GuestAnswer::Up)
+    }
+
+    async fn get(&self, path: &str, deadline: Instant) -> Result<GuestAnswer, GuestError> {
+        let bytes = self.on_agent(deadline, async |agent| agent.get(path, FILE_MAX, deadline).await).await?;
+        Ok(GuestAnswer::File { base64: STANDARD.encode(bytes) })
     }
 
     async fn ask_probe(&self, request: Request, repeat: bool, deadline: Instant) -> Result<GuestAnswer, GuestError> {
@@ -123,6 +151,12 @@ impl Lines {
 }
 
 impl LocalAttempt {
+    /// Who logs in on consoles, as the parameters of the case say.
+    pub(super) fn credentials(&self) -> Credentials {
+        let said = |key| self.param(key).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        Credentials { user: said("username").unwrap_or_else(|| "root".to_owned()), password: said("password") }
+    }
+
     /// Asks a guest on this host.
     ///
     /// # Errors
@@ -140,10 +174,16 @@ impl LocalAttempt {
         let address = vm.address().map(IpAddr::V4);
         let asking = async {
             match call.ask.clone() {
-                Ask::Login => vm.lines.login(deadline).await.map(|()| GuestAnswer::Up),
-                Ask::Console { command } => vm.lines.run(&command, deadline).await,
+                Ask::Login => vm.lines.login(&self.credentials(), deadline).await.map(|()| GuestAnswer::Up),
+                Ask::Console { command } => vm.lines.run(&command, &self.credentials(), deadline).await,
                 Ask::Probe(request) => vm.lines.ask_probe(request, repeat, deadline).await,
-                Ask::AgentPing => vm.lines.ping(deadline).await.map(|()| GuestAnswer::Up),
+                Ask::AgentPing => {
+                    vm.lines.on_agent(deadline, async |agent| agent.ping(deadline).await).await?;
+                    Ok(GuestAnswer::Up)
+                }
+                Ask::Agent { command } => vm.lines.run_by_agent(&command, deadline).await,
+                Ask::Put { path, base64, offset } => vm.lines.put(&path, &base64, offset, deadline).await,
+                Ask::Get { path } => vm.lines.get(&path, deadline).await,
                 Ask::TcpEcho { port } => {
                     let trip = reach::tcp_echo(address.ok_or_else(no_address)?, port, deadline).await?;
                     Ok(GuestAnswer::Echo { micros: u64::try_from(trip.as_micros()).unwrap_or(u64::MAX) })

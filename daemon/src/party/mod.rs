@@ -35,6 +35,7 @@ pub mod supervisor;
 pub mod tend;
 pub mod vms;
 
+pub(crate) use self::monitor::is_allowed;
 pub use self::{
     client::{Guest, Party, Step, Vm},
     link::our_fault,

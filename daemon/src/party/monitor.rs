@@ -31,7 +31,7 @@ const WORDS_MAX: (usize, usize) = (64, 1024);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Whether a scenario may give this command.
-fn is_allowed(command: &str) -> bool {
+pub(crate) fn is_allowed(command: &str) -> bool {
     let plain = command.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'-' | b'_'));
     plain && command.len() <= 64 && (command.starts_with("query-") || ALLOWED.contains(&command))
 }

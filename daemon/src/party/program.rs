@@ -6,10 +6,9 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use vt_protocol::{
-    error::{ErrorCode, Report},
     ids::AttemptId,
     party::{Failure, Hello},
-    verdict::{Blame, Cause, Outcome},
+    verdict::Outcome,
 };
 
 use super::{client::Party, places::secret_file};
@@ -46,18 +45,9 @@ async fn party(args: Args) -> Result<(), Failure> {
     // One that cannot be read is refused by the daemon, with its reason.
     let secret = std::fs::read_to_string(secret_file(&args.socket, args.attempt)).unwrap_or_default();
     let party = Party::connect(&args.socket, Hello { attempt: args.attempt, secret }).await?;
-    let outcome = match scenario::find(&party.welcome().scenario) {
-        Some(scenario) => match scenario.run(&party).await {
-            Ok(remark) => Outcome::Passed { remark },
-            Err(failure) => failure.into(),
-        },
-        None => {
-            let title = format!("there is no scenario {:?}", party.welcome().scenario);
-            Outcome::Caused(Cause {
-                blame: Blame::Infrastructure,
-                report: Report::new(ErrorCode::UnknownScenario, title),
-            })
-        }
+    let outcome = match scenario::run(&party).await {
+        Ok(remark) => Outcome::Passed { remark },
+        Err(failure) => failure.into(),
     };
     party.finish(outcome).await
 }

@@ -7,6 +7,7 @@ use vt_protocol::{
     ids::{AttemptId, Epoch, HostId, Name},
     job::PlannedCase,
     party::Finish,
+    scenario::ScenarioText,
 };
 
 use crate::{evidence::files::write_whole, qemu::process::ProcessId};
@@ -41,6 +42,9 @@ pub struct PartyRecord {
     /// What it holds stays after its end until the job is released.
     #[serde(default)]
     pub keep: bool,
+    /// The scenario itself, where it is no built-in one.
+    #[serde(default)]
+    pub file: Option<ScenarioText>,
 }
 
 impl PartyRecord {

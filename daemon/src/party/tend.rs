@@ -36,7 +36,6 @@ use crate::{
         unix_ms,
     },
     qemu::process::{Exit, Launch, Process},
-    scenario,
 };
 
 /// File of a party's stdout and stderr, in the evidence.
@@ -401,7 +400,7 @@ async fn new_record(supervisor: &Supervisor, state: &State, attempt: &Attempt) -
     let hosts = attempt.hosts.iter().map(|host| Ok((*host, name(host)?))).collect::<Result<Vec<_>, Report>>()?;
     let me = supervisor.cluster.me();
     let place = attempt.hosts.iter().position(|host| *host == me).unwrap_or(0);
-    let params = scenario::seen_by(&plan.params(case), &case.hosts, place, &id.case.to_string());
+    let params = plan.seen(case, name_of_scenario, place, &id.case.to_string());
     let secret: u128 = rand::rng().random();
     let record = PartyRecord {
         attempt: id,
@@ -417,6 +416,7 @@ async fn new_record(supervisor: &Supervisor, state: &State, attempt: &Attempt) -
         finish: None,
         before: giveback::inventory(&supervisor.places, id),
         keep: plan.plan().keep,
+        file: plan.plan().file.clone(),
     };
     let unusable = |error: io::Error| {
         let full = error.kind() == io::ErrorKind::StorageFull;

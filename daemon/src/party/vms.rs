@@ -218,7 +218,8 @@ impl LocalAttempt {
 
     async fn await_guest(&self, vm: &LocalVm, call: &StartVm, probe: bool, begun: Instant) -> Result<(), Failure> {
         let deadline = begun + Duration::from_millis(call.boot_timeout_ms);
-        let up = timeout_at(deadline + Duration::from_secs(1), vm.lines.up(probe, deadline));
+        let who = self.credentials();
+        let up = timeout_at(deadline + Duration::from_secs(1), vm.lines.up(probe, &who, deadline));
         let why = tokio::select! {
             biased;
             () = self.closing.cancelled() => {

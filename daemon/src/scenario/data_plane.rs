@@ -21,7 +21,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
     summary: "moves a guest whose disk is served by an I/O thread, under load of the disk",
     about: "PASS: QEMU has the I/O thread on both hosts, the guest moves there and back under readers of its disk and the disk \
             writer of the probe, and is whole after every move; the readers get on. Where Avocado-VT runs fio in the guest, \
-            readers of the disk run here, past its cache.",
+            readers of the disk run here, past its cache. Its test looks for fio before the move only; here the readers must \
+            have got on after every one.",
     hosts: (2, 64),
     params: &[VM_PARAMS, MOVE_PARAMS, LOAD_PARAMS],
     aliases: &[ALIASES],

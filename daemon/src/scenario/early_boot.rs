@@ -25,7 +25,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
     summary: "moves a guest while it boots",
     about: "PASS: the transfer completes while the guest has not finished booting or just has; the guest comes up at the \
             destination, lets in on its console, and a move back, with its probes on, leaves it whole. How long it boots before \
-            it moves is drawn between min_random_timeout and max_random_timeout.",
+            it moves is drawn between min_random_timeout and max_random_timeout. Avocado-VT's test is content with a login at \
+            the destination; here what came up there must be whole after a move of its own.",
     hosts: (2, 2),
     params: &[VM_PARAMS, MOVE_PARAMS, PAUSE_PARAMS],
     aliases: &[ALIASES],

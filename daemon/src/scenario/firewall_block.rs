@@ -1,31 +1,22 @@
 //! `firewall_block`: packets of a transfer are dropped at its destination, for ever or for a moment.
 
-use std::{collections::btree_map::Entry, time::Duration};
+use std::time::Duration;
 
-use serde_json::Value;
-use tokio::time::Instant;
 use vt_protocol::{
-    error::{ErrorCode, Report},
     params::{ParamError, Params},
     party::Failure,
-    probe::{Hello, Request},
-    vm::{Intervention, MigrationSpec, Moment},
+    vm::MigrationSpec,
 };
 
 use super::{
     Called, Limit, Scenario,
-    journey::{ASK, Journey, SLACK, product, taken},
+    cut::{cut_off, interrupt, slowly},
+    journey::{ASK, Journey, SLACK, taken},
     load::{LOAD_PARAMS, Load},
     settings::{ALIASES, LIMITS, MOVE_PARAMS, PLAIN, Settings, VM_PARAMS},
 };
-use crate::party::{Party, our_fault};
+use crate::party::Party;
 
-/// Bytes that have been sent when the packets begin to be dropped.
-const UNDER_WAY: u64 = 4 << 20;
-/// How long the transfer may take until it is under way.
-const BEGINS: Duration = Duration::from_secs(60);
-/// How often QEMU is asked how far it is.
-const LOOK: Duration = Duration::from_millis(200);
 /// How long packets are dropped in a short interruption.
 const INTERRUPTION: Duration = Duration::from_secs(3);
 
@@ -79,13 +70,7 @@ fn read(params: &Params) -> Result<Wanted, ParamError> {
     };
     let seconds = params.number("blocked_timeout", 5..=3600)?.unwrap_or(20);
     let mut blocked = settings.spec.clone();
-    // Slow enough that it is still under way when the packets are dropped…
-    if let Entry::Vacant(speed) = blocked.parameters.entry("max-bandwidth".into()) {
-        speed.insert(4 << 20);
-        // … and then as fast as it goes: the guest writes more than that.
-        let fast = Intervention::Set([("max-bandwidth".to_owned(), 10 << 30)].into());
-        blocked.interventions.push((Moment::Pass(2), fast));
-    }
+    slowly(&mut blocked);
     if for_good {
         blocked.timeout_ms = seconds * 1000;
     }
@@ -102,9 +87,11 @@ async fn run(party: &Party) -> Result<Option<String>, Failure> {
     }
     party.barrier("begun", SLACK).await?;
     if for_good {
-        cut_off(&journey, &blocked).await?;
+        cut_off(&journey, journey.next_place(), &blocked, true).await?;
         if journey.is_here() {
-            answers(&journey).await?;
+            let step = party.step("goes on at the source").await?;
+            journey.answers().await?;
+            step.done("").await?;
             load.check(&journey).await?;
         } else {
             party.firewall(false).await?;
@@ -112,7 +99,7 @@ async fn run(party: &Party) -> Result<Option<String>, Failure> {
         party.barrier("passes again", ASK + SLACK).await?;
     } else {
         let vm = journey.vm.clone();
-        let meddle = interrupt(party, &vm, journey.is_here(), Some(INTERRUPTION));
+        let meddle = interrupt(party, &vm, journey.part(journey.next_place()), Some(INTERRUPTION));
         let (meddled, moved) = tokio::join!(meddle, journey.go("interrupted", &blocked));
         moved?;
         meddled?;
@@ -122,84 +109,4 @@ async fn run(party: &Party) -> Result<Option<String>, Failure> {
         load.check(&journey).await?;
     }
     journey.end(None).await
-}
-
-/// A transfer that is cut off for good ends without having moved the guest.
-async fn cut_off(journey: &Journey<'_>, spec: &MigrationSpec) -> Result<(), Failure> {
-    let (party, vm) = (journey.party, journey.vm.clone());
-    let (from, to) = (journey.here().clone(), journey.next().clone());
-    party.prepare_migration(&vm, &from, &to, spec).await?;
-    party.barrier("ready", ASK + SLACK).await?;
-    let step = party.step(&format!("migrate {from} → {to}, cut off")).await?;
-    let meddle = interrupt(party, &vm, journey.is_here(), None);
-    let (meddled, ended) = tokio::join!(meddle, party.migrate(&vm, &from, &to, spec));
-    meddled?;
-    let why = match ended {
-        Ok(_) => {
-            let title = "the transfer completed although its packets were dropped";
-            return Err(our_fault(Report::new(ErrorCode::MigrationRefused, title)));
-        }
-        // What the source says decides; the other side learns of it.
-        Err(Failure::Caused(cause)) if is_cut_off(cause.report.code) => cause.report.title,
-        Err(Failure::Followed(_)) if !journey.is_here() => "the source gave it up".to_owned(),
-        Err(failure) => return Err(failure),
-    };
-    step.done(why).await?;
-    party.barrier("given up", ASK + SLACK).await
-}
-
-/// How a transfer ends that is cut off.
-fn is_cut_off(code: ErrorCode) -> bool {
-    use ErrorCode::{DestinationLeft, DestinationUnreachable, MigrationFailed, MigrationTimeout};
-    matches!(code, MigrationTimeout | MigrationFailed | DestinationUnreachable | DestinationLeft)
-}
-
-/// Once the transfer is under way, the destination drops its packets, for a while or until told otherwise.
-async fn interrupt(
-    party: &Party,
-    vm: &vt_protocol::ids::Name,
-    source: bool,
-    pause: Option<Duration>,
-) -> Result<(), Failure> {
-    if source {
-        let until = Instant::now() + BEGINS;
-        loop {
-            let info = party.vm(vm.clone()).monitor("query-migrate", Value::Null).await?;
-            if info["ram"]["transferred"].as_u64().unwrap_or(0) >= UNDER_WAY {
-                break;
-            }
-            if Instant::now() >= until {
-                let title = format!("the transfer was not under way within {} s", BEGINS.as_secs());
-                return Err(our_fault(Report::new(ErrorCode::MigrationRefused, title)));
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-    party.barrier("under way", BEGINS + SLACK).await?;
-    if !source {
-        party.firewall(true).await?;
-        if let Some(pause) = pause {
-            tokio::time::sleep(pause).await;
-            party.firewall(false).await?;
-        }
-    }
-    Ok(())
-}
-
-/// The guest goes on at the source, and answers on every way in.
-async fn answers(journey: &Journey<'_>) -> Result<(), Failure> {
-    let step = journey.party.step("goes on at the source").await?;
-    let status = journey.monitor("query-status", Value::Null).await?;
-    if status["running"] != true {
-        let title = "the guest does not run at the source after its transfer was cut off";
-        return Err(product(Report::new(ErrorCode::GuestStopped, title).with("status", status.to_string())));
-    }
-    let guest = journey.guest();
-    let _: Hello = guest.probe(Request::Hello, ASK).await?;
-    guest.login(ASK).await?;
-    guest.agent_ping(ASK).await?;
-    if journey.address().is_some() {
-        guest.ssh_greeting(ASK).await?;
-    }
-    step.done("").await
 }

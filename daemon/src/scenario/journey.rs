@@ -63,6 +63,18 @@ pub(super) struct Journey<'a> {
     at: usize,
     hearing: Option<Hearing>,
     figures: Figures,
+    /// What the guest showed after its last move, where that was seen here.
+    last: Option<Checked>,
+    /// Its VM was stopped.
+    over: bool,
+}
+
+/// What a party is to a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Source,
+    Destination,
+    Neither,
 }
 
 /// A guest that is about to leave, as every party knows it.
@@ -106,14 +118,31 @@ impl<'a> Journey<'a> {
         Self::start_at(party, vm, 0, settings, wait).await
     }
 
-    async fn start_at(party: &'a Party, vm: Name, at: usize, settings: Settings, wait: bool) -> Result<Self, Failure> {
+    /// Starts one of several VMs on the host of that place.
+    pub(super) async fn start_at(
+        party: &'a Party,
+        vm: Name,
+        at: usize,
+        settings: Settings,
+        wait: bool,
+    ) -> Result<Self, Failure> {
         // A port that was asked for is somebody else's to listen to.
         let hearing = match settings.beacon {
             Some(_) => None,
             None => Hearing::on(hearing::port(&format!("{} {vm}", party.welcome().attempt))).await,
         };
-        let mut journey =
-            Self { party, vm, settings, address: None, emulated: false, at, hearing, figures: Figures::default() };
+        let mut journey = Self {
+            party,
+            vm,
+            settings,
+            address: None,
+            emulated: false,
+            at,
+            hearing,
+            figures: Figures::default(),
+            last: None,
+            over: false,
+        };
         let mut booted = None;
         if journey.is_here() {
             if let Some((goal, set)) = &journey.settings.goal {
@@ -153,8 +182,26 @@ impl<'a> Journey<'a> {
 
     /// The host it goes to next.
     pub(super) fn next(&self) -> &Name {
-        let hosts = self.party.hosts();
-        &hosts[(self.at + 1) % hosts.len()]
+        &self.party.hosts()[self.next_place()]
+    }
+
+    /// The place of that host.
+    pub(super) fn next_place(&self) -> usize {
+        (self.at + 1) % self.party.hosts().len()
+    }
+
+    /// What this party is to a move to the host at a place.
+    pub(super) fn part(&self, to: usize) -> Part {
+        match self.party.hosts().get(to) {
+            _ if self.is_here() => Part::Source,
+            Some(to) if to == self.party.me() => Part::Destination,
+            _ => Part::Neither,
+        }
+    }
+
+    /// What the guest's standstill in its last move was, ms, where that was seen here.
+    pub(super) fn standstill_ms(&self) -> Option<u64> {
+        self.last.as_ref().map(Checked::stood_ms)
     }
 
     /// The guest, for the party whose host has it.
@@ -238,7 +285,17 @@ impl<'a> Journey<'a> {
     /// Moves the guest to the next host as `spec` says and checks it there. One that is to be cancelled is checked where it
     /// stays. Returns what this party knows of the move.
     pub(super) async fn go(&mut self, round: &str, spec: &MigrationSpec) -> Result<Option<Migrated>, Failure> {
-        let migrated = self.go_or_stay(round, spec).await?;
+        self.go_to(self.next_place(), round, spec).await
+    }
+
+    /// The same to the host at a place.
+    pub(super) async fn go_to(
+        &mut self,
+        place: usize,
+        round: &str,
+        spec: &MigrationSpec,
+    ) -> Result<Option<Migrated>, Failure> {
+        let migrated = self.try_to(place, round, spec).await?;
         let arrived = migrated.as_ref().is_some_and(|migrated| !migrated.cancelled);
         if arrived && transfer::is_cancelled(spec) {
             let title = "the migration had completed before the moment at which it was to be cancelled";
@@ -250,8 +307,12 @@ impl<'a> Journey<'a> {
     /// The same, where one that is to be cancelled may have been faster: then the guest is at the next host. For two hosts,
     /// of which each is a side.
     pub(super) async fn go_or_stay(&mut self, round: &str, spec: &MigrationSpec) -> Result<Option<Migrated>, Failure> {
-        let (from, to) = (self.here().clone(), self.next().clone());
+        self.try_to(self.next_place(), round, spec).await
+    }
+
+    async fn try_to(&mut self, place: usize, round: &str, spec: &MigrationSpec) -> Result<Option<Migrated>, Failure> {
         let (party, vm) = (self.party, self.vm.clone());
+        let (from, to) = (self.here().clone(), party.hosts()[place].clone());
         let way = self.named(&format!("{from} → {to}, {round}"));
         self.figures.moves += 1;
 
@@ -263,12 +324,13 @@ impl<'a> Journey<'a> {
             our_fault(Report::new(ErrorCode::Internal, "the source gave no reading").with("move", &way))
         })?;
         let departure = self.departs(before);
-        let migrated = self.transfer(&way, &from, &to, spec).await?;
+        let migrated = self.transfer(&way, place, spec).await?;
         let step = if self.is_here() { Some(party.step(&format!("check {way}")).await?) } else { None };
         let held_ms = migrated.as_ref().and_then(|migrated| migrated.held_ms).unwrap_or(0.0);
         let result = migrated.as_ref().and_then(|migrated| migrated.result.as_ref());
         let (checked, downtime) = self.inspect(&departure, held_ms, result).await?;
         self.figures.downtime(&downtime);
+        self.last = checked.clone();
         if let Some((step, checked)) = step.zip(checked) {
             self.figures.checked(&checked);
             if let Ok(name) = format!("{vm}-{}", self.figures.moves).parse() {
@@ -329,24 +391,29 @@ impl<'a> Journey<'a> {
 
     /// Moves the guest without asking it for anything: one that boots, or begins anew, has nothing to say.
     pub(super) async fn carry(&mut self, round: &str, spec: &MigrationSpec) -> Result<Option<Migrated>, Failure> {
-        let (from, to) = (self.here().clone(), self.next().clone());
+        self.carry_to(self.next_place(), round, spec).await
+    }
+
+    /// The same to the host at a place.
+    pub(super) async fn carry_to(
+        &mut self,
+        place: usize,
+        round: &str,
+        spec: &MigrationSpec,
+    ) -> Result<Option<Migrated>, Failure> {
+        let (from, to) = (self.here().clone(), self.party.hosts()[place].clone());
         self.figures.moves += 1;
         self.party.prepare_migration(&self.vm, &from, &to, spec).await?;
         self.party.barrier("before", ASK + SLACK).await?;
-        let migrated = self.transfer(&format!("{from} → {to}, {round}"), &from, &to, spec).await?;
+        let migrated = self.transfer(&format!("{from} → {to}, {round}"), place, spec).await?;
         self.party.barrier("carried", ASK + SLACK).await?;
         Ok(migrated)
     }
 
     /// The transfer itself, after which it is known where the guest is.
-    async fn transfer(
-        &mut self,
-        way: &str,
-        from: &Name,
-        to: &Name,
-        spec: &MigrationSpec,
-    ) -> Result<Option<Migrated>, Failure> {
+    async fn transfer(&mut self, way: &str, place: usize, spec: &MigrationSpec) -> Result<Option<Migrated>, Failure> {
         let party = self.party;
+        let (from, to) = (&party.hosts()[self.at], &party.hosts()[place]);
         let takes_part = party.me() == from || party.me() == to;
         let step = if takes_part { Some(party.step(&format!("migrate {way}")).await?) } else { None };
         let migrated = party.migrate(&self.vm, from, to, spec).await?;
@@ -355,9 +422,26 @@ impl<'a> Journey<'a> {
         }
         let stays = migrated.as_ref().map_or(transfer::is_cancelled(spec), |migrated| migrated.cancelled);
         if !stays {
-            self.moved_on();
+            self.at = place;
         }
         Ok(migrated)
+    }
+
+    /// The guest runs where it is and answers on every way in. For the party whose host has it.
+    pub(super) async fn answers(&self) -> Result<(), Failure> {
+        let status = self.monitor("query-status", serde_json::Value::Null).await?;
+        if status["running"] != true {
+            let title = format!("the guest does not run on {}, where it should", self.here());
+            return Err(product(Report::new(ErrorCode::GuestStopped, title).with("status", status.to_string())));
+        }
+        let guest = self.guest();
+        let _: Hello = guest.probe(Request::Hello, ASK).await?;
+        guest.login(ASK).await?;
+        guest.agent_ping(ASK).await?;
+        if self.address.is_some() {
+            guest.ssh_greeting(ASK).await?;
+        }
+        Ok(())
     }
 
     async fn check(&self, departure: &Departure, held_ms: f64) -> Result<Checked, Failure> {
@@ -390,16 +474,16 @@ impl<'a> Journey<'a> {
     }
 
     /// Ends it: the VM is stopped where it is, the figures are told. `remark`: what a reader should know although it passed.
-    pub(super) async fn end(self, remark: Option<String>) -> Result<Option<String>, Failure> {
+    pub(super) async fn end(mut self, remark: Option<String>) -> Result<Option<String>, Failure> {
         let unreached = self.stop().await?;
         self.figures.tell(self.party);
         Ok(remark.or(unreached))
     }
 
     /// Ends all of them; the worst figures are told.
-    pub(super) async fn end_all(journeys: Vec<Self>) -> Result<Option<String>, Failure> {
+    pub(super) async fn end_all(mut journeys: Vec<Self>) -> Result<Option<String>, Failure> {
         let (mut remark, mut figures) = (None, Figures::default());
-        for journey in &journeys {
+        for journey in &mut journeys {
             remark = remark.or(journey.stop().await?);
             figures.add(&journey.figures);
         }
@@ -409,7 +493,11 @@ impl<'a> Journey<'a> {
         Ok(remark)
     }
 
-    async fn stop(&self) -> Result<Option<String>, Failure> {
+    /// Stops the VM where it is; once is enough. Returns what a reader should know.
+    pub(super) async fn stop(&mut self) -> Result<Option<String>, Failure> {
+        if std::mem::replace(&mut self.over, true) {
+            return Ok(None);
+        }
         let party = self.party;
         if self.is_here() && !party.welcome().keep {
             let step = party.step(&self.named("stop")).await?;

@@ -4,6 +4,8 @@
 //! migrations and storage belong to the daemon. Parameters are checked before anything starts, by the same code that
 //! reads them when the scenario runs.
 //!
+//! A scenario can also come in a file ([`file`]), which travels with the plan.
+//!
 //! The table [`ALL`] is the one place that says which scenarios there are, how configurations of Avocado-VT call them, and
 //! what in such a configuration they can do.
 
@@ -11,12 +13,14 @@ mod auto_converge;
 mod cancel;
 mod checks;
 mod cpuflags;
+mod cut;
 mod data_plane;
 mod downtime;
 mod downtime_and_speed;
 mod drives;
 mod early_boot;
 mod figures;
+pub mod file;
 mod file_transfer;
 mod firewall_block;
 mod flow;
@@ -24,6 +28,7 @@ mod goals;
 mod hearing;
 mod hotplug_disk;
 mod journey;
+pub mod keys;
 mod load;
 mod migration_matrix;
 mod module_reload;
@@ -41,7 +46,7 @@ mod with_stress;
 mod xbzrle;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     future::Future,
     pin::Pin,
 };
@@ -49,13 +54,18 @@ use std::{
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::Name,
-    job::{PlannedCase, ScenarioInfo, shapes_a_run},
+    job::{CaseFate, Fate, PlannedCase, ScenarioInfo, shapes_a_run},
     params::{COMMAND_LINE, DERIVED, ParamError, Params, for_host},
     party::Failure,
 };
 
 pub(crate) use self::drives::images_of;
-use crate::{nearest::nearest, party::Party, plan::OpenPlan};
+use self::file::ScenarioFile;
+use crate::{
+    nearest::nearest,
+    party::{Party, our_fault},
+    plan::OpenPlan,
+};
 
 /// What a scenario's run gives: a remark for a pass, or why it did not pass.
 type Run<'a> = Pin<Box<dyn Future<Output = Result<Option<String>, Failure>> + Send + 'a>>;
@@ -169,6 +179,32 @@ pub fn find(name: &str) -> Option<&'static Scenario> {
     ALL.iter().find(|scenario| scenario.name == name).or_else(|| meant(name, |_| None).ok())
 }
 
+/// Whether a built-in scenario is called that, or a `type` that means one.
+fn is_taken(name: &str) -> bool {
+    ALL.iter().any(|scenario| scenario.name == name || scenario.types.iter().any(|called| called.kind == name))
+}
+
+/// Runs one party of what its plan names to its end.
+///
+/// # Errors
+/// Why it did not pass.
+pub async fn run(party: &Party) -> Result<Option<String>, Failure> {
+    let welcome = party.welcome();
+    if let Some(text) = &welcome.file {
+        let file = ScenarioFile::read(text).map_err(|mistakes| our_fault(file::refused(&text.file, &mistakes)))?;
+        if file.name() == welcome.scenario {
+            return file.run(party).await;
+        }
+    }
+    match find(&welcome.scenario) {
+        Some(scenario) => (scenario.run)(party).await,
+        None => {
+            let title = format!("there is no scenario {:?}", welcome.scenario);
+            Err(our_fault(Report::new(ErrorCode::UnknownScenario, title)))
+        }
+    }
+}
+
 /// What a variant's `type` means, where `value` gives its other keys: a scenario, or why there is none.
 ///
 /// # Errors
@@ -215,10 +251,7 @@ pub fn validate(plan: &OpenPlan) -> Result<Vec<Option<Report>>, Report> {
         return Err(Report::new(ErrorCode::NoVariants, "the plan has no case"));
     }
     if plan.has_stray_variants() {
-        return Err(Report::new(
-            ErrorCode::BadConfig,
-            "a case of the plan names a variant that the matrix does not have",
-        ));
+        return Err(stray_variant());
     }
     // A variant is checked once, however often it runs.
     let mut known = BTreeMap::new();
@@ -236,10 +269,61 @@ pub fn validate(plan: &OpenPlan) -> Result<Vec<Option<Report>>, Report> {
     plan.cases().map(of_case).collect()
 }
 
+/// What would become of each case of a plan.
+pub fn fates(plan: &OpenPlan) -> Vec<CaseFate> {
+    let infos: BTreeMap<&str, ScenarioInfo> = ALL.iter().map(|scenario| (scenario.name, scenario.info())).collect();
+    let mut first: HashMap<blake3::Hash, u32> = HashMap::new();
+    let stray = plan.has_stray_variants();
+    let of_case = |(index, (case, name)): (u32, (&PlannedCase, &str))| {
+        let fate = match fate(plan, case, name) {
+            _ if stray => Fate::Refused(stray_variant()),
+            Err(report) => Fate::Refused(report),
+            Ok(Some(report)) => Fate::Skipped(report),
+            Ok(None) => {
+                let same = infos.get(name).map(|info| *first.entry(what_is_read(info, plan, case)).or_insert(index));
+                same.filter(|same| *same != index).map_or(Fate::Runs, Fate::Same)
+            }
+        };
+        CaseFate { scenario: name.to_owned(), fate }
+    };
+    (1..).zip(plan.cases()).map(of_case).collect()
+}
+
+/// A digest of everything that a scenario reads for a case.
+fn what_is_read(info: &ScenarioInfo, plan: &OpenPlan, case: &PlannedCase) -> blake3::Hash {
+    let params = plan.params(case);
+    let read: BTreeMap<&str, &str> =
+        params.iter().filter(|(key, _)| info.reads(key)).map(|(key, param)| (key, param.value.trim())).collect();
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(info.name.as_bytes());
+    for (key, value) in read {
+        // Keys have no line ends, and how long a value is says where the next one begins.
+        hasher.update(format!("\n{key}={}:{value}", value.len()).as_bytes());
+    }
+    hasher.finalize()
+}
+
+fn stray_variant() -> Report {
+    Report::new(ErrorCode::BadConfig, "a case of the plan names a variant that the matrix does not have")
+}
+
 /// Why a case is skipped, where it is.
 fn fate(plan: &OpenPlan, case: &PlannedCase, name: &str) -> Result<Option<Report>, Report> {
     let params = plan.params(case);
+    if let Some(skip) = params.get("skip").filter(|skip| case.variant.is_some() && skip.value.trim() == "yes") {
+        let report = Report::new(ErrorCode::CannotRunHere, "skip = yes");
+        return Ok(Some(report.with("set at", skip.origin.to_string())));
+    }
     let typed = params.get("type").filter(|_| case.variant.is_some());
+    if let Some(file) = plan.file(name).filter(|_| typed.is_none()) {
+        if !case.leftover {
+            let info = file.info();
+            check_keys(&info, &params)?;
+            check_hosts(&info.name, file.hosts(), case.hosts.len())?;
+            file.check(&params, &case.hosts)?;
+        }
+        return Ok(None);
+    }
     let found = match typed {
         Some(kind) => meant(kind.value.trim(), |key| params.text(key)),
         None => find(name).ok_or(None),
@@ -262,7 +346,7 @@ fn fate(plan: &OpenPlan, case: &PlannedCase, name: &str) -> Result<Option<Report
     if case.variant.is_none() {
         scenario.check(&params)?;
         seen.iter().try_for_each(|seen| scenario.check(seen))?;
-        scenario.check_hosts(case.hosts.len())?;
+        check_hosts(scenario.name, scenario.hosts, case.hosts.len())?;
         return scenario.unequal(&case.hosts, &seen).map_or(Ok(None), Err);
     }
     for seen in &seen {
@@ -271,7 +355,7 @@ fn fate(plan: &OpenPlan, case: &PlannedCase, name: &str) -> Result<Option<Report
         }
         scenario.check(seen)?;
     }
-    scenario.check_hosts(case.hosts.len())?;
+    check_hosts(scenario.name, scenario.hosts, case.hosts.len())?;
     Ok(scenario.unequal(&case.hosts, &seen))
 }
 
@@ -293,7 +377,8 @@ pub fn ignored_keys(plan: &OpenPlan) -> BTreeSet<String> {
     let mut seen = BTreeSet::new();
     let infos: BTreeMap<&str, ScenarioInfo> = ALL.iter().map(|scenario| (scenario.name, scenario.info())).collect();
     for (case, name) in plan.cases().filter(|(case, _)| case.variant.is_some_and(|variant| seen.insert(variant))) {
-        let Some(info) = infos.get(name) else { continue };
+        let of_file = plan.file(name).map(ScenarioFile::info);
+        let Some(info) = infos.get(name).or(of_file.as_ref()) else { continue };
         let params = plan.params(case);
         let unread = params.iter().map(|(key, _)| key).filter(|key| !info.reads(key) && !shapes_a_run(key));
         ignored.extend(unread.map(str::to_owned));
@@ -365,52 +450,48 @@ impl Scenario {
         report
     }
 
-    /// Runs one party of it to its end.
-    ///
-    /// # Errors
-    /// Why it did not pass.
-    pub async fn run(&self, party: &Party) -> Result<Option<String>, Failure> {
-        (self.run)(party).await
-    }
-
-    fn check_hosts(&self, hosts: usize) -> Result<(), Report> {
-        let (least, most) = self.hosts;
-        let given = u32::try_from(hosts).unwrap_or(u32::MAX);
-        if given < least {
-            let title = format!("{} takes {least} hosts, the case has {hosts}", self.name);
-            return Err(Report::new(ErrorCode::TooFewHosts, title));
-        }
-        if given > most {
-            let title = format!("{} takes at most {most} host(s), the case has {hosts}", self.name);
-            return Err(Report::new(ErrorCode::Usage, title));
-        }
-        Ok(())
-    }
-
     fn check(&self, params: &Params) -> Result<(), Report> {
-        // A configuration file sets keys for every scenario there is; a key on the command line is meant for this one,
-        // unless a file is there that may use it, and then only what looks misspelt is.
-        let mut files = params.iter().map(|(_, param)| param.origin.file.as_str());
-        let alone = files.all(|file| matches!(file, COMMAND_LINE | DERIVED));
-        let typed = params.iter().filter(|(_, param)| param.origin.file == COMMAND_LINE);
-        let info = self.info();
-        for (key, param) in typed.filter(|(key, _)| !info.reads(key)) {
-            let known = self.params.iter().copied().flatten().map(|(key, ..)| *key);
-            let near = nearest(key, known.chain(self.aliases.iter().copied().flatten().copied()));
-            if near.is_none() && !alone {
-                continue;
-            }
-            let mut report = Report::new(ErrorCode::BadParameter, format!("{} has no parameter {key:?}", self.name))
-                .with("parameter", key)
-                .with("value", &param.value)
-                .with("set at", param.origin.to_string());
-            if let Some(near) = near {
-                report = report.help(format!("did you mean `-p {near}={}`?", param.value));
-            }
-            return Err(report.help(format!("vtctl scenario show {}", self.name)));
-        }
+        check_keys(&self.info(), params)?;
         (self.check)(params).map_err(|error| bad(&error, self.name))
     }
+}
+
+fn check_hosts(name: &str, (least, most): (u32, u32), hosts: usize) -> Result<(), Report> {
+    let given = u32::try_from(hosts).unwrap_or(u32::MAX);
+    if given < least {
+        let title = format!("{name} takes {least} hosts, the case has {hosts}");
+        return Err(Report::new(ErrorCode::TooFewHosts, title));
+    }
+    if given > most {
+        let title = format!("{name} takes at most {most} host(s), the case has {hosts}");
+        return Err(Report::new(ErrorCode::Usage, title));
+    }
+    Ok(())
+}
+
+/// Whether what was typed is among a scenario's parameters.
+fn check_keys(info: &ScenarioInfo, params: &Params) -> Result<(), Report> {
+    // A configuration file sets keys for every scenario there is; a key on the command line is meant for this one,
+    // unless a file is there that may use it, and then only what looks misspelt is.
+    let mut files = params.iter().map(|(_, param)| param.origin.file.as_str());
+    let alone = files.all(|file| matches!(file, COMMAND_LINE | DERIVED));
+    let typed = params.iter().filter(|(_, param)| param.origin.file == COMMAND_LINE);
+    for (key, param) in typed.filter(|(key, _)| !info.reads(key)) {
+        let known = info.params.iter().map(|(key, ..)| key).chain(&info.also_reads);
+        let near = nearest(key, known.map(String::as_str));
+        if near.is_none() && !alone {
+            continue;
+        }
+        let mut report = Report::new(ErrorCode::BadParameter, format!("{} has no parameter {key:?}", info.name))
+            .with("parameter", key)
+            .with("value", &param.value)
+            .with("set at", param.origin.to_string());
+        if let Some(near) = near {
+            report = report.help(format!("did you mean `-p {near}={}`?", param.value));
+        }
+        return Err(report.help(format!("vtctl scenario show {}", info.name)));
+    }
+    Ok(())
 }
 
 fn bad(error: &ParamError, scenario: &str) -> Report {
@@ -626,6 +707,15 @@ mod tests {
         assert!(meant(&[old, ("pre_sub_test", "steps")]).unwrap_err().unwrap().contains("graphical"));
         assert_eq!(meant(&[("type", "cpuflags")]), Err(None), "a test of one host");
         assert_eq!(find("migration_multi_host").unwrap().name(), "multihost_migration");
+    }
+
+    #[test]
+    fn every_scenario_says_what_makes_it_pass_and_what_it_does_instead_of_the_test_it_stands_for() {
+        for scenario in ALL {
+            assert!(scenario.about.contains("PASS"), "{}", scenario.name);
+            let stands_for_another = !scenario.types.is_empty();
+            assert_eq!(scenario.about.contains("Avocado-VT"), stands_for_another, "{}", scenario.name);
+        }
     }
 
     #[test]

@@ -24,7 +24,10 @@ pub(super) const SCENARIO: Scenario = Scenario {
             time that passed, its probes have got on, and console, agent, echo and ssh answer. A move that is to be cancelled \
             (at = … cancel) is followed by one that is not. Several VMs (vms) move at the same time, as many as the hosts' \
             [migration] at_once and per_link allow; with vms_start = spread they begin on different hosts, so that they move in \
-            both directions at once. What ends in _vm2 is vm2's own. Other disks and CDs of a VM are read again after each move.",
+            both directions at once. What ends in _vm2 is vm2's own. Other disks and CDs of a VM are read again after each move. \
+            Avocado-VT's test looks after its background command over tcp alone, lets a third host wait for a barrier that nobody \
+            comes to, and turns every error of a move into a FAIL that says True; here the probes are looked at whatever carries \
+            the VM, every host takes part, and the first cause is told.",
     hosts: (2, 64),
     params: &[
         VM_PARAMS,

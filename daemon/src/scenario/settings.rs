@@ -22,6 +22,8 @@ pub(super) const VM_PARAMS: &[Documented] = &[
     ("cpu_model", "", "QEMU CPU model; default: what fits the accelerator"),
     ("accelerator", "", "kvm or tcg; default: kvm where it works on every host of the case"),
     ("login_timeout", "360", "seconds until the guest is up and lets in"),
+    ("username", "root", "who logs in on the console"),
+    ("password", "", "with which password, where the guest asks for one"),
 ];
 
 /// What every scenario that moves a VM takes besides.
@@ -136,6 +138,8 @@ impl VmSettings {
         if let Some(param) = cpu.get("cpu_model").filter(|param| param.value.contains(':')).cloned() {
             cpu.set("cpu_model", param.value.trim().replace(':', ",+"), param.origin);
         }
+        // Who logs in is the daemon's to know: it reads the same parameter.
+        word(params, "username", "the name of a user")?;
         let memory = params.size("mem", MIB, 32 * MIB..=MIB << 20)?.unwrap_or(256 * MIB);
         let accelerator = match params.text("accelerator").map(str::trim) {
             None | Some("") => None,

@@ -29,7 +29,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
     about: "PASS: the guest moves and is whole; at the destination it suspends to RAM by its own wish, QEMU says suspended, a \
             wake-up brings back the very same guest (boot id, probes, memory, disk), and a move back leaves it whole. \
             guest_suspend_type = disk (S4) is SKIP: the built-in guest has no disk to hibernate to. A guest whose kernel \
-            offers no such sleep is SKIP as well.",
+            offers no such sleep is SKIP as well. Avocado-VT's test is ERROR there, and takes the guest to be asleep after ten \
+            seconds; here QEMU's own state is waited for.",
     hosts: (2, 2),
     params: &[VM_PARAMS, MOVE_PARAMS, &[("guest_suspend_type", "mem", "mem; disk is skipped")]],
     aliases: &[ALIASES],

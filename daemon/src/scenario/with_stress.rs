@@ -18,7 +18,9 @@ pub(super) const SCENARIO: Scenario = Scenario {
     summary: "moves a guest whose CPUs, memory and disk are under load",
     about: "PASS: the move completes; at the destination the guest is whole, every program of the load has got on since, and it \
             can be ended. Where Avocado-VT copies and compiles `stress` in the guest, busy loops and readers of the disk run \
-            here; memory is rewritten by the probe (mem_probe, mem_rewrite), which also checks every page.",
+            here; memory is rewritten by the probe (mem_probe, mem_rewrite), which also checks every page. Its test does \
+            not go over fd, and leaves the load running where it says need_cleanup = no; here it goes over everything, and the \
+            load is ended.",
     hosts: (2, 2),
     params: &[VM_PARAMS, MOVE_PARAMS, LOAD_PARAMS],
     aliases: &[ALIASES],

@@ -18,6 +18,8 @@ use vt_protocol::hello::Hello;
 use vt_protocol::ids::{JobId, RequestId, TokenId};
 use vt_protocol::job::Plan;
 use vt_protocol::membership::{Change, HostChange, Leave, Recover, Restore};
+use vt_protocol::params::Params;
+use vt_protocol::scenario::{ScenarioCheck, ScenarioText};
 use vt_protocol::service::Service;
 
 use crate::support::{by, name};
@@ -37,6 +39,7 @@ fn every() -> Vec<(AdminRequest, AccessRole)> {
         note: None,
         keep: false,
         matrix: None,
+        file: None,
     };
     let init = Init { cluster: name("c"), host: None, advertise: None, role: HostRole::Voter, labels };
     let join =
@@ -84,6 +87,16 @@ fn every() -> Vec<(AdminRequest, AccessRole)> {
         (AdminRequest::AuthorityShow, Viewer),
         (AdminRequest::AuthorityRotate(Rotate { finish: false, anyway: false }), Admin),
         (AdminRequest::Renew(vec![1]), Viewer),
+        (
+            AdminRequest::ScenarioCheck(ScenarioCheck {
+                scenario: ScenarioText::default(),
+                params: Params::new(),
+                hosts: 2,
+            }),
+            Viewer,
+        ),
+        (AdminRequest::PlanCheck(Box::default()), Viewer),
+        (AdminRequest::KeyList, Viewer),
     ]
 }
 

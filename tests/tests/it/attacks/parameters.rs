@@ -73,6 +73,7 @@ pub(super) fn submit(scenario: &str, params: &[(&str, &str)]) -> RunSubmit {
         note: None,
         keep: false,
         matrix: None,
+        file: None,
     };
     RunSubmit { request: RequestId::random(), plan }
 }

@@ -7,4 +7,5 @@ mod life;
 mod matrix;
 mod modes;
 mod moves;
+mod scenario;
 mod trouble;
