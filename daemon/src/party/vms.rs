@@ -26,7 +26,9 @@ use super::{
 };
 use crate::{
     evidence::files::tail,
-    qemu::{Boot, Disk, Resolved, Vm, VmPlaces, VmSetup, command_line::default_cpu_model, vm::SERIAL_FILE},
+    qemu::{
+        Boot, Disk, Resolved, Vm, VmPlaces, VmSetup, command_line::default_cpu_model, qmp::RunState, vm::SERIAL_FILE,
+    },
 };
 
 /// How long another host may take to say what it can do.
@@ -60,6 +62,11 @@ impl LocalAttempt {
     pub async fn start_vm(self: &Arc<Self>, call: StartVm) -> Result<Answer, Failure> {
         let begun = Instant::now();
         if let Some(vm) = self.vm(&call.vm) {
+            // A daemon that ended between its start and here never let it run.
+            let state = vm.qemu.qmp().query_status().await.map(|status| status.state);
+            if matches!(state, Ok(RunState::Prelaunch)) {
+                self.let_run(&vm).await.map_err(caused)?;
+            }
             if !call.no_wait {
                 let probe = self.image(&call.image).map_err(caused)?.has_probe();
                 self.await_guest(&vm, &call, probe, begun).await?;
