@@ -146,7 +146,7 @@ async fn a_transfer_that_gets_nowhere_is_told_so_before_it_is_given_up() {
     let world = World::new(2, real()).await;
     // What is sent in a pass is written anew meanwhile.
     let params =
-        [("mem", "96M"), ("mem_probe", "24M"), ("mem_rewrite", "64M"), ("mig_speed", "12M"), ("mig_timeout", "25")];
+        [("mem", "192M"), ("mem_probe", "24M"), ("mem_rewrite", "64M"), ("mig_speed", "12M"), ("mig_timeout", "25")];
     let attempt = world.begin("multihost_migration", 2, &params, HALF_AN_HOUR);
     let (verdict, cause) = world.verdict().await;
     let code = cause.as_ref().map(|cause| cause.code);
