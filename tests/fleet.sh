@@ -78,6 +78,8 @@ Host *
   UserKnownHostsFile /dev/null
   LogLevel ERROR
   ConnectTimeout 10
+  ServerAliveInterval 5
+  ServerAliveCountMax 12
 CONFIG
 inventory() {
   {
