@@ -15,6 +15,7 @@ pub mod guest;
 pub mod hold;
 pub mod host;
 pub mod images;
+pub mod libvirt;
 pub mod members;
 pub mod mesh;
 pub mod migrate;

@@ -154,6 +154,7 @@ codes! {
     NetworkSetup = 509, Precondition, "A tap or bridge of the host could not be made. The message quotes the system.";
     VmFenced = 510, Precondition, "The VM was paused or killed by its guard because its host could not renew its session. This is the protection against two running copies.";
     NotOwner = 511, Conflict, "The host does not own this VM, or owned it under an earlier epoch. `vtctl vm list` shows who owns it.";
+    LibvirtFailed = 512, Precondition, "libvirt refused what was asked of it, or did not answer. Its own words are quoted.";
     Preflight = 601, Failed, "Source and destination do not fit each other: the message names the difference. Nothing was started.";
     HostLost = 605, Infra, "A host of the case stopped answering while it ran.";
     MigrationRefused = 611, Conflict, "The migration is not in a phase that allows this, or another one of the same VM is under way.";

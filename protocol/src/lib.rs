@@ -24,6 +24,7 @@ pub mod ids;
 pub mod image;
 pub mod job;
 pub mod join;
+pub mod libvirt;
 pub mod manifest;
 pub mod matrix;
 pub mod membership;

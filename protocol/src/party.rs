@@ -20,7 +20,7 @@ use crate::{
     probe,
     scenario::ScenarioText,
     verdict::{Cause, Consequence, Outcome},
-    vm::{Accelerator, Drive, MigrationResult, MigrationSpec},
+    vm::{Accelerator, Backend, Drive, MigrationResult, MigrationSpec},
 };
 
 /// Longest line either side takes, in bytes, newline included.
@@ -166,6 +166,9 @@ pub struct StartVm {
     /// Words appended to QEMU's command line.
     #[serde(default)]
     pub extra_args: Vec<String>,
+    /// Who starts and moves it.
+    #[serde(default)]
+    pub backend: Backend,
     /// How long the guest may take until it is up, ms.
     pub boot_timeout_ms: u64,
     /// Answer as soon as its CPUs run: the scenario has something to do while the guest boots.

@@ -257,6 +257,17 @@ pub struct Prepared {
     pub pid: u32,
     /// Where it takes the VM's disk over NBD, where that is copied.
     pub disk: Option<String>,
+    /// What libvirt of the source has to know, where libvirt moves it; `uri` is then the destination's libvirt.
+    pub domain: Option<IncomingDomain>,
+}
+
+/// How libvirt brings a VM to a destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IncomingDomain {
+    /// The VM as libvirt of the destination is to have it.
+    pub xml: String,
+    /// Where the QEMU of the destination is to listen, as libvirt writes it: `tcp://ADDRESS`.
+    pub listens: String,
 }
 
 /// How the destination's side is.

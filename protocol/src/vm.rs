@@ -48,6 +48,9 @@ pub struct VmSpec {
     /// Whether its disks are looked into before it starts and after it has ended.
     #[serde(default)]
     pub check_images: bool,
+    /// Who starts and moves it.
+    #[serde(default)]
+    pub backend: Backend,
 }
 
 /// A disk beside the one that a VM boots from, or a CD.
@@ -118,6 +121,17 @@ pub struct Nic {
     pub address: Option<Ipv4Addr>,
     /// Length of the network prefix of `address`, 0 to 32.
     pub prefix: u8,
+}
+
+/// Who starts a VM's QEMU and moves it. What runs is a QEMU either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// The daemon itself, over QMP.
+    #[default]
+    Qmp,
+    /// The host's libvirt.
+    Libvirt,
 }
 
 /// What carries a migration's stream from QEMU to QEMU.

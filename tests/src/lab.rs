@@ -97,6 +97,14 @@ impl Lab {
         Self::made(hosts, Vec::new(), &["--separate-pools"])
     }
 
+    /// A lab whose hosts have a libvirtd each.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn up_libvirt(hosts: u32) -> Self {
+        Self::made(hosts, Vec::new(), &["--libvirt"])
+    }
+
     fn made(hosts: u32, variables: Vec<(String, String)>, more: &[&str]) -> Self {
         let name = format!("t{:x}{:x}", std::process::id() % 0xfffff, LABS.fetch_add(1, Ordering::Relaxed));
         let lab = Self { name, variables };
@@ -129,6 +137,20 @@ impl Lab {
     /// Starts `vtctl` in this lab and does not wait for it.
     pub fn spawn(&self, arguments: &[&str]) -> Child {
         self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("vtctl runs")
+    }
+
+    /// The process on a host whose words are `wanted`, e.g. to be killed.
+    pub fn process(&self, host: &str, wanted: impl Fn(&[String]) -> bool) -> Option<String> {
+        let namespace = format!("vt-{}-{host}", self.name);
+        let pids = Command::new("ip").args(["netns", "pids", &namespace]).output().expect("ip runs");
+        let pids = String::from_utf8_lossy(&pids.stdout).into_owned();
+        let found = pids.lines().find(|pid| {
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let words: Vec<String> =
+                words.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+            wanted(&words)
+        });
+        found.map(str::to_owned)
     }
 
     /// Runs `vtctl … -o json`; the command must succeed.

@@ -71,6 +71,9 @@ pub struct LabUpArgs {
     /// Share no storage: each host has images and disks of its own
     #[arg(long)]
     pub separate_pools: bool,
+    /// Each host has a libvirtd too, for vtctl run --backend libvirt
+    #[arg(long)]
+    pub libvirt: bool,
     /// Log filter of the daemons
     #[arg(long, value_name = "FILTER", default_value = "info,openraft=error")]
     pub log: String,

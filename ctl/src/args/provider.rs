@@ -28,7 +28,7 @@ pub struct SetArgs {
     /// Where it comes from
     #[command(flatten)]
     pub from: ProvidersArgs,
-    /// Whose tests
+    /// Whose tests; of run also who starts and moves VMs: qemu (the daemons, also called qmp), or libvirt of the hosts
     #[arg(long, help_heading = HEADING, value_name = "NAME", default_value = "qemu")]
     pub backend: String,
 }

@@ -41,6 +41,12 @@ use crate::{
 const HOSTS_FILE_MAX: u64 = 1 << 20;
 
 pub(super) async fn run(app: &mut App, mut args: RunArgs) -> Result<Code, Report> {
+    match args.matrix.set.backend.as_str() {
+        "qmp" => args.matrix.set.backend = "qemu".to_owned(),
+        // As old configurations say it.
+        "libvirt" => args.matrix.params.push(("vm_type".to_owned(), "libvirt".to_owned())),
+        _ => {}
+    }
     // What can be wrong without asking anybody comes first.
     let hosts = hosts(&args)?;
     if let Some(goal) = args.outcome.goal() {

@@ -10,7 +10,7 @@ use std::{
 use vt_protocol::error::{ErrorCode, Report};
 
 use super::{
-    network,
+    libvirtd, network,
     record::{HostRecord, LabRecord, trouble},
 };
 
@@ -46,7 +46,7 @@ pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, log: &str) -> R
         fs::create_dir_all(directory).map_err(|e| trouble("make", directory, &e))?;
     }
     let quoted = |path: &Path| toml_string(&path.to_string_lossy());
-    let text = format!(
+    let mut text = format!(
         "[host]\nname = \"{name}\"\nlisten = \"{listen}\"\nadvertise = \"{listen}\"\nkind = \"namespace\"\n\n\
          [paths]\ndata = {data}\nrun = {run}\nimages = {images}\ndisks = {disks}\n\
          cgroup = \"vtmesh/lab-{lab}/{name}\"\n\n\
@@ -63,6 +63,10 @@ pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, log: &str) -> R
         shared = !lab.separate_pools,
         log = toml_string(log),
     );
+    if lab.libvirt {
+        let (uri, peer) = (toml_string(&libvirtd::uri(host)), toml_string(&libvirtd::peer(host)));
+        text += &format!("\n[libvirt]\nuri = {uri}\npeer = {peer}\n");
+    }
     let path = host.data.join("vtd.toml");
     fs::write(&path, text).map_err(|e| trouble("write", &path, &e))
 }

@@ -13,6 +13,7 @@
 mod cluster;
 mod daemon;
 mod leftovers;
+mod libvirtd;
 mod network;
 mod record;
 
@@ -41,6 +42,8 @@ pub struct UpOptions {
     pub images: PathBuf,
     /// Each host has images and disks of its own instead.
     pub separate_pools: bool,
+    /// Each host has a libvirtd.
+    pub libvirt: bool,
     /// Log filter of the daemons.
     pub log: String,
 }
@@ -81,7 +84,10 @@ pub async fn up(options: UpOptions, say: &mut (dyn FnMut(String) + Send)) -> Res
         return Err(half_made(&options.name));
     }
     let vtd = daemon::find_vtd(options.vtd.as_deref())?;
-    let mut lab = LabRecord::plan(&options.name, options.hosts, &options.images, options.separate_pools, vtd);
+    if options.libvirt {
+        libvirtd::check()?;
+    }
+    let mut lab = LabRecord::plan(&options, vtd);
     record::write(&paths, &lab)?;
     let made = make(&mut lab, &paths, &options.log, say).await;
     if let Err(report) = made {
@@ -106,6 +112,9 @@ async fn make(
     network::make(lab)?;
     say(format!("network    {} namespaces on one switch, hosts from {}", lab.hosts.len(), lab.hosts[0].address));
     for host in &lab.hosts {
+        if lab.libvirt {
+            libvirtd::start(lab, host)?;
+        }
         daemon::write_settings(lab, host, log)?;
         daemon::start(lab, host)?;
     }
@@ -188,6 +197,9 @@ pub async fn start(name: &Name, host: &Name) -> Result<(), Report> {
     let host = lab.host(host)?;
     if daemon::answers(host).await {
         return Err(Report::new(ErrorCode::LabExists, format!("the daemon of {} runs already", host.name)));
+    }
+    if lab.libvirt {
+        libvirtd::start(&lab, host)?;
     }
     daemon::start(&lab, host)?;
     daemon::wait_until_it_answers(host).await

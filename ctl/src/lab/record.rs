@@ -14,6 +14,8 @@ use vt_protocol::{
     ids::Name,
 };
 
+use super::UpOptions;
+
 /// Port of every daemon, QUIC and bulk.
 pub(super) const PORT: u16 = 7465;
 /// Where labs keep data. `VTMESH_LAB_ROOT` moves it, so that tests do not meet a developer's labs.
@@ -63,6 +65,9 @@ pub struct LabRecord {
     /// Each host has images and disks in its own data directory instead.
     #[serde(default)]
     pub separate_pools: bool,
+    /// Each host has a libvirtd.
+    #[serde(default)]
+    pub libvirt: bool,
     /// The daemon's program.
     pub vtd: PathBuf,
 }
@@ -115,7 +120,8 @@ impl HostRecord {
 
 impl LabRecord {
     /// What a lab of this name will consist of; makes nothing.
-    pub(super) fn plan(name: &Name, hosts: u32, images: &Path, separate_pools: bool, vtd: PathBuf) -> Self {
+    pub(super) fn plan(options: &UpOptions, vtd: PathBuf) -> Self {
+        let name = &options.name;
         let paths = Paths::of(name);
         let host = |number: u32| HostRecord {
             name: format!("host{number}").parse().expect("host and a number is a name"),
@@ -130,10 +136,11 @@ impl LabRecord {
             name: name.clone(),
             ready: false,
             switch: format!("vt-{name}-sw"),
-            hosts: (1..=hosts).map(host).collect(),
-            images: images.to_owned(),
+            hosts: (1..=options.hosts).map(host).collect(),
+            images: options.images.clone(),
             disks: paths.data.join("disks"),
-            separate_pools,
+            separate_pools: options.separate_pools,
+            libvirt: options.libvirt,
             vtd,
         }
     }

@@ -11,6 +11,7 @@
 //! | `credentials` | TLS between two QEMUs |
 //! | `moments` | what is to be done at which moment of a transfer, pure |
 //! | `postcopy` | what follows the decision of a post-copy |
+//! | `domain_move` | what is different where libvirt moves the VM |
 //! | `disks` | the disk of a VM that moves where its pool is not shared |
 //! | `figures` | what is kept of it |
 //! | [`preflight`], [`features`] | whether the two sides fit |
@@ -21,6 +22,7 @@ pub mod carry;
 mod credentials;
 pub mod destination;
 mod disks;
+mod domain_move;
 pub mod features;
 mod figures;
 pub(crate) mod inlet;

@@ -91,6 +91,11 @@ impl Outlet {
         Ok(Self { address, carrier, file })
     }
 
+    /// Where somebody else tells QEMU to send to `there`.
+    pub(super) fn none(there: &str) -> Self {
+        Self { address: Address::from(there), carrier: None, file: None }
+    }
+
     /// Ends what is carried, before another way out is opened in the same place.
     pub(super) fn close(&mut self) {
         self.carrier = None;

@@ -16,9 +16,9 @@ use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{Epoch, MigrationId, Name},
     party::{Failure, Migrated, Move},
-    peer::{IncomingState, Preflight, PrepareIncoming, Prepared},
+    peer::{IncomingDomain, IncomingState, Preflight, PrepareIncoming, Prepared},
     verdict::Consequence,
-    vm::{Accelerator, How, MigrationSpec, Moment, Transport, VmSpec},
+    vm::{Accelerator, Backend, How, MigrationSpec, Moment, Transport, VmSpec},
 };
 use vt_sync::{
     command::{AbortMigration, MigrationPrepared},
@@ -35,6 +35,7 @@ use super::{
 };
 use crate::{
     guard::GuardHandle,
+    libvirt::not_there,
     party::{
         attempt::{DECIDES, LocalAttempt},
         failure::caused,
@@ -201,6 +202,16 @@ impl LocalAttempt {
         let shows = seen_by_guest(&self.would_run(&asked.vm, &resolved));
         let mut found =
             differences(&asked.preflight, Here { features: &features, accelerator, shows: &shows }, &asked.spec);
+        if asked.vm.backend == Backend::Libvirt {
+            if asked.copies_upon.is_some() {
+                found.push(Difference::Lacks(
+                    "a way to copy the disk through libvirt: its pool has to be shared".to_owned(),
+                ));
+            }
+            if self.places.libvirt.is_none() {
+                found.push(Difference::Lacks(not_there(&me).title));
+            }
+        }
         let image = self.image(&asked.vm.image)?;
         found.extend(self.disk_fits(&asked, &image));
         found.extend(self.drives_fit(&asked.vm, asked.copies_upon.is_some()));
@@ -222,7 +233,28 @@ impl LocalAttempt {
         }
         let boot = image.boot(&asked.vm.nics);
         let incarnation = format!("in-{}", id.number);
-        let qemu = self.launch(asked.vm, resolved, boot, &disk, &incarnation).await?;
+        let (setup, places) = self.setup(asked.vm, resolved, boot, &disk, &incarnation)?;
+        if setup.spec.backend == Backend::Libvirt {
+            let libvirt = self.libvirt()?;
+            let prepared = Prepared {
+                uri: libvirt.peer.clone(),
+                preflight: Preflight {
+                    qemu_version: features.version.clone(),
+                    capabilities: features.capabilities.clone(),
+                    ..asked.preflight
+                },
+                pid: 0,
+                disk: None,
+                domain: Some(IncomingDomain {
+                    xml: self.expect_domain(&setup, places)?,
+                    listens: format!("tcp://{}", url_host(self.places.migration)),
+                }),
+            };
+            self.put_prepared(id, &prepared, &asked.spec).await?;
+            tokio::spawn(self.clone().await_domain(incoming.clone(), asked.spec, disk));
+            return Ok(prepared);
+        }
+        let qemu = self.launch(setup, places).await?;
         let vm = LocalVm::new(qemu, disk, Epoch::default());
         incoming.set_vm(Some(vm.clone()));
         let qmp = vm.qemu.qmp();
@@ -242,7 +274,7 @@ impl LocalAttempt {
             None => None,
         };
         let prepared = Prepared {
-            uri: uri.clone(),
+            uri,
             preflight: Preflight {
                 qemu_version: features.version.clone(),
                 machine: vm.qemu.record().machine.clone(),
@@ -253,14 +285,9 @@ impl LocalAttempt {
             },
             pid: vm.qemu.pid(),
             disk,
+            domain: None,
         };
-        let command =
-            MigrationPrepared { migration: id.clone(), host: self.me(), address: uri, detail: detail(&prepared) };
-        self.propose("prepared", &id.to_string(), command, DECIDES)
-            .await
-            .map_err(|failure| refused(format!("{id} could not be prepared: {failure:?}")))?;
-        let how = How::of(&asked.spec);
-        self.evidence.events.say(format!("{id}: how: {how}; at {} (QEMU process {})", prepared.uri, prepared.pid));
+        self.put_prepared(id, &prepared, &asked.spec).await?;
         let (phase, postcopy, loaded) = (Phase::Receiving, asked.spec.is_postcopy(), None);
         let receiver = Receiver {
             attempt: self.clone(),
@@ -296,6 +323,19 @@ impl LocalAttempt {
             incoming: true,
         };
         line.words()
+    }
+
+    /// Puts into the log that this side is ready.
+    async fn put_prepared(&self, id: &MigrationId, prepared: &Prepared, spec: &MigrationSpec) -> Result<(), Report> {
+        let (address, detail) = (prepared.uri.clone(), detail(prepared));
+        let command = MigrationPrepared { migration: id.clone(), host: self.me(), address, detail };
+        self.propose("prepared", &id.to_string(), command, DECIDES).await.map_err(|failure| {
+            let title = format!("{id} could not be prepared: {failure:?}");
+            Report::new(ErrorCode::MigrationRefused, title)
+        })?;
+        let how = How::of(spec);
+        self.evidence.events.say(format!("{id}: how: {how}; at {} (QEMU process {})", prepared.uri, prepared.pid));
+        Ok(())
     }
 
     async fn local_accelerator(&self) -> Accelerator {
@@ -413,6 +453,14 @@ fn gone_unseen(spec: &MigrationSpec, vm: &Name) -> Report {
         false => format!("QEMU of {vm}, which had moved here, ended while no daemon watched it"),
     };
     Report::new(ErrorCode::VmFenced, title)
+}
+
+/// An address as a URI has it.
+fn url_host(address: std::net::IpAddr) -> String {
+    match address {
+        std::net::IpAddr::V4(address) => address.to_string(),
+        std::net::IpAddr::V6(address) => format!("[{address}]"),
+    }
 }
 
 /// Why this host has no RDMA; `None` where a device is there.

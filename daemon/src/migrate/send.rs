@@ -13,9 +13,9 @@ use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{HostId, MigrationId},
     party::{Failure, Migrated, Move},
-    peer::{PeerReply, PeerRequest, Preflight, PrepareIncoming, Prepared},
+    peer::{IncomingDomain, PeerReply, PeerRequest, Preflight, PrepareIncoming, Prepared},
     verdict::Consequence,
-    vm::{How, MigrationResult, MigrationSpec, Transport},
+    vm::{Backend, How, MigrationResult, MigrationSpec, Transport},
 };
 use vt_sync::{
     command::{AbortMigration, BeginMigration, FinishMigration},
@@ -34,6 +34,7 @@ use super::{
 };
 use crate::{
     cluster::AskError,
+    libvirt::modes::modes,
     party::{
         attempt::{DECIDES, LocalAttempt},
         failure::caused,
@@ -56,6 +57,15 @@ pub struct Ready {
     pub(super) pid: u32,
     /// Where the destination takes the disk, where it is copied.
     pub(super) disk: Option<String>,
+    /// What libvirt has to know, where it moves the VM.
+    pub(super) domain: Option<IncomingDomain>,
+}
+
+impl Ready {
+    fn new(id: MigrationId, prepared: Prepared) -> Self {
+        let Prepared { uri, pid, disk, domain, .. } = prepared;
+        Self { id, uri, pid, disk, domain }
+    }
 }
 
 impl LocalAttempt {
@@ -100,16 +110,31 @@ impl LocalAttempt {
             let title = format!("{} is not on {}", call.vm, call.from);
             return Err(caused(Report::new(ErrorCode::NotOwner, title)));
         };
+        let backend = vm.qemu.record().spec.backend;
         if let Some(record) = self.cluster.state().migration(&id) {
             match &record.phase {
+                // What libvirt has to know is not in the log: the destination is asked again, and answers alike.
+                state::Phase::Prepared { .. } if backend == Backend::Libvirt => {
+                    let preflight = self.source_preflight(&vm).await.map_err(caused)?;
+                    let prepared =
+                        self.ask_destination(&id, &vm, call, &call.spec, to, preflight).await.map_err(caused)?;
+                    return Ok(Ready::new(id, prepared));
+                }
                 state::Phase::Prepared { address, detail } => {
                     let (pid, disk) = receive::read_detail(detail);
-                    return Ok(Ready { id, uri: address.clone(), pid, disk });
+                    return Ok(Ready { id, uri: address.clone(), pid, disk, domain: None });
                 }
                 state::Phase::Aborted { why } => return Err(aborted(why.clone())),
-                state::Phase::Moved { .. } => return Ok(Ready { id, uri: String::new(), pid: 0, disk: None }),
+                state::Phase::Moved { .. } => {
+                    return Ok(Ready { id, uri: String::new(), pid: 0, disk: None, domain: None });
+                }
                 state::Phase::Begun => {}
             }
+        }
+        if backend == Backend::Libvirt
+            && let Err(rule) = modes(&call.spec)
+        {
+            return Err(caused(Report::new(ErrorCode::BadParameter, rule.clone()).with("rule", rule)));
         }
         if let Some(rule) = rules::broken(&call.spec) {
             return Err(caused(Report::new(ErrorCode::BadParameter, rule.clone()).with("rule", rule)));
@@ -131,12 +156,15 @@ impl LocalAttempt {
                 return Err(caused(report));
             }
         };
-        if let Err(report) = self.set_source(&vm, &id, &spec).await {
+        // libvirt sets what its call names, and resets it.
+        if backend == Backend::Qmp
+            && let Err(report) = self.set_source(&vm, &id, &spec).await
+        {
             self.abort_move(&id, report.clone()).await;
             return Err(caused(report));
         }
         vm.set_prepared(id.clone());
-        Ok(Ready { id, uri: prepared.uri, pid: prepared.pid, disk: prepared.disk })
+        Ok(Ready::new(id, prepared))
     }
 
     async fn set_source(&self, vm: &LocalVm, id: &MigrationId, spec: &MigrationSpec) -> Result<(), Report> {
@@ -197,7 +225,7 @@ impl LocalAttempt {
         }
     }
 
-    async fn abort_move(&self, id: &MigrationId, why: Report) {
+    pub(super) async fn abort_move(&self, id: &MigrationId, why: Report) {
         let abort = AbortMigration { migration: id.clone(), host: self.me(), why };
         if let Err(failure) = self.propose("abort", &id.to_string(), abort, DECIDES).await {
             tracing::warn!(%id, ?failure, "the abort is not known to be in the log; the end of the attempt decides");
@@ -218,9 +246,13 @@ impl LocalAttempt {
         }
         let ready = self.ready(call, from, to).await?;
         let Some(vm) = self.vm(&call.vm) else { return Err(Failure::Followed(Consequence::Closed)) };
+        let backend = vm.qemu.record().spec.backend;
         let prepared = called.elapsed();
         let events = vm.qemu.qmp().events();
-        let way = Outlet::open(self, &vm, (&ready.id, to), call.spec.transport, &ready.uri).await;
+        let way = match backend {
+            Backend::Qmp => Outlet::open(self, &vm, (&ready.id, to), call.spec.transport, &ready.uri).await,
+            Backend::Libvirt => Ok(Outlet::none(&ready.uri)),
+        };
         let outlet = match way {
             Ok(outlet) => outlet,
             Err(report) => {
@@ -232,7 +264,15 @@ impl LocalAttempt {
             lane = self.places.lanes.enter(to) => lane,
             () = self.closing.cancelled() => return Err(Failure::Followed(Consequence::Closed)),
         };
-        let phase = self.begin_or_resume(&vm, &ready, call, &outlet).await?;
+        let mut domain_move = None;
+        let phase = match backend {
+            Backend::Qmp => self.begin_or_resume(&vm, &ready, call, &outlet).await?,
+            Backend::Libvirt => {
+                let (phase, begun) = self.begin_domain_move(&vm, &ready, call).await?;
+                domain_move = begun;
+                phase
+            }
+        };
         let started = called.elapsed();
         let sender = Sender {
             attempt: self.clone(),
@@ -243,6 +283,7 @@ impl LocalAttempt {
             called,
             events,
             outlet,
+            domain_move,
             sampler: Some(Sampler::start(vm.qemu.qmp().clone(), called.into())),
             interventions: Interventions::new(&call.spec.interventions),
             times: Times { prepared, started, ..Times::default() },

@@ -26,6 +26,7 @@ use vt_sync::{
 };
 
 use super::{
+    domain_move::DomainMove,
     figures::result_file,
     moments::{Interventions, moment},
     outlet::Outlet,
@@ -73,6 +74,8 @@ pub(super) struct Sender {
     pub(super) called: Clock,
     pub(super) events: Events,
     pub(super) outlet: Outlet,
+    /// Where libvirt makes the move: its answer counts, and not what QEMU says of it.
+    pub(super) domain_move: Option<DomainMove>,
     pub(super) sampler: Option<Sampler>,
     pub(super) interventions: Interventions,
     pub(super) times: Times,
@@ -91,7 +94,7 @@ impl Sender {
         let mut listening = true;
         // What QEMU said before this listener was made, after a restart of the daemon.
         let mut replay = match phase {
-            Phase::Sending => match self.vm.qemu.qmp().query_migrate().await {
+            Phase::Sending if self.domain_move.is_none() => match self.vm.qemu.qmp().query_migrate().await {
                 Ok(info) => Some(self.status(info.status).await),
                 Err(_) => None,
             },
@@ -120,6 +123,7 @@ impl Sender {
                             Some(event) => event,
                             None => continue,
                         },
+                        Err(EventError::Lagged(_)) if self.domain_move.is_some() => continue,
                         Err(EventError::Lagged(_)) => match self.vm.qemu.qmp().query_migrate().await {
                             Ok(info) => self.status(info.status).await,
                             Err(_) => continue,
@@ -129,7 +133,14 @@ impl Sender {
                             continue;
                         }
                     },
-                    ended = self.vm.ended(), if transferring => {
+                    answer = libvirts_answer(&mut self.domain_move), if transferring => match (answer, &phase) {
+                        (Ok(()), _) => Event::Qemu(MigrationStatus::Completed),
+                        // As it was told to.
+                        (Err(_), Phase::Cancelling(_)) => Event::Qemu(MigrationStatus::Cancelled),
+                        (Err(why), _) => Event::Undelivered(Box::new(why)),
+                    },
+                    // libvirt ends it before it answers.
+                    ended = self.vm.ended(), if transferring && self.domain_move.is_none() => {
                         let title = "the source QEMU ended during the migration";
                         Event::QemuEnded(Box::new(ended.report(ErrorCode::VmLost, title)))
                     }
@@ -165,11 +176,7 @@ impl Sender {
                         self.attempt.evidence.events.warn(format!("{}: {error}", self.ready.id));
                     }
                 }
-                Some(Action::Cancel) => {
-                    if let Err(error) = self.vm.qemu.qmp().migrate_cancel().await {
-                        self.attempt.evidence.events.warn(format!("{}: {error}", self.ready.id));
-                    }
-                }
+                Some(Action::Cancel) => self.cancel().await,
                 Some(Action::Vote) => self.vote(tell.clone()),
                 Some(Action::Abort(why)) => {
                     let why = self.explain(*why).await;
@@ -179,6 +186,17 @@ impl Sender {
                 Some(Action::RunHere) => return self.run_here(phase).await,
                 Some(Action::LetGo) => return self.let_go().await,
             }
+        }
+    }
+
+    /// Has the transfer given up; an event tells whether that was in time.
+    async fn cancel(&self) {
+        let told = match &self.domain_move {
+            Some(domain) => domain.abort().await,
+            None => self.vm.qemu.qmp().migrate_cancel().await.map_err(|error| error.report()),
+        };
+        if let Err(report) = told {
+            self.attempt.evidence.events.warn(format!("{}: {report}", self.ready.id));
         }
     }
 
@@ -207,6 +225,12 @@ impl Sender {
             }
         }
         if event.name != "MIGRATION" {
+            return None;
+        }
+        if let Some(domain) = &mut self.domain_move {
+            if event.text("status") == Some("completed") {
+                domain.last = self.vm.qemu.qmp().query_migrate().await.ok();
+            }
             return None;
         }
         Some(self.status(event.text("status").unwrap_or_default().into()).await)
@@ -397,7 +421,10 @@ impl Sender {
         for (moment, what) in self.interventions.missed() {
             self.attempt.evidence.events.warn(format!("{}: {moment} never came: {what:?} was not done", self.ready.id));
         }
-        let info = self.vm.qemu.qmp().query_migrate().await.ok();
+        let info = match &mut self.domain_move {
+            Some(domain) => domain.last.take(),
+            None => self.vm.qemu.qmp().query_migrate().await.ok(),
+        };
         let samples = match self.sampler.take() {
             Some(sampler) => sampler.finish().await,
             None => Vec::new(),
@@ -443,6 +470,14 @@ impl Sender {
             }
             sleep(AGAIN).await;
         }
+    }
+}
+
+/// Pending for ever where libvirt was not asked.
+async fn libvirts_answer(domain_move: &mut Option<DomainMove>) -> Result<(), Report> {
+    match domain_move {
+        Some(domain_move) => domain_move.answer().await,
+        None => std::future::pending().await,
     }
 }
 

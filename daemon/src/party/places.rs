@@ -14,6 +14,7 @@ use vt_protocol::{
 use crate::{
     cgroup::Cgroups,
     guard::Times,
+    libvirt::Libvirt,
     migrate::lanes::Lanes,
     qemu::remains,
     settings::{GuestRange, Settings},
@@ -48,6 +49,8 @@ pub struct Places {
     pub party: Vec<String>,
     /// Control groups, where the host lets us have some.
     pub cgroups: Option<Cgroups>,
+    /// libvirt, where the settings name one.
+    pub libvirt: Option<Arc<Libvirt>>,
     /// When the guards of VMs act.
     pub guard: Times,
 }
@@ -76,6 +79,7 @@ impl Places {
             guests: settings.network.guests,
             migration: settings.network.migration.unwrap_or(migration),
             lanes: Lanes::new(settings.moves.at_once, settings.moves.per_link),
+            libvirt: settings.libvirt.clone().map(|libvirt| Arc::new(Libvirt::new(&libvirt, &vtd))),
             party: vec![vtd.display().to_string(), "party".to_owned()],
             vtd,
             cgroups,

@@ -14,7 +14,7 @@ use vt_protocol::{
     party::{Answer, Failure, StartVm, VmStarted},
     peer::{PeerReply, PeerRequest},
     verdict::{Blame, Cause, Consequence},
-    vm::{Accelerator, Nic, VmSpec},
+    vm::{Accelerator, Backend, Nic, VmSpec},
 };
 use vt_sync::command::{ClaimVm, ReleaseVm};
 
@@ -73,6 +73,9 @@ impl LocalAttempt {
             }
             return self.started(&vm, "as before".to_owned(), begun).await;
         }
+        if call.backend == Backend::Libvirt {
+            self.libvirt().map_err(caused)?;
+        }
         let image = self.image(&call.image).map_err(caused)?;
         let features = self.features.of(&self.places.qemu).await.map_err(caused)?;
         let (accelerator, reason) = self.accelerator(call.accelerator).await;
@@ -113,6 +116,7 @@ impl LocalAttempt {
             extra_args: call.extra_args.clone(),
             drives,
             check_images: call.check_images,
+            backend: call.backend,
         };
         let vm = match self.run_qemu(spec, resolved, &image, epoch).await {
             Ok(vm) => vm,
@@ -185,7 +189,8 @@ impl LocalAttempt {
         image.overlay(&disk).await?;
         self.make_drives(&mut spec).await?;
         let boot = image.boot(&spec.nics);
-        let vm = self.launch(spec, resolved, boot, &disk, "start").await?;
+        let (setup, places) = self.setup(spec, resolved, boot, &disk, "start")?;
+        let vm = self.launch(setup, places).await?;
         let vm = LocalVm::new(vm, disk, epoch);
         if let Err(report) = self.let_run(&vm).await {
             vm.qemu.clone().kill().await;
@@ -194,15 +199,23 @@ impl LocalAttempt {
         Ok(vm)
     }
 
-    /// Starts QEMU with its CPUs stopped; `incarnation` names the folder of its evidence.
-    pub(crate) async fn launch(
+    /// Starts QEMU with its CPUs stopped.
+    pub(crate) async fn launch(&self, setup: VmSetup, places: VmPlaces) -> Result<Vm, Report> {
+        match setup.spec.backend {
+            Backend::Qmp => Vm::start(setup, places).await.map_err(|error| error.report()),
+            Backend::Libvirt => self.start_domain(&setup, places).await,
+        }
+    }
+
+    /// What a VM is started with on this host, and where; `incarnation` names the folder of its evidence.
+    pub(crate) fn setup(
         &self,
         spec: VmSpec,
         resolved: Resolved,
         boot: Option<Boot>,
         disk: &std::path::Path,
         incarnation: &str,
-    ) -> Result<Vm, Report> {
+    ) -> Result<(VmSetup, VmPlaces), Report> {
         let places = VmPlaces {
             run_dir: self.places.vm(&spec.id),
             evidence: self.evidence.dir().join(spec.id.name.as_str()).join(incarnation),
@@ -220,7 +233,7 @@ impl LocalAttempt {
             spec,
             resolved,
         };
-        Vm::start(setup, places).await.map_err(|error| error.report())
+        Ok((setup, places))
     }
 
     async fn await_guest(&self, vm: &LocalVm, call: &StartVm, probe: bool, begun: Instant) -> Result<(), Failure> {

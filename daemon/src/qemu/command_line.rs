@@ -294,7 +294,7 @@ fn path(path: &Path) -> String {
 }
 
 /// The same VM has the same UUID on every host, because guests see it.
-fn uuid(spec: &VmSpec) -> String {
+pub(crate) fn uuid(spec: &VmSpec) -> String {
     let digest = blake3::hash(spec.id.to_string().as_bytes());
     let mut bytes = [0u8; 16];
     bytes.copy_from_slice(&digest.as_bytes()[..16]);
@@ -307,7 +307,7 @@ fn uuid(spec: &VmSpec) -> String {
 
 #[cfg(test)]
 mod tests {
-    use vt_protocol::vm::Nic;
+    use vt_protocol::vm::{Backend, Nic};
 
     use super::*;
 
@@ -325,6 +325,7 @@ mod tests {
             extra_args: vec!["-boot".into(), "order=n".into()],
             drives: vec![],
             check_images: false,
+            backend: Backend::Qmp,
         }
     }
 

@@ -6,7 +6,7 @@
 //! | [`command_line`] | what QEMU is told at its start |
 //! | [`launch`], [`process`] | a process that outlives the daemon |
 //! | [`pipe`] | the helper command of a migration over `exec` |
-//! | [`record`], [`vm`], [`remains`] | a VM, what is on disk about it, what exists of it |
+//! | `site`, [`record`], [`vm`], [`remains`] | a VM, what is made for it before, what is on disk about it, what exists of it |
 //! | [`installed`], [`probe`] | what this host's QEMU can do |
 //! | [`tap`] | its network |
 //! | [`sampler`] | readings of its migration |
@@ -24,6 +24,7 @@ pub mod qmp;
 pub mod record;
 pub mod remains;
 pub mod sampler;
+pub(crate) mod site;
 pub mod stall;
 pub mod tap;
 pub mod vm;

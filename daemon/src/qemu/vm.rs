@@ -24,17 +24,17 @@ use vt_protocol::{
 
 use super::{
     command_line::{
-        AGENT_SOCKET, Boot, CONSOLE_SOCKET, CommandLine, Disk, Extra, GUARD_QMP_SOCKET, PROBE_SOCKET, QMP_SOCKET,
-        Resolved,
+        AGENT_SOCKET, Boot, CONSOLE_SOCKET, Disk, Extra, GUARD_QMP_SOCKET, PROBE_SOCKET, QMP_SOCKET, Resolved,
     },
     launch,
     process::{Exit, Launch, Process, last_lines, resolve_program},
     qmp::{Qmp, QmpError, Transcript},
     record::VmRecord,
     remains,
-    tap::{Tap, TapError, forget_neighbour},
+    site::Site,
+    tap::TapError,
 };
-use crate::cgroup::{Cgroup, Cgroups};
+use crate::cgroup::Cgroups;
 
 /// QEMU's stderr, in the evidence folder.
 pub const STDERR_FILE: &str = "qemu.stderr";
@@ -153,7 +153,7 @@ pub enum VmError {
 }
 
 impl VmError {
-    pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { what, path, source }
     }
@@ -227,66 +227,24 @@ impl Vm {
     /// Starts a VM with its CPUs stopped and connects its monitor. When this fails or is dropped, nothing is left but
     /// evidence.
     pub async fn start(setup: VmSetup, places: VmPlaces) -> Result<Self, VmError> {
-        let VmPlaces { run_dir, evidence, vtd, cgroups } = places;
         let id = setup.spec.id.clone();
         let qemu = resolve_program(&setup.qemu).ok_or_else(|| VmError::Missing(setup.qemu.clone()))?;
-        check_socket_paths(&run_dir)?;
-        if run_dir.exists() {
-            return Err(VmError::InUse(run_dir));
-        }
-        fs::create_dir_all(&evidence).map_err(VmError::io("make", &evidence))?;
-        let undo = Undo { run_dir: Some(&run_dir) };
-        create_private_dir(&run_dir).map_err(VmError::io("make", &run_dir))?;
-        let taps: Vec<String> = (0..setup.spec.nics.len()).map(|number| Tap::name_for(&run_dir, number)).collect();
-        let mut record = VmRecord {
-            version: VmRecord::VERSION,
-            spec: setup.spec,
-            machine: setup.resolved.machine.clone(),
-            accelerator: setup.resolved.accelerator,
-            cpu_model: setup.resolved.cpu_model.clone(),
-            incoming: setup.incoming,
-            process: None,
-            cgroup: cgroups.as_ref().map(|all| all.get(&remains::cgroup_name(&run_dir)).path().to_owned()),
-            taps: taps.clone(),
-            evidence: evidence.clone(),
-        };
-        record.write(&run_dir).map_err(VmError::io("write record in", &run_dir))?;
-        // The record names them: whatever is made from here on is removed with the run folder.
-        let cgroup = make_cgroup(cgroups.as_ref(), &run_dir);
-        for (tap, nic) in taps.iter().zip(&record.spec.nics) {
-            let bridge = setup.bridge.as_deref().ok_or(TapError::NoBridge)?;
-            Tap::create(tap, bridge)?.keep();
-            if let Some(address) = nic.address {
-                forget_neighbour(address, bridge)?;
-            }
-        }
-        let memory_file = setup.memory_in_file.then(|| run_dir.join(MEMORY_FILE));
-        let words = CommandLine {
-            spec: &record.spec,
-            resolved: &setup.resolved,
-            boot: setup.boot.as_ref(),
-            disk: setup.disk.as_ref(),
-            drives: &setup.drives,
-            taps: &taps,
-            run_dir: &run_dir,
-            serial_log: &evidence.join(SERIAL_FILE),
-            memory_file: memory_file.as_deref(),
-            incoming: setup.incoming,
-        }
-        .words();
+        let mut site = Site::make(&setup, &places)?;
+        let words = site.command_line(&setup).words();
+        let VmPlaces { evidence, vtd, .. } = places;
         let command = evidence.join(COMMAND_FILE);
         let lines = std::iter::once(qemu.to_string_lossy().into_owned()).chain(words.iter().cloned());
         let text: String = lines.map(|line| line + "\n").collect();
         fs::write(&command, text).map_err(VmError::io("write", &command))?;
 
         let stderr = evidence.join(STDERR_FILE);
-        let process = Process::spawn(&Launch { vtd, program: qemu, args: words, output: stderr, cgroup })
-            .map_err(VmError::io("start QEMU in", &run_dir))?;
-        record.process = Some(process.id().clone());
-        record.write(&run_dir).map_err(VmError::io("write record in", &run_dir))?;
+        let launch = Launch { vtd, program: qemu, args: words, output: stderr, cgroup: site.cgroup.take() };
+        let process = Process::spawn(&launch).map_err(VmError::io("start QEMU in", &site.run_dir))?;
+        site.record.process = Some(process.id().clone());
+        site.write()?;
         let transcript_file = evidence.join(TRANSCRIPT_FILE);
         let transcript = Transcript::append(&transcript_file).await.map_err(VmError::io("write", &transcript_file))?;
-        let monitor = run_dir.join(QMP_SOCKET);
+        let monitor = site.run_dir.join(QMP_SOCKET);
         let qmp = tokio::select! {
             biased;
             exit = process.ended() => {
@@ -300,7 +258,7 @@ impl Vm {
                 qmp.map_err(|source| VmError::Silent { vm: id, source })?
             }
         };
-        undo.keep();
+        let (record, run_dir) = site.keep();
         Ok(Self { at: VmProcess { record, run_dir, process }, qmp, transcript })
     }
 
@@ -483,54 +441,6 @@ impl VmProcess {
         let cleared = tokio::task::spawn_blocking(move || remains::clear(&run_dir)).await;
         left.extend(cleared.unwrap_or_else(|error| vec![format!("clearing up: {error}")]));
         Ending { exit, stderr: last_lines(&self.record.evidence.join(STDERR_FILE), 20), left }
-    }
-}
-
-/// Removes what a start has made so far.
-struct Undo<'a> {
-    run_dir: Option<&'a Path>,
-}
-
-impl Undo<'_> {
-    fn keep(mut self) {
-        self.run_dir = None;
-    }
-}
-
-impl Drop for Undo<'_> {
-    fn drop(&mut self) {
-        if let Some(run_dir) = self.run_dir {
-            for left in remains::clear(run_dir) {
-                tracing::warn!(left, "left by a VM that did not start");
-            }
-        }
-    }
-}
-
-fn check_socket_paths(run_dir: &Path) -> Result<(), VmError> {
-    let longest = [QMP_SOCKET, GUARD_QMP_SOCKET, CONSOLE_SOCKET, AGENT_SOCKET, PROBE_SOCKET, crate::guard::SOCKET]
-        .into_iter()
-        .map(|name| run_dir.join(name).as_os_str().len())
-        .max();
-    if longest > Some(SOCKET_PATH_MAX) { Err(VmError::PathTooLong(run_dir.to_owned())) } else { Ok(()) }
-}
-
-fn create_private_dir(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    fs::DirBuilder::new().mode(0o700).create(path)
-}
-
-fn make_cgroup(cgroups: Option<&Cgroups>, run_dir: &Path) -> Option<Cgroup> {
-    let name = remains::cgroup_name(run_dir);
-    match cgroups?.create(&name) {
-        Ok(group) => Some(group),
-        Err(error) => {
-            tracing::warn!(%error, name, "QEMU runs without a control group of its own");
-            None
-        }
     }
 }
 

@@ -6,7 +6,7 @@ use vt_protocol::{
     ids::Name,
     params::{ParamError, Params},
     party::StartVm,
-    vm::{Accelerator, Drive, MigrationSpec},
+    vm::{Accelerator, Backend, Drive, MigrationSpec},
 };
 
 use super::{Documented, Limit, goals::Goal, transfer};
@@ -21,6 +21,7 @@ pub(super) const VM_PARAMS: &[Documented] = &[
     ("machine", "", "QEMU machine type; default: the newest q35 of the source"),
     ("cpu_model", "", "QEMU CPU model; default: what fits the accelerator"),
     ("accelerator", "", "kvm or tcg; default: kvm where it works on every host of the case"),
+    ("vm_type", "qemu", "who starts and moves the VM: qemu (the daemon, over QMP), or libvirt; --backend sets it"),
     ("login_timeout", "360", "seconds until the guest is up and lets in"),
     ("username", "root", "who logs in on the console"),
     ("password", "", "with which password, where the guest asks for one"),
@@ -105,6 +106,7 @@ pub(super) struct VmSettings {
     pub(super) cpu_model: Option<String>,
     pub(super) accelerator: Option<Accelerator>,
     pub(super) login_timeout: Duration,
+    pub(super) backend: Backend,
     /// Words appended to QEMU's command line, by a scenario that needs them.
     pub(super) extra_args: Vec<String>,
     /// Disks beside the first and CDs, by a scenario that takes them.
@@ -155,6 +157,11 @@ impl VmSettings {
             cpu_model: word(&cpu, "cpu_model", "a CPU model of QEMU, e.g. qemu64")?,
             accelerator,
             login_timeout: Duration::from_secs(params.number("login_timeout", 1..=86_400)?.unwrap_or(360)),
+            backend: match params.text("vm_type").map(str::trim) {
+                None | Some("" | "qemu") => Backend::Qmp,
+                Some("libvirt") => Backend::Libvirt,
+                Some(_) => return Err(params.error("vm_type", "qemu or libvirt")),
+            },
             extra_args: Vec::new(),
             drives: Vec::new(),
             check_images: false,
@@ -172,6 +179,7 @@ impl VmSettings {
             cpu_model: self.cpu_model.clone(),
             accelerator: self.accelerator,
             extra_args: self.extra_args.clone(),
+            backend: self.backend,
             boot_timeout_ms: u64::try_from(self.login_timeout.as_millis()).unwrap_or(u64::MAX),
             no_wait: false,
             drives: self.drives.clone(),

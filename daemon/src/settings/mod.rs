@@ -45,6 +45,8 @@ pub struct Settings {
     pub moves: Moves,
     /// The QEMU binary: a path, or a name in PATH.
     pub qemu_binary: String,
+    /// libvirt of this host; `None`: it is not used.
+    pub libvirt: Option<LibvirtSettings>,
     /// Times of the session.
     pub session: SessionTimes,
     /// Times of consensus.
@@ -55,6 +57,15 @@ pub struct Settings {
     pub evidence: EvidenceSettings,
     /// The daemon's own log.
     pub log: Log,
+}
+
+/// How libvirt of a host is reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LibvirtSettings {
+    /// By this host.
+    pub uri: String,
+    /// By libvirt of another host.
+    pub peer: String,
 }
 
 /// How much evidence of jobs that have ended stays on a host.
@@ -225,6 +236,7 @@ impl Default for Settings {
             network: Network { bridge: None, guests: None, migration: None },
             moves: Moves { at_once: 8, per_link: 4 },
             qemu_binary: "qemu-system-x86_64".into(),
+            libvirt: None,
             session: SessionTimes {
                 renew: Duration::from_millis(1000),
                 suspect: Duration::from_millis(2000),

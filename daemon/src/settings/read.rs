@@ -184,6 +184,11 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
     qemu.text("binary", |binary| settings.qemu_binary = binary);
     qemu.finish();
 
+    let libvirt = root.section("libvirt");
+    libvirt.text("uri", |uri| settings.libvirt.get_or_insert_default().uri = uri);
+    libvirt.text("peer", |peer| settings.libvirt.get_or_insert_default().peer = peer);
+    libvirt.finish();
+
     let session = root.section("session");
     let times = &mut settings.session;
     for (key, time) in [

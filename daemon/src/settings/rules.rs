@@ -54,6 +54,15 @@ pub(super) fn broken_rules(settings: &Settings) -> Vec<Broken> {
         blame("raft", "voter_away_ms", text, Some("session.expire < raft.voter_away_ms"));
     }
 
+    if let Some(libvirt) = &settings.libvirt {
+        let hint = Some("uri is how this host reaches it, peer how the libvirts of other hosts do");
+        for (key, value) in [("uri", &libvirt.uri), ("peer", &libvirt.peer)] {
+            if value.is_empty() {
+                blame("libvirt", key, format!("{key} is missing"), hint);
+            }
+        }
+    }
+
     if tracing_subscriber::EnvFilter::try_new(&settings.log.filter).is_err() {
         let text = format!("filter {:?} is not a level or a list of MODULE=LEVEL", settings.log.filter);
         blame("log", "filter", text, None);

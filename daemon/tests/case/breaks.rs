@@ -16,7 +16,7 @@ use vt_protocol::{
     ids::{AttemptId, MigrationId, Name, VmId},
     party::{Failure, Migrated, StartVm},
     verdict::{Blame, Consequence, Outcome, Verdict},
-    vm::MigrationSpec,
+    vm::{Backend, MigrationSpec},
 };
 use vt_sync::{State, state::Phase};
 
@@ -36,6 +36,7 @@ fn small(boot_timeout: Duration) -> StartVm {
         cpu_model: None,
         accelerator: None,
         extra_args: Vec::new(),
+        backend: Backend::Qmp,
         boot_timeout_ms: boot_timeout.as_millis() as u64,
         no_wait: false,
         drives: Vec::new(),

@@ -267,6 +267,7 @@ impl World {
             vtd: env!("CARGO_BIN_EXE_vtd").into(),
             party,
             cgroups: Cgroups::detect("vtmesh-tests".as_ref()).ok(),
+            libvirt: None,
             // No session is renewed here but at the start of a host.
             guard: Times {
                 pause: Duration::from_secs(600),

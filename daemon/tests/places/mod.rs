@@ -14,7 +14,7 @@ use vt_daemon::{
 };
 use vt_protocol::{
     ids::{Name, VmId},
-    vm::{Accelerator, VmSpec},
+    vm::{Accelerator, Backend, VmSpec},
 };
 
 /// A folder of its own, gone with everything in it at the end of the test.
@@ -74,6 +74,7 @@ pub(crate) fn setup(name: &str) -> VmSetup {
             extra_args: vec![],
             drives: vec![],
             check_images: false,
+            backend: Backend::Qmp,
         },
         resolved: Resolved { machine: "q35".into(), accelerator: Accelerator::Tcg, cpu_model: "qemu64".into() },
         qemu: "qemu-system-x86_64".into(),

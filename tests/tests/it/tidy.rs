@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("vt-cfg", &[]),
     ("vt-sync", &["vt-protocol"]),
     ("vt-daemon", &["vt-protocol", "vt-sync"]),
+    ("vt-libvirt", &["vt-protocol"]),
     ("vt-ctl", &["vt-cfg", "vt-protocol"]),
 ];
 
@@ -67,7 +68,7 @@ fn crates_depend_on_each_other_as_the_design_says_and_on_nothing_else_of_ours() 
 
 #[test]
 fn every_crate_takes_the_lints_of_the_workspace() {
-    for folder in ["protocol", "sync", "cfg", "daemon", "ctl", "tests"] {
+    for folder in ["protocol", "sync", "cfg", "daemon", "daemon/libvirt", "ctl", "tests"] {
         let manifest = fs::read_to_string(project_root().join(folder).join("Cargo.toml")).unwrap();
         assert!(manifest.contains("[lints]\nworkspace = true"), "{folder}/Cargo.toml");
     }

@@ -94,17 +94,11 @@ fn a_vm_and_its_case_outlive_a_restart_of_the_daemon() {
     let job = submit(&lab, &["multihost_migration", "-m", "host1,host2", "-p", "migrate_count=2"]);
     wait_for_log(&lab, &job, "probes on");
     // Only the daemon, not its host: QEMU, guard and party go on.
-    let pids = Command::new("ip").args(["netns", "pids", &format!("vt-{}-host1", lab.name())]).output().unwrap();
-    let daemon = String::from_utf8_lossy(&pids.stdout)
-        .lines()
-        .find(|pid| {
-            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let words: Vec<String> =
-                words.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
-            words.iter().any(|word| word == "--config") && !words.iter().any(|word| word == "party" || word == "guard")
-        })
-        .expect("host1 has a daemon")
-        .to_owned();
+    let is_daemon = |words: &[String]| {
+        let has = |wanted: &str| words.iter().any(|word| word == wanted);
+        has("--config") && !has("party") && !has("guard")
+    };
+    let daemon = lab.process("host1", is_daemon).expect("host1 has a daemon");
     assert!(Command::new("kill").args(["-9", &daemon]).status().unwrap().success());
     wait::until("the daemon to be gone", SOON, || {
         if std::path::Path::new(&format!("/proc/{daemon}")).exists() { Err("it is there") } else { Ok(()) }

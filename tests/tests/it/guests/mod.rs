@@ -3,6 +3,7 @@
 mod disks;
 mod drives;
 mod faults;
+mod libvirt;
 mod life;
 mod matrix;
 mod modes;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use vt_tests::lab::Lab;
 
 /// Every file below `directory` whose name ends with `ending`.
-fn files(directory: &Path, ending: &str) -> Vec<PathBuf> {
+pub(super) fn files(directory: &Path, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
@@ -24,7 +24,7 @@ fn files(directory: &Path, ending: &str) -> Vec<PathBuf> {
     found
 }
 
-fn json(path: &Path) -> Value {
+pub(super) fn json(path: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 

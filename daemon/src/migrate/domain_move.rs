@@ -1,0 +1,306 @@
+//! A move that libvirt makes: what is different at both ends.
+//!
+//! At the source one call does it all, and its answer counts: libvirt's word that the domain has moved is the source's
+//! completion, its refusal is the failure, and what QEMU says meanwhile is told and decides nothing. At the destination
+//! libvirt starts the QEMU; it is found by its run folder and then watched as any other.
+//!
+//! What may not happen here: a vote of the source while libvirt may still let it run.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::oneshot,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::{Epoch, MigrationId},
+    libvirt::{DomainState, Migrate, Running},
+    party::{Failure, Move},
+    peer::IncomingState,
+    verdict::Consequence,
+    vm::{How, MigrationSpec},
+};
+use vt_sync::{command::AbortMigration, state};
+
+use super::{destination, receive::Incoming, receiver::Receiver, send::Ready, source::Phase};
+use crate::{
+    libvirt::{Libvirt, domain, modes::modes, not_there, process::HelperError},
+    party::{
+        attempt::{DECIDES, LocalAttempt},
+        failure::caused,
+        local_vm::LocalVm,
+    },
+    qemu::{
+        Found, Vm, VmError, VmPlaces, VmSetup, command_line::QMP_SOCKET, process::resolve_program, qmp::MigrationInfo,
+        remains, site::Site,
+    },
+};
+
+/// The description of a domain, in the evidence.
+const DOMAIN_FILE: &str = "domain.xml";
+/// What libvirt may need beyond the time of the transfer.
+const BESIDES: Duration = Duration::from_secs(60);
+/// Between two looks for what nobody tells.
+const LOOKS: Duration = Duration::from_millis(20);
+/// Between two questions after an answer that was lost.
+const ASKS: Duration = Duration::from_millis(500);
+/// How often in a row libvirt has to be found idle, with the guest running: it may not have begun when it is first asked.
+const LOOKS_IDLE: u32 = 4;
+
+/// A move that libvirt of the source makes.
+#[derive(Debug)]
+pub(super) struct DomainMove {
+    domain: String,
+    libvirt: Arc<Libvirt>,
+    answer: oneshot::Receiver<Result<(), Report>>,
+    /// What QEMU said of the transfer when it had completed: libvirt ends it soon after.
+    pub(super) last: Option<MigrationInfo>,
+}
+
+impl DomainMove {
+    /// Has libvirt begin it.
+    pub(super) fn begin(
+        attempt: &Arc<LocalAttempt>,
+        vm: &Arc<LocalVm>,
+        ready: &Ready,
+        call: &Move,
+    ) -> Result<Self, Report> {
+        let libvirt = attempt.libvirt()?;
+        let domain = domain::name(&vm.id);
+        let Some(incoming) = ready.domain.clone() else {
+            return Err(Report::new(ErrorCode::Internal, "the destination did not say how libvirt is to have the VM"));
+        };
+        let migrate = Migrate {
+            domain: domain.clone(),
+            to: ready.uri.clone(),
+            uri: incoming.listens,
+            xml: incoming.xml,
+            modes: modes(&call.spec).map_err(|rule| Report::new(ErrorCode::BadParameter, rule))?,
+        };
+        let within = Duration::from_millis(call.spec.timeout_ms) + BESIDES;
+        let asked = Arc::clone(&libvirt);
+        Ok(Self::follow(attempt, vm, libvirt, async move { asked.migrate(migrate, within).await }))
+    }
+
+    /// Follows one that a daemon before this one had libvirt begin.
+    pub(super) fn resume(attempt: &Arc<LocalAttempt>, vm: &Arc<LocalVm>) -> Result<Self, Failure> {
+        let libvirt = attempt.libvirt().map_err(caused)?;
+        Ok(Self::follow(attempt, vm, libvirt, async { Err(HelperError::Gone) }))
+    }
+
+    fn follow(
+        attempt: &Arc<LocalAttempt>,
+        vm: &Arc<LocalVm>,
+        libvirt: Arc<Libvirt>,
+        asked: impl Future<Output = Result<(), HelperError>> + Send + 'static,
+    ) -> Self {
+        let (tell, answer) = oneshot::channel();
+        let domain = domain::name(&vm.id);
+        let (asking, vm, attempt) = (Arc::clone(&libvirt), Arc::clone(vm), Arc::clone(attempt));
+        tokio::spawn(async move {
+            let said = match asked.await {
+                Ok(()) => Ok(()),
+                Err(error) if error.is_verdict() => Err(refused(&asking, &error)),
+                Err(error) => {
+                    tracing::warn!(vm = %vm.id, %error, "libvirt's answer to a move is not known");
+                    tokio::select! {
+                        found = find_out(&asking, &vm, &error) => found,
+                        () = attempt.closing.cancelled() => return,
+                    }
+                }
+            };
+            // Nobody waits once the attempt is over.
+            let _ = tell.send(said);
+        });
+        Self { domain, libvirt, answer, last: None }
+    }
+
+    /// Waits for libvirt's answer; pending for ever once that was given.
+    pub(super) async fn answer(&mut self) -> Result<(), Report> {
+        match (&mut self.answer).await {
+            Ok(said) => said,
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Has libvirt give it up. Its answer says whether that was in time.
+    pub(super) async fn abort(&self) -> Result<(), Report> {
+        self.libvirt.abort(&self.domain).await
+    }
+}
+
+fn refused(libvirt: &Libvirt, error: &HelperError) -> Report {
+    let said = libvirt.report(error);
+    let title = "libvirt did not move the VM; it goes on at the source";
+    said.evidence.iter().fold(Report::new(ErrorCode::MigrationFailed, title), |report, (key, value)| {
+        report.with(key.clone(), value.clone())
+    })
+}
+
+/// What became of a move whose answer was lost. A QEMU that has ended will not run again, and so the source has no more to
+/// say: whether everything arrived is for the destination to know.
+async fn find_out(libvirt: &Libvirt, vm: &LocalVm, lost: &HelperError) -> Result<(), Report> {
+    let mut ticks = interval(ASKS);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut idle = 0;
+    while idle < LOOKS_IDLE {
+        tokio::select! {
+            _ = vm.qemu.process().ended() => return Ok(()),
+            _ = ticks.tick() => {}
+        }
+        let state = libvirt.state(&domain::name(&vm.id)).await;
+        let over = matches!(state, Ok(Some(DomainState { cpus: Running::Yes, busy: false })));
+        idle = if over { idle + 1 } else { 0 };
+    }
+    Err(refused(libvirt, lost))
+}
+
+impl LocalAttempt {
+    /// libvirt of this host.
+    ///
+    /// # Errors
+    /// The settings name none.
+    pub(crate) fn libvirt(&self) -> Result<Arc<Libvirt>, Report> {
+        self.places.libvirt.clone().ok_or_else(|| not_there(&self.name_of(self.me())))
+    }
+
+    /// Has libvirt begin a move, or finds out where one that this daemon did not begin is.
+    pub(super) async fn begin_domain_move(
+        self: &Arc<Self>,
+        vm: &Arc<LocalVm>,
+        ready: &Ready,
+        call: &Move,
+    ) -> Result<(Phase, Option<DomainMove>), Failure> {
+        let state = self.cluster.state();
+        let decided = |record: &state::Migration| !record.is_under_way() || record.source_completed;
+        if state.migration(&ready.id).is_some_and(decided) {
+            return Ok((Phase::Voted, None));
+        }
+        if vm.take_prepared(&ready.id) {
+            self.place("source-sends").await;
+            self.evidence.events.say(format!("{}: how: {}, by libvirt", ready.id, How::of(&call.spec)));
+            return match DomainMove::begin(self, vm, ready, call) {
+                Ok(begun) => Ok((Phase::Sending, Some(begun))),
+                Err(report) => {
+                    self.abort_move(&ready.id, report.clone()).await;
+                    Err(caused(report))
+                }
+            };
+        }
+        Ok((Phase::Sending, Some(DomainMove::resume(self, vm)?)))
+    }
+
+    /// Has libvirt start a VM with its CPUs stopped.
+    pub(crate) async fn start_domain(&self, setup: &VmSetup, places: VmPlaces) -> Result<Vm, Report> {
+        let libvirt = self.libvirt()?;
+        let (site, xml) = site(setup, places)?;
+        libvirt.start(xml).await?;
+        let found = Vm::find(&site.run_dir).await.map_err(|error| error.report())?;
+        let Found::Running(vm) = found else {
+            let title = format!("QEMU of {}, which libvirt had started, ended at once", setup.spec.id);
+            return Err(Report::new(ErrorCode::QemuDied, title));
+        };
+        site.keep();
+        Ok(*vm)
+    }
+
+    /// Makes the place of a VM that libvirt is to start here, and says how libvirt is to have it.
+    pub(super) fn expect_domain(&self, setup: &VmSetup, places: VmPlaces) -> Result<String, Report> {
+        let (site, xml) = site(setup, places)?;
+        site.keep();
+        Ok(xml)
+    }
+
+    /// Waits until libvirt has started the QEMU that a VM comes in by, and then sees it through.
+    pub(super) async fn await_domain(self: Arc<Self>, incoming: Arc<Incoming>, spec: MigrationSpec, disk: PathBuf) {
+        let id = incoming.id.clone();
+        let run_dir = self.places.vm(&id.vm);
+        let qemu = tokio::select! {
+            qemu = appears(&run_dir) => qemu,
+            why = self.is_aborted(&id) => {
+                incoming.state.send_replace(IncomingState::Failed(why.clone()));
+                let gone = Err(Failure::Followed(Consequence::PeerGone(why.title)));
+                self.clear(run_dir).await;
+                incoming.arrival.send_replace(Some(gone));
+                return;
+            }
+            () = self.closing.cancelled() => return self.clear(run_dir).await,
+        };
+        let ready = match qemu {
+            Ok(qemu) => {
+                let vm = LocalVm::new(qemu, disk, Epoch::default());
+                incoming.set_vm(Some(Arc::clone(&vm)));
+                self.guard(&vm).await.map(|()| vm)
+            }
+            Err(error) => Err(error.report()),
+        };
+        let vm = match ready {
+            Ok(vm) => vm,
+            Err(why) => {
+                self.evidence.events.warn(format!("{id}: {}", why.title));
+                self.clear(run_dir).await;
+                let abort = AbortMigration { migration: id.clone(), host: self.me(), why };
+                // Not known to be in the log: the source learns from libvirt that its QEMU here is gone.
+                let _ = self.propose("abort", &id.to_string(), abort, DECIDES).await;
+                return;
+            }
+        };
+        let events = vm.qemu.qmp().events();
+        let replay = vm.qemu.qmp().query_migrate().await.ok().map(|info| destination::Event::Qemu(info.status));
+        let (phase, postcopy, loaded) = (destination::Phase::Receiving, spec.is_postcopy(), None);
+        Receiver { attempt: self, incoming, vm, events, phase, postcopy, replay, loaded }.run().await;
+    }
+
+    /// Waits for the entry that aborts a move; the reason.
+    async fn is_aborted(&self, id: &MigrationId) -> Report {
+        let aborted = |state: &vt_sync::State| match &state.migration(id)?.phase {
+            state::Phase::Aborted { why } => Some(why.clone()),
+            _ => None,
+        };
+        match self.wait_state(aborted).await {
+            Ok(why) => why,
+            // The party has ended; so does the attempt.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    async fn clear(&self, run_dir: PathBuf) {
+        let cleared = tokio::task::spawn_blocking(move || remains::clear(&run_dir)).await;
+        for left in cleared.unwrap_or_default() {
+            self.evidence.events.warn(format!("left behind: {left}"));
+        }
+    }
+}
+
+/// The place of a VM, and how libvirt is to have it. libvirt puts the QEMU into a control group of its own choice: the one
+/// that is made here stays empty, and on record says where the guard's is.
+fn site(setup: &VmSetup, places: VmPlaces) -> Result<(Site, String), Report> {
+    let emulator = resolve_program(&setup.qemu).ok_or_else(|| VmError::Missing(setup.qemu.clone()).report())?;
+    let site = Site::make(setup, &places).map_err(|error| error.report())?;
+    let xml = domain::xml(&site.command_line(setup), &emulator);
+    let file = places.evidence.join(DOMAIN_FILE);
+    std::fs::write(&file, &xml).map_err(|error| VmError::io("write", &file)(error).report())?;
+    Ok((site, xml))
+}
+
+/// Waits until there is a QEMU in a run folder. libvirt says nothing before everything has arrived.
+async fn appears(run_dir: &std::path::Path) -> Result<Vm, VmError> {
+    let socket = run_dir.join(QMP_SOCKET);
+    let begun = Instant::now();
+    let mut ticks = interval(LOOKS);
+    loop {
+        ticks.tick().await;
+        if !socket.exists() {
+            continue;
+        }
+        match Vm::find(run_dir).await? {
+            Found::Running(vm) => {
+                tracing::debug!(waited = ?begun.elapsed(), "libvirt has started a QEMU");
+                return Ok(*vm);
+            }
+            // Between its socket and its monitor it has no process on record.
+            Found::Ended | Found::Nothing => {}
+        }
+    }
+}
