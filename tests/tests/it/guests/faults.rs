@@ -23,7 +23,7 @@ fn a_daemon_that_dies_in_a_move_costs_no_guest() {
         "kill-source-vtd/voted-by-one",
         "kill-destination-vtd/resumed",
         "kill-leader-vtd/moved",
-        "kill-destination-vtd/postcopy-paused",
+        "kill-source-vtd/postcopy-active",
     ]);
 }
 
