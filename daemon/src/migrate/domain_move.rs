@@ -47,6 +47,8 @@ const LOOKS: Duration = Duration::from_millis(20);
 const ASKS: Duration = Duration::from_millis(500);
 /// How often in a row libvirt has to be found idle, with the guest running: it may not have begun when it is first asked.
 const LOOKS_IDLE: u32 = 4;
+/// How often it is asked whether it has let go of a domain whose QEMU has ended.
+const LOOKS_GONE: u32 = 40;
 
 /// A move that libvirt of the source makes.
 #[derive(Debug)]
@@ -146,14 +148,24 @@ async fn find_out(libvirt: &Libvirt, vm: &LocalVm, lost: &HelperError) -> Result
     let mut idle = 0;
     while idle < LOOKS_IDLE {
         tokio::select! {
-            _ = vm.qemu.process().ended() => return Ok(()),
+            _ = vm.qemu.process().ended() => break,
             _ = ticks.tick() => {}
         }
         let state = libvirt.state(&domain::name(&vm.id)).await;
         let over = matches!(state, Ok(Some(DomainState { cpus: Running::Yes, busy: false })));
         idle = if over { idle + 1 } else { 0 };
     }
-    Err(refused(libvirt, lost))
+    if idle == LOOKS_IDLE {
+        return Err(refused(libvirt, lost));
+    }
+    // libvirt takes no domain back before it has let go of it.
+    for _ in 0..LOOKS_GONE {
+        if matches!(libvirt.state(&domain::name(&vm.id)).await, Ok(None)) {
+            break;
+        }
+        ticks.tick().await;
+    }
+    Ok(())
 }
 
 impl LocalAttempt {
