@@ -61,7 +61,7 @@ pub(super) async fn run(app: &mut App, mut args: RunArgs) -> Result<Code, Report
         // With a configuration every variant has its own parameters: they are checked when the job is taken.
         let params = if expanded.is_none() { plan::params(&args.matrix.params) } else { Params::new() };
         let checked = scenario_file::checked(app, text, params, 0).await?;
-        args.case_timeout = args.case_timeout.or(checked.timeout_ms.map(Duration::from_millis));
+        args.case_timeout = args.case_timeout.or_else(|| checked.timeout_ms.map(Duration::from_millis));
         args.scenario = checked.info.as_ref().map(|info| info.name.clone());
         scenarios.extend(checked.info);
     }

@@ -229,11 +229,11 @@ fn a_scenario_in_a_file_is_checked_first_and_travels_with_the_plan() {
     });
     let words = ["run", "x.scenario", "-m", "host1,host2", "-p", "mem=64M", "--detach"];
     at(dir.path(), &good.socket(), &words).expect(0);
-    let plans = good.requests().into_iter().filter_map(|request| match request {
+    let mut plans = good.requests().into_iter().filter_map(|request| match request {
         AdminRequest::RunSubmit(submit) => Some(submit.plan),
         _ => None,
     });
-    let plan = plans.last().unwrap();
+    let plan = plans.next_back().unwrap();
     let file = plan.file.unwrap();
     assert_eq!((plan.scenario.as_str(), plan.case_timeout_ms), ("x", 90_000));
     assert_eq!((file.file.as_str(), file.text.as_str()), ("x.scenario", "name = 'x'\ndo = 'y'\n"));

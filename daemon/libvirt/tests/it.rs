@@ -1,6 +1,8 @@
 //! The helper as vtd meets it: a process, lines in, lines out. Against libvirt's own test driver, which is inside the
 //! library; against a real one it is seen by the migrations in `tests`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},

@@ -134,7 +134,7 @@ impl Agent {
             });
         }
         let closed = self.execute("guest-file-close", json!({"handle": handle}), deadline).await;
-        written.and(closed.map(drop))
+        written.and_then(|()| closed.map(drop))
     }
 
     /// Reads a file of at most so many bytes.
@@ -163,7 +163,7 @@ impl Agent {
             }
         };
         let closed = self.execute("guest-file-close", json!({"handle": handle}), deadline).await;
-        read.and(closed.map(drop)).map(|()| bytes)
+        read.and_then(|()| closed.map(drop)).map(|()| bytes)
     }
 
     async fn open(&mut self, path: &str, mode: &str, deadline: Instant) -> Result<i64, GuestError> {

@@ -93,7 +93,7 @@ impl Sum {
 pub(crate) fn listed(list: &str, file: &str) -> Option<String> {
     let digits = |word: &str| word.len() >= 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
     let line = |line: &str| {
-        let (digest, rest) = line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), ""));
+        let (digest, rest) = line.trim().split_once(char::is_whitespace).unwrap_or_else(|| (line.trim(), ""));
         digits(digest).then(|| (digest.to_owned(), rest.trim().trim_start_matches('*').to_owned()))
     };
     let lines: Vec<(String, String)> = list.lines().filter_map(line).collect();

@@ -189,7 +189,7 @@ mod tests {
             ("athlon", |s, _, _| s.cpu_model = "athlon".into()),
             ("KVM", |s, _, _| s.accelerator = Accelerator::Kvm),
             ("device virtio-net-pci is not known to QEMU", |_, f, _| {
-                f.devices.retain(|model| model != "virtio-net-pci")
+                f.devices.retain(|model| model != "virtio-net-pci");
             }),
             ("the source runs with `-device pvpanic`", |s, f, _| {
                 f.devices.insert("pvpanic".into());

@@ -420,7 +420,7 @@ impl<'a> Journey<'a> {
         if let (Some(step), Some(migrated)) = (step, &migrated) {
             step.done(self.figures.moved(migrated)).await?;
         }
-        let stays = migrated.as_ref().map_or(transfer::is_cancelled(spec), |migrated| migrated.cancelled);
+        let stays = migrated.as_ref().map_or_else(|| transfer::is_cancelled(spec), |migrated| migrated.cancelled);
         if !stays {
             self.at = place;
         }

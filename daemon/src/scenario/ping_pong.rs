@@ -55,7 +55,7 @@ fn read(params: &Params) -> Result<Wanted, ParamError> {
     let mut settings = Settings::read(params)?;
     let load = Load::read(params)?;
     let most = u64::from(settings.vm.memory_mib).saturating_sub(REST_MIB).max(1);
-    let memory = params.number("stress_memory", 1..=2048)?.unwrap_or(50.min(most));
+    let memory = params.number("stress_memory", 1..=2048)?.unwrap_or_else(|| 50.min(most));
     let load = match params.text("stress_type").map(str::trim).unwrap_or_default() {
         "" | "none" => None,
         "cpu_memory" => Some(Load { readers: 0, ..load }),

@@ -31,7 +31,8 @@ async fn each_difference_is_found_before_anything_starts() {
     let lacks = (Verdict::Skip, ErrorCode::CannotRunHere);
     let unfit = (Verdict::Fail, ErrorCode::Preflight);
     // The place of the host that differs, its QEMU, more parameters, what is said.
-    let cases: &[(usize, String, &[(&str, &str)], (Verdict, ErrorCode), &str)] = &[
+    type Unlike<'a> = (usize, String, &'a [(&'a str, &'a str)], (Verdict, ErrorCode), &'a str);
+    let cases: &[Unlike<'_>] = &[
         (1, without(r#"s/"qemu64\(-v1\)\?"/"gone"/g"#), &[], unfit, "CPU model qemu64 is not known to QEMU"),
         (1, without("s/virtio-rng-pci/gone/g"), &[], unfit, "device virtio-rng-pci is not known to QEMU"),
         (
