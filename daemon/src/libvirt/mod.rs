@@ -103,7 +103,7 @@ impl Libvirt {
 
     /// An error as a user meets it.
     pub fn report(&self, error: &HelperError) -> Report {
-        let report = Report::new(ErrorCode::LibvirtFailed, error.title()).with("libvirt", self.uri.clone());
+        let report = Report::new(ErrorCode::LibvirtFailed, error.to_string()).with("libvirt", self.uri.clone());
         let report = match error {
             HelperError::Refused(refusal) => report.with("libvirt said", refusal.message.clone()),
             HelperError::NotStarted { .. } => report.help(format!("put {PROGRAM} beside vtd")),

@@ -49,11 +49,6 @@ impl HelperError {
     pub fn is_verdict(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::NotStarted { .. })
     }
-
-    /// One line for people.
-    pub fn title(&self) -> String {
-        self.to_string()
-    }
 }
 
 type Waiter = oneshot::Sender<Result<Reply, Refusal>>;

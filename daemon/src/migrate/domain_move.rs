@@ -15,7 +15,7 @@ use tokio::{
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{Epoch, MigrationId},
-    libvirt::{DomainState, Migrate, Running},
+    libvirt::{DomainState, Hello, Migrate, Running},
     party::{Failure, Move},
     peer::IncomingState,
     verdict::Consequence,
@@ -206,6 +206,8 @@ impl LocalAttempt {
     /// Has libvirt start a VM with its CPUs stopped.
     pub(crate) async fn start_domain(&self, setup: &VmSetup, places: VmPlaces) -> Result<Vm, Report> {
         let libvirt = self.libvirt()?;
+        let Hello { library, daemon, hypervisor, .. } = libvirt.hello().await?;
+        self.evidence.events.say(format!("libvirt {daemon} (library {library}) with QEMU {hypervisor}"));
         let (site, xml) = site(setup, places)?;
         libvirt.start(xml).await?;
         let found = Vm::find(&site.run_dir).await.map_err(|error| error.report())?;
