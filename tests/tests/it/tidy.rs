@@ -41,28 +41,50 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-#[test]
-fn crates_depend_on_each_other_as_the_design_says_and_on_nothing_else_of_ours() {
+/// The members of the workspace, as cargo tells of them.
+fn members() -> Vec<serde_json::Value> {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
         .current_dir(project_root())
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let packages = metadata["packages"].as_array().unwrap();
+    let mut metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    serde_json::from_value(metadata["packages"].take()).unwrap()
+}
+
+/// What a member needs outside its tests and its build script.
+fn needs(member: &serde_json::Value) -> BTreeSet<&str> {
+    let dependencies = member["dependencies"].as_array().unwrap().iter();
+    let normal = dependencies.filter(|dependency| dependency["kind"].is_null() && dependency["optional"] == false);
+    normal.filter_map(|dependency| dependency["name"].as_str()).collect()
+}
+
+#[test]
+fn crates_depend_on_each_other_as_the_design_says_and_on_nothing_else_of_ours() {
+    let members = members();
     for (name, allowed) in ARROWS {
-        let package = packages.iter().find(|package| package["name"] == *name).expect("every crate is a member");
-        let found: BTreeSet<&str> = package["dependencies"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter(|dependency| dependency["kind"].is_null())
-            .filter_map(|dependency| dependency["name"].as_str())
-            .filter(|name| name.starts_with("vt-"))
-            .collect();
+        let member = members.iter().find(|member| member["name"] == *name).expect("every crate is a member");
+        let found: BTreeSet<&str> = needs(member).into_iter().filter(|name| name.starts_with("vt-")).collect();
         let allowed: BTreeSet<&str> = allowed.iter().copied().collect();
         assert!(found.is_subset(&allowed), "{name} depends on {found:?}; the design allows {allowed:?}");
+    }
+}
+
+/// They are a workspace of their own and take their lock as it is: what a crate came to need has to be in it as well.
+#[test]
+fn the_lock_of_the_fuzz_targets_has_what_our_crates_need() {
+    let lock = fs::read_to_string(project_root().join("fuzz/Cargo.lock")).unwrap();
+    for member in members() {
+        let name = member["name"].as_str().unwrap();
+        let Some(locked) = lock.split("[[package]]").find(|part| part.contains(&format!("\nname = \"{name}\"\n")))
+        else {
+            continue;
+        };
+        for needed in needs(&member) {
+            let found = locked.contains(&format!(" \"{needed}\"")) || locked.contains(&format!(" \"{needed} "));
+            assert!(found, "{name} needs {needed}: cargo update --workspace --manifest-path fuzz/Cargo.toml");
+        }
     }
 }
 
