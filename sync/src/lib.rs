@@ -16,7 +16,8 @@ pub use self::{
     answer::{Answer, Applied, Effect, Rejected},
     command::{Command, Request},
     raft::{
-        Leadership, ProposeError, RaftTransport, Replica, ReplicaConfig, ReplicaRole, Status, Storage, Unreachable,
+        Latency, Leadership, ProposeError, RaftTransport, Replica, ReplicaConfig, ReplicaRole, Status, Storage,
+        Unreachable,
     },
     state::State,
 };

@@ -11,13 +11,14 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageBackend, StorageError, Table, TableDefinition,
     backends::FileBackend,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use vt_protocol::{
     codec::{CodecError, Versioned},
     error::{ErrorCode, Report},
@@ -136,8 +137,19 @@ impl From<StoreError> for io::Error {
 pub(crate) enum Place<'a> {
     /// In a directory; `create` makes new ones where there are none.
     Directory { path: &'a Path, create: bool },
-    /// Behind backends, whose calls return at once: simulations and tests.
-    Backend { store: Medium, journal: Medium },
+    /// Behind backends, whose calls return at once: simulations and tests. Before each write the latency passes.
+    Backend { store: Medium, journal: Medium, latency: Latency },
+}
+
+/// How long a simulated disk lets the next write wait.
+pub type Latency = Arc<dyn Fn() -> Duration + Send + Sync>;
+
+/// Who waits for the medium.
+enum Writer {
+    /// A thread, which may block.
+    Thread,
+    /// A task, for in simulations time stands still while a thread waits.
+    Task(Latency),
 }
 
 fn builder() -> redb::Builder {
@@ -150,8 +162,7 @@ fn builder() -> redb::Builder {
 pub(crate) struct Disk {
     db: Database,
     journal: Journal,
-    /// Writes go to a thread that may block; not in simulations, where time stands still meanwhile.
-    threads: bool,
+    writer: Writer,
     /// The newest entries, on disk or not yet.
     queue: Queue,
     committed: Mutex<Committed>,
@@ -181,8 +192,7 @@ impl Disk {
     }
 
     fn open_here(place: Place<'_>, host: HostId) -> Result<Self, StoreError> {
-        let threads = matches!(place, Place::Directory { .. });
-        let (db, segments, file) = match place {
+        let (db, segments, file, writer) = match place {
             Place::Directory { path, create } => {
                 let store = path.join(STORE_FILE);
                 if !create && !store.try_exists().map_err(StoreError::Io)? {
@@ -190,12 +200,12 @@ impl Disk {
                 }
                 let db = builder().create(&store)?;
                 let segments = claim(&db, host, create)?;
-                (db, segments, journal_file(path, segments)?)
+                (db, segments, journal_file(path, segments)?, Writer::Thread)
             }
-            Place::Backend { store, journal } => {
+            Place::Backend { store, journal, latency } => {
                 let db = builder().create_with_backend(Boxed(store))?;
                 let segments = claim(&db, host, true)?;
-                (db, segments, journal)
+                (db, segments, journal, Writer::Task(latency))
             }
         };
         let purged = meta::<StoredLogId>(&db, PURGED)?.and_then(|id| id.0);
@@ -203,7 +213,7 @@ impl Disk {
         // What is behind a snapshot was committed.
         let committed = Mutex::new(Committed { known: written.max(purged), written });
         let (queue, closed) = (Queue::default(), watch::Sender::new(()));
-        let disk = Self { db, journal, threads, queue, committed, closed };
+        let disk = Self { db, journal, writer, queue, committed, closed };
         disk.snapshot()?;
         disk.vote()?;
         Ok(disk)
@@ -222,11 +232,18 @@ impl Disk {
     ) -> io::Result<()> {
         let entries = entries.into_iter().map(Row::of_entry).collect::<Result<Vec<_>, _>>()?;
         if self.queue.push(entries, Box::new(done)) {
-            if self.threads {
-                let disk = Arc::clone(self);
-                tokio::task::spawn_blocking(move || disk.write_queue());
-            } else {
-                self.write_queue();
+            let disk = Arc::clone(self);
+            match &self.writer {
+                Writer::Thread => drop(tokio::task::spawn_blocking(move || while disk.write_next() {})),
+                Writer::Task(latency) => {
+                    let latency = Arc::clone(latency);
+                    tokio::spawn(async move {
+                        sleep(latency()).await;
+                        while disk.write_next() {
+                            sleep(latency()).await;
+                        }
+                    });
+                }
             }
         }
         if self.queue.is_full() {
@@ -235,22 +252,23 @@ impl Disk {
         Ok(())
     }
 
-    fn write_queue(&self) {
-        while let Some(Batch { mut rows, done }) = self.queue.take() {
-            let (entries, bytes) = (rows.len(), rows.iter().map(Row::len).sum());
-            let put = || {
-                let committed = self.to_be_told(rows.last().and_then(|row| row.index));
-                rows.extend(committed.map(|id| Row::of(Record::Committed(id))).transpose()?);
-                self.journal.append(&rows, &|segments| self.set_segments(segments))?;
-                if committed.is_some() {
-                    self.committed().written = committed;
-                }
-                Ok(())
-            };
-            // A damaged file may make redb panic; whoever waits has to be told all the same.
-            let result = catch_unwind(AssertUnwindSafe(put)).unwrap_or_else(|_| Err(damaged("it cannot be written")));
-            self.queue.written(entries, bytes, done, &result.map_err(io::Error::from));
-        }
+    /// Writes what has gathered. False: nothing had.
+    fn write_next(&self) -> bool {
+        let Some(Batch { mut rows, done }) = self.queue.take() else { return false };
+        let (entries, bytes) = (rows.len(), rows.iter().map(Row::len).sum());
+        let put = || {
+            let committed = self.to_be_told(rows.last().and_then(|row| row.index));
+            rows.extend(committed.map(|id| Row::of(Record::Committed(id))).transpose()?);
+            self.journal.append(&rows, &|segments| self.set_segments(segments))?;
+            if committed.is_some() {
+                self.committed().written = committed;
+            }
+            Ok(())
+        };
+        // A damaged file may make redb panic; whoever waits has to be told all the same.
+        let result = catch_unwind(AssertUnwindSafe(put)).unwrap_or_else(|_| Err(damaged("it cannot be written")));
+        self.queue.written(entries, bytes, done, &result.map_err(io::Error::from));
+        true
     }
 
     /// The committed place that the journal is to be told of together with entries up to `last`. Others may have committed
@@ -279,7 +297,8 @@ impl Disk {
         self: &Arc<Self>,
         what: impl FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
     ) -> io::Result<T> {
-        if !self.threads {
+        if let Writer::Task(latency) = &self.writer {
+            sleep(latency()).await;
             return Ok(what(self)?);
         }
         let disk = Arc::clone(self);

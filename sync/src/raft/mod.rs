@@ -21,7 +21,7 @@ mod wire;
 #[cfg(fuzzing)]
 pub use self::journal::fuzzing as journal_fuzzing;
 pub use self::{
-    disk::StoreError,
+    disk::{Latency, StoreError},
     network::{RaftTransport, Unreachable},
     replica::{OpenError, ProposeError, Replica, ReplicaConfig, Storage},
     status::{Follower, Leadership, ReplicaRole, Status},

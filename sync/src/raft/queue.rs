@@ -12,7 +12,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use super::{journal::Row, types::Entry};
 
@@ -30,8 +30,8 @@ const KEPT_BYTES: usize = 1 << 20;
 #[derive(Default)]
 pub(super) struct Queue {
     inner: Mutex<Inner>,
-    /// Whether somebody writes.
-    busy: watch::Sender<bool>,
+    /// Told when nobody writes any more. It wakes in order, which a `watch` does not: a simulation has to repeat itself.
+    idle: Notify,
 }
 
 #[derive(Default)]
@@ -43,6 +43,8 @@ struct Inner {
     /// Bytes of those on their way.
     bytes: usize,
     next: Batch,
+    /// Whether somebody writes.
+    busy: bool,
 }
 
 /// What is written together.
@@ -67,14 +69,15 @@ impl Queue {
             inner.next.rows.push(row);
         }
         inner.next.done.push(done);
-        !self.busy.send_replace(true)
+        !mem::replace(&mut inner.busy, true)
     }
 
     /// What is to be written next; `None`: nothing, and the writer is done.
     pub(super) fn take(&self) -> Option<Batch> {
         let mut inner = self.inner();
         if inner.next.done.is_empty() {
-            self.busy.send_replace(false);
+            inner.busy = false;
+            self.idle.notify_waiters();
             return None;
         }
         Some(mem::take(&mut inner.next))
@@ -103,8 +106,14 @@ impl Queue {
 
     /// Waits until nothing is on its way.
     pub(super) async fn drained(&self) {
-        // The sender lives as long as this does.
-        let _ = self.busy.subscribe().wait_for(|busy| !busy).await;
+        loop {
+            // Before the look: what ends in between is told to it.
+            let idle = self.idle.notified();
+            if !self.inner().busy {
+                return;
+            }
+            idle.await;
+        }
     }
 
     /// Tells those who wait for a batch what became of it: so many entries, of so many bytes.

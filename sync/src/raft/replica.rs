@@ -28,7 +28,7 @@ use vt_protocol::{
 };
 
 use super::{
-    disk::{Disk, Place, StoreError},
+    disk::{Disk, Latency, Place, StoreError},
     log::Log,
     machine::Machine,
     network::{Network, RaftTransport},
@@ -115,6 +115,8 @@ pub enum Storage {
         store: Box<dyn redb::StorageBackend>,
         /// For the log.
         journal: Box<dyn redb::StorageBackend>,
+        /// How long the next write has to wait.
+        latency: Latency,
     },
 }
 
@@ -222,7 +224,9 @@ impl Replica {
                 let open = move || Disk::open(Place::Directory { path: &path, create }, host);
                 tokio::task::spawn_blocking(open).await.map_err(|error| OpenError::Raft(error.to_string()))??
             }
-            Storage::Backend { store, journal } => Disk::open(Place::Backend { store, journal }, host)?,
+            Storage::Backend { store, journal, latency } => {
+                Disk::open(Place::Backend { store, journal, latency }, host)?
+            }
         };
         let disk = Arc::new(disk);
         let machine = Machine::open(Arc::clone(&disk))?;

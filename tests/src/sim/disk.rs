@@ -3,6 +3,7 @@
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use rand::{Rng, rngs::StdRng};
@@ -33,6 +34,8 @@ struct Platter {
     /// Goes up at every power failure: older handles reach nothing any more.
     generation: u64,
     lies: bool,
+    /// How long a write waits.
+    latency: Duration,
     /// What every write is refused with.
     refuses: Option<io::ErrorKind>,
     /// So many more operations, and the power fails; and what decides what that leaves.
@@ -73,6 +76,16 @@ impl Disk {
     /// From now on writes are refused with that, or no more.
     pub fn refuse(&self, with: Option<io::ErrorKind>) {
         self.platter().refuses = with;
+    }
+
+    /// From now on each write waits so long before it is done.
+    pub fn slow_down(&self, to: Duration) {
+        self.platter().latency = to;
+    }
+
+    /// How long a write waits.
+    pub fn latency(&self) -> Duration {
+        self.platter().latency
     }
 
     /// Whether writes are refused.

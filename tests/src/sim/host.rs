@@ -76,7 +76,9 @@ pub(super) async fn host(
 ) -> turmoil::Result {
     let me = machine.host;
     let [store, journal] = disk.open();
-    let storage = Storage::Backend { store: Box::new(store), journal: Box::new(journal) };
+    let slow = disk.clone();
+    let latency = Arc::new(move || slow.latency());
+    let storage = Storage::Backend { store: Box::new(store), journal: Box::new(journal), latency };
     let replica = match Replica::open(storage, me, &config(), Arc::new(Link { me })).await {
         Ok(replica) => replica,
         Err(error) if disk.refuses() => {

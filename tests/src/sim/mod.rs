@@ -3,7 +3,7 @@
 //!
 //! The daemons' own loops run here: sessions, the keeper, the scheduler, over real replicas; the policy of members; and
 //! the [`crate::twin`] for parties, movements and guards. Hosts lose their power, daemons are killed or frozen, disks are
-//! full, links are cut in every shape and direction, messages take random times, clocks drift. Then all is healed: the
+//! full or slow, links are cut in every shape and direction, messages take random times, clocks drift. Then all is healed: the
 //! cluster must go on, every case must come to its verdict, and nothing may run any more.
 //!
 //! A seed is its run, to the last line: ids, timers and what a disk loses come from it ([`vt_protocol::chance`]), and

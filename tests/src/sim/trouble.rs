@@ -1,11 +1,16 @@
-//! Faults, drawn by the seed: power failures, killed and frozen daemons, full disks, cut links, dead QEMUs; and their
+//! Faults, drawn by the seed: power failures, killed and frozen daemons, full and slow disks, cut links, dead QEMUs; and their
 //! repair.
+
+use std::time::Duration;
 
 use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use turmoil::Sim;
 use vt_protocol::ids::HostId;
 
 use super::{HOSTS, disk::Disk, machine::Machine, net::name, oracle::Oracle};
+
+/// Milliseconds that a write to a slow disk takes: from shorter than a heartbeat to longer than the time of an election.
+const SLOW: std::ops::Range<u64> = 20..1500;
 
 /// What is broken at the moment.
 pub(super) struct Trouble {
@@ -128,6 +133,11 @@ impl Trouble {
                     self.note(format!("a QEMU of {} is killed", name(host)));
                 }
             }
+            86..90 => {
+                let latency = Duration::from_millis(rng.random_range(SLOW));
+                self.disk(host).slow_down(latency);
+                self.note(format!("a write of {} takes {latency:?}", name(host)));
+            }
             _ => self.repair(sim),
         }
     }
@@ -158,7 +168,8 @@ impl Trouble {
         for (one, other) in self.cuts.drain(..) {
             sim.repair(name(one), name(other));
         }
-        self.oracle.note("every link is whole".to_owned());
+        self.disks.iter().for_each(|disk| disk.slow_down(Duration::ZERO));
+        self.oracle.note("every link is whole, every disk is fast".to_owned());
     }
 
     /// Ends all trouble.

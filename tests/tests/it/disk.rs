@@ -40,7 +40,8 @@ impl RaftTransport for Nobody {
 
 async fn open(disk: &Disk) -> Result<Replica, OpenError> {
     let [store, journal] = disk.open();
-    let storage = Storage::Backend { store: Box::new(store), journal: Box::new(journal) };
+    let storage =
+        Storage::Backend { store: Box::new(store), journal: Box::new(journal), latency: Arc::new(|| Duration::ZERO) };
     // Snapshots often, so that they are among what fails.
     let config = ReplicaConfig { snapshot_entries: 15, keep_entries: 5, ..ReplicaConfig::default() };
     Replica::open(storage, HOST, &config, Arc::new(Nobody)).await
