@@ -64,6 +64,18 @@ impl PlacementState {
 pub enum PoolKind {
     /// A directory of each host.
     Dir,
+    /// An export of an NFS server. Takes disks of VMs.
+    Nfs,
+}
+
+impl PoolKind {
+    /// As it is shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dir => "dir",
+            Self::Nfs => "nfs",
+        }
+    }
 }
 
 /// What is asked about images.
@@ -313,8 +325,8 @@ pub struct NewPool {
     pub name: Name,
     /// What it is.
     pub kind: PoolKind,
-    /// Its directory, absolute, the same on every host.
-    pub path: PathBuf,
+    /// Where it is: the directory, the same on every host, or a URI; see [`crate::pool::Place`].
+    pub place: String,
     /// Whether every host sees the same files there.
     pub shared: bool,
 }
@@ -326,7 +338,7 @@ pub struct PoolView {
     pub name: Name,
     /// What it is.
     pub kind: PoolKind,
-    /// Its directory; on each host, where they differ.
+    /// Where it is; on each host, where they differ.
     pub paths: BTreeMap<Name, String>,
     /// Whether every host sees the same files.
     pub shared: bool,

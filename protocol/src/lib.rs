@@ -32,6 +32,7 @@ pub mod params;
 pub mod party;
 pub mod peer;
 pub mod pinned;
+pub mod pool;
 pub mod probe;
 pub mod rehearsal;
 pub mod round;

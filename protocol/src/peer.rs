@@ -148,8 +148,10 @@ pub struct PrepareIncoming {
     pub epoch: Epoch,
     /// The VM, with machine type, CPU model and accelerator resolved as the source runs it.
     pub vm: VmSpec,
-    /// Path of the overlay disk at the source.
+    /// The overlay disk, as the source has it.
     pub disk: String,
+    /// Digest of the image that it lies upon.
+    pub image: String,
     /// Where the pool is not shared, the disk is copied with the VM: digest of the image that it lies upon.
     pub copies_upon: Option<String>,
     /// How it is to be moved.

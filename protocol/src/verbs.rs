@@ -155,7 +155,7 @@ impl AdminRequest {
             Self::Leave(leave) if leave.forget => "without asking the cluster".to_owned(),
             Self::Restore(restore) => restore.file.display().to_string(),
             Self::Image(image) => image_object(image),
-            Self::Storage(StorageRequest::Add(pool)) => format!("pool {} at {}", pool.name, pool.path.display()),
+            Self::Storage(StorageRequest::Add(pool)) => format!("pool {} at {}", pool.name, pool.place),
             Self::Storage(StorageRequest::Check(pool) | StorageRequest::Remove(pool)) => format!("pool {pool}"),
             Self::Hello
             | Self::Join(_)

@@ -473,7 +473,7 @@ commands! {
         pool: Name,
         /// What it is.
         kind: PoolKind,
-        /// Its directory.
+        /// Where it is: a directory or a URI.
         path: String,
         /// Whether every host sees the same files there.
         shared: bool,

@@ -82,7 +82,7 @@ pub struct Pool {
     pub name: Name,
     /// What it is.
     pub kind: PoolKind,
-    /// Its directory, the same on every host.
+    /// Where it is: a directory, the same on every host, or a URI; see [`vt_protocol::pool::Place`].
     pub path: String,
     /// Whether every host sees the same files there.
     pub shared: bool,
@@ -107,8 +107,15 @@ impl State {
 
     pub(super) fn register_image(&mut self, entry: &mut Entry, c: &RegisterImage) -> Decision {
         self.known_host(c.host)?;
-        if c.pool.as_str() != DEFAULT_POOL && !self.pools.contains_key(&c.pool) {
-            return reject(ErrorCode::UnknownPool, format!("there is no pool {}", c.pool));
+        if c.pool.as_str() != DEFAULT_POOL {
+            match self.pools.get(&c.pool).map(|pool| pool.kind) {
+                Some(PoolKind::Dir) => {}
+                Some(kind) => {
+                    let text = format!("pool {} is of kind {}, which takes no images", c.pool, kind.name());
+                    return reject(ErrorCode::ImageRefused, text);
+                }
+                None => return reject(ErrorCode::UnknownPool, format!("there is no pool {}", c.pool)),
+            }
         }
         if let Some(backing) = &c.content.backing {
             if backing == &c.image || self.backing_of(backing).contains(&c.image) {

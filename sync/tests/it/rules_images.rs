@@ -111,6 +111,10 @@ fn a_pool_with_images_stays_and_a_host_that_leaves_takes_its_copies_off_the_reco
     let mut disk = register("disk", "v1", 2);
     disk.pool = name("slow");
     assert_eq!(world.no(disk.clone()), UnknownPool);
+    let export = AddPool { pool: name("filer"), kind: PoolKind::Nfs, path: "nfs://10.0.0.9/a".into(), shared: true };
+    world.ok(export);
+    disk.pool = name("filer");
+    assert_eq!(world.no(disk.clone()), ImageRefused, "it takes disks of VMs");
     disk.pool = name("fast");
     world.ok(disk);
     assert_eq!(world.no(RemovePool { pool: name("fast") }), ImageInUse);

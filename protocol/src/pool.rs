@@ -1,0 +1,169 @@
+//! Where a pool is: the text that is on record for it, checked and taken apart.
+//!
+//! A directory is its path. Everything else is a URI whose scheme is the name of its kind:
+//!
+//! ```text
+//! nfs://SERVER[:PORT]/EXPORT[?mount-port=N][&read-only]
+//! ```
+
+use std::{fmt, path::PathBuf};
+
+use crate::catalogue::PoolKind;
+
+/// What an export is written as.
+const FORM: &str = "nfs://SERVER[:PORT]/EXPORT[?mount-port=N][&read-only]";
+
+/// A place that was checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A directory of each host.
+    Dir(PathBuf),
+    /// An export of an NFS server.
+    Nfs(NfsPlace),
+}
+
+/// An export of an NFS server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct NfsPlace {
+    /// Name or address.
+    pub server: String,
+    /// The export, as the server's mount service takes it: an absolute path.
+    pub export: String,
+    /// Port of NFS; `None`: the server's portmapper knows.
+    pub port: Option<u16>,
+    /// Port of the mount service; `None`: the server's portmapper knows.
+    pub mount_port: Option<u16>,
+    /// Whether nothing is to be written there.
+    pub read_only: bool,
+}
+
+/// Why a text is no place of a pool.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlaceError {
+    /// A directory's path.
+    #[error("{0:?} is no absolute path without ..")]
+    Path(String),
+    /// A server's name.
+    #[error("{0:?} is no server: a name or an address, letters, digits, dots, - and : only")]
+    Server(String),
+    /// A port.
+    #[error("{0:?} is no port from 1 to 65535")]
+    Port(String),
+    /// The whole.
+    #[error("{0:?} is no {FORM}")]
+    Form(String),
+}
+
+impl Place {
+    /// Reads what is on record for a pool of that kind.
+    ///
+    /// # Errors
+    /// It cannot be one.
+    pub fn parse(kind: PoolKind, text: &str) -> Result<Self, PlaceError> {
+        match kind {
+            PoolKind::Dir => path(text).map(|path| Self::Dir(PathBuf::from(path))),
+            PoolKind::Nfs => NfsPlace::parse(text).map(Self::Nfs),
+        }
+    }
+}
+
+impl NfsPlace {
+    /// Reads its URI.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn parse(text: &str) -> Result<Self, PlaceError> {
+        let form = || PlaceError::Form(text.to_owned());
+        let rest = text.strip_prefix("nfs://").ok_or_else(form)?;
+        let (server, rest) = rest.split_at(rest.find('/').ok_or_else(form)?);
+        let (export, options) = rest.split_once('?').unwrap_or((rest, ""));
+        // An IPv6 address stands in brackets before its port.
+        let (server, number) = match server.rsplit_once(':') {
+            Some((server, number)) if !number.ends_with(']') => (server, Some(port(number)?)),
+            _ => (server, None),
+        };
+        let server = self::server(server.trim_start_matches('[').trim_end_matches(']'))?.to_owned();
+        let mut place =
+            Self { server, export: path(export)?.to_owned(), port: number, mount_port: None, read_only: false };
+        for option in options.split('&').filter(|option| !option.is_empty()) {
+            match option.split_once('=') {
+                Some(("mount-port", number)) => place.mount_port = Some(port(number)?),
+                None if option == "read-only" => place.read_only = true,
+                _ => return Err(form()),
+            }
+        }
+        Ok(place)
+    }
+}
+
+impl fmt::Display for NfsPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let server = if self.server.contains(':') { format!("[{}]", self.server) } else { self.server.clone() };
+        let port = self.port.map(|port| format!(":{port}")).unwrap_or_default();
+        let options: Vec<String> =
+            [self.mount_port.map(|port| format!("mount-port={port}")), self.read_only.then(|| "read-only".to_owned())]
+                .into_iter()
+                .flatten()
+                .collect();
+        let question = if options.is_empty() { "" } else { "?" };
+        write!(f, "nfs://{server}{port}{}{question}{}", self.export, options.join("&"))
+    }
+}
+
+fn path(text: &str) -> Result<&str, PlaceError> {
+    let plain = text.starts_with('/')
+        && text.split('/').all(|part| part != "..")
+        && !text.chars().any(|c| c.is_control() || matches!(c, '?' | '#'));
+    if plain { Ok(text) } else { Err(PlaceError::Path(text.to_owned())) }
+}
+
+fn server(text: &str) -> Result<&str, PlaceError> {
+    let fits = (1..=253).contains(&text.len())
+        && !text.starts_with('-')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':'));
+    if fits { Ok(text) } else { Err(PlaceError::Server(text.to_owned())) }
+}
+
+fn port(text: &str) -> Result<u16, PlaceError> {
+    text.parse().ok().filter(|port| *port > 0).ok_or_else(|| PlaceError::Port(text.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_nfs_place_is_written_as_it_is_read() {
+        for text in [
+            "nfs://10.0.0.9/virt-test/iso",
+            "nfs://filer.lab:2050/a?mount-port=20048&read-only",
+            "nfs://10.0.0.9/a?read-only",
+            "nfs://[fd00::9]:2049/a",
+            "nfs://[fd00::9]/a",
+        ] {
+            assert_eq!(NfsPlace::parse(text).unwrap().to_string(), text);
+        }
+        let place = NfsPlace::parse("nfs://[fd00::9]:2049/a?mount-port=5").unwrap();
+        assert_eq!((place.server.as_str(), place.port, place.mount_port), ("fd00::9", Some(2049), Some(5)));
+    }
+
+    #[test]
+    fn what_is_no_place_is_refused() {
+        use PoolKind::{Dir, Nfs};
+        for (kind, text) in [
+            (Dir, "images"),
+            (Dir, "/a/../b"),
+            (Nfs, "10.0.0.9:/a"),
+            (Nfs, "nfs://10.0.0.9"),
+            (Nfs, "nfs:///a"),
+            (Nfs, "nfs://10.0.0.9/a/../b"),
+            (Nfs, "nfs://10.0.0.9:0/a"),
+            (Nfs, "nfs://10.0.0.9:70000/a"),
+            (Nfs, "nfs://10.0.0.9/a?uid=0"),
+            (Nfs, "nfs://a,b/c"),
+            (Nfs, "nfs://-a/c"),
+        ] {
+            assert!(Place::parse(kind, text).is_err(), "{text}");
+        }
+    }
+}
