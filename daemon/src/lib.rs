@@ -22,6 +22,7 @@ pub mod migrate;
 pub mod nearest;
 pub mod party;
 pub mod plan;
+pub mod pools;
 pub mod qemu;
 pub mod run;
 pub mod scenario;

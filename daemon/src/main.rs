@@ -7,7 +7,9 @@ use std::{
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use vt_daemon::{
-    party, qemu, run,
+    party,
+    pools::{self, export::ExportWords},
+    qemu, run,
     settings::{DEFAULT, Flags, Settings},
     telemetry,
 };
@@ -41,6 +43,9 @@ enum Action {
     /// One host's part in an attempt; started by the daemon.
     #[command(hide = true)]
     Party(PartyWords),
+    /// The disk of a VM in a pool, for its QEMU; started by the daemon.
+    #[command(hide = true)]
+    Export(ExportWords),
 }
 
 #[derive(Debug, Args)]
@@ -77,6 +82,7 @@ fn main() -> ExitCode {
         Some(Action::Party(words)) => {
             party::program::run(party::program::Args { socket: words.socket, attempt: words.attempt })
         }
+        Some(Action::Export(words)) => ExitCode::from(pools::export::run(&words)),
     }
 }
 

@@ -87,7 +87,12 @@ async fn a_qemu_that_is_not_there_or_dies_is_one_clear_error_and_leaves_nothing(
     assert!(report.evidence.iter().any(|(_, text)| text.contains("flux-capacitor")), "{report:?}");
 
     let no_image = setup_with(|setup| {
-        setup.disk = Some(vt_daemon::qemu::Disk { path: "/no/such.qcow2".into(), format: "qcow2".into() });
+        setup.disk = Some(vt_daemon::qemu::Disk {
+            path: "/no/such.qcow2".into(),
+            format: "qcow2".into(),
+            below: None,
+            served: None,
+        });
     });
     let report = Vm::start(no_image, places.vm("vm1")).await.unwrap_err().report();
     assert!(report.evidence.iter().any(|(_, text)| text.contains("/no/such.qcow2")), "{report:?}");

@@ -235,7 +235,8 @@ pub enum StorageVerb {
     /// Try a pool from every host
     #[command(
         after_help = "Example:\n  vtctl storage check default\n\nCreate, write, fsync, read back, lock, direct I/O, room; where it is shared, each\n\
-                      host reads what another one wrote. Exit code 26 where a host cannot use it."
+                      host reads what another one wrote; at a server, that a writer which is over is\n\
+                      refused, and its clock. Says what protects disks there. Exit code 26 where a host cannot use it."
     )]
     Check {
         /// Its name
@@ -254,18 +255,19 @@ pub enum StorageVerb {
 pub enum PoolKindArg {
     /// A directory of each host, or one that all see
     Dir,
-    /// Not supported yet
+    /// An export of an NFS server, spoken to from user space: nothing is mounted
     Nfs,
-    /// Not supported yet
-    Gluster,
 }
 
 /// `storage add`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  vtctl storage add fast --path /srv/fast\n  vtctl storage add isos --path /mnt/isos --shared\n\n\
+    after_help = "Examples:\n  vtctl storage add fast --path /srv/fast\n  vtctl storage add mnt --path /mnt/images --shared\n  \
+                  vtctl storage add filer --kind nfs --server 10.0.0.9 --export /virt-test/images\n  \
+                  vtctl storage add isos --kind nfs --server 10.0.0.9 --export /virt-test/iso --read-only\n\n\
                   With --shared every host has to see the same files there, as with an NFS mount;\n\
-                  `vtctl storage check` finds out."
+                  `vtctl storage check` finds out. A pool of kind nfs takes the disks of VMs:\n  \
+                  vtctl run multihost_migration -m host1,host2 -p disk_pool=filer"
 )]
 pub struct StorageAddArgs {
     /// Its name
@@ -274,11 +276,26 @@ pub struct StorageAddArgs {
     #[arg(long, value_enum, default_value_t = PoolKindArg::Dir)]
     pub kind: PoolKindArg,
     /// Its directory, the same path on every host
-    #[arg(long, value_name = "DIR")]
-    pub path: PathBuf,
+    #[arg(long, value_name = "DIR", conflicts_with = "server")]
+    pub path: Option<PathBuf>,
     /// Every host sees the same files there
-    #[arg(long)]
+    #[arg(long, conflicts_with = "server")]
     pub shared: bool,
+    /// The server, by name or address
+    #[arg(long, value_name = "HOST", required_if_eq("kind", "nfs"))]
+    pub server: Option<String>,
+    /// The export, as the server calls it
+    #[arg(long, value_name = "PATH", required_if_eq("kind", "nfs"), requires = "server")]
+    pub export: Option<String>,
+    /// Nothing is written there
+    #[arg(long, requires = "export")]
+    pub read_only: bool,
+    /// Port of NFS; default: what the server's portmapper says
+    #[arg(long, value_name = "PORT", requires = "export")]
+    pub nfs_port: Option<u16>,
+    /// Port of the mount service; default: what the server's portmapper says
+    #[arg(long, value_name = "PORT", requires = "export")]
+    pub mount_port: Option<u16>,
 }
 
 fn digest(text: &str) -> Result<(String, String), String> {

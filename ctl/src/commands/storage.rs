@@ -1,11 +1,14 @@
 //! `storage …`: pools that images lie in.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use vt_protocol::{
     admin::{AdminReply, AdminRequest},
     catalogue::{NewPool, PoolKind, PoolView, StorageRequest},
     error::{ErrorCode, Exit, Report},
     ids::Name,
+    pool::NfsPlace,
 };
 
 use super::{App, Code, image::show_outcomes};
@@ -45,7 +48,7 @@ async fn list(app: &mut App) -> Result<Code, Report> {
     let pools = pools(app).await?;
     let names = pools.iter().map(|pool| pool.name.to_string()).collect();
     app.list("vtmesh/v1/pools", "pools", pools.iter().map(to_json).collect(), names, || {
-        let mut table = Table::new(&["POOL", "KIND", "SEEN BY", "DIRECTORY", ">IMAGES"]);
+        let mut table = Table::new(&["POOL", "KIND", "SEEN BY", "PLACE", ">IMAGES"]);
         for pool in &pools {
             let mut paths: Vec<&String> = pool.paths.values().collect();
             paths.dedup();
@@ -54,7 +57,13 @@ async fn list(app: &mut App) -> Result<Code, Report> {
                 _ => "one on each host: vtctl storage show".to_owned(),
             };
             let seen = if pool.shared { "all hosts alike" } else { "its host alone" };
-            table.row([pool.name.to_string(), "dir".into(), seen.into(), path, pool.images.len().to_string()]);
+            table.row([
+                pool.name.to_string(),
+                pool.kind.name().into(),
+                seen.into(),
+                path,
+                pool.images.len().to_string(),
+            ]);
         }
         table.render(app.ui.width)
     });
@@ -75,7 +84,7 @@ async fn show(app: &mut App, name: &Name) -> Result<Code, Report> {
         Output::Name => app.ui.line(name),
         Output::Table | Output::Wide => {
             let seen = if pool.shared { "all hosts see the same files" } else { "each host has its own files" };
-            app.ui.line(format_args!("pool {name}, a directory; {seen}"));
+            app.ui.line(format_args!("pool {name}, of kind {}; {seen}", pool.kind.name()));
             for (host, path) in &pool.paths {
                 app.ui.line(format_args!("  {host}: {}", safe(path)));
             }
@@ -97,15 +106,26 @@ fn to_json(pool: &PoolView) -> Value {
 }
 
 async fn add(app: &mut App, args: StorageAddArgs) -> Result<Code, Report> {
-    let kind = match args.kind {
-        PoolKindArg::Dir => PoolKind::Dir,
-        PoolKindArg::Nfs | PoolKindArg::Gluster => {
-            let word = if args.kind == PoolKindArg::Nfs { "nfs" } else { "gluster" };
-            return Err(usage(format!("pools of kind {word} are not supported yet"))
-                .help("mount it on every host, then: vtctl storage add NAME --path DIR --shared"));
+    let (kind, place) = match args.kind {
+        PoolKindArg::Dir => {
+            let Some(text) = args.path.as_deref().and_then(Path::to_str) else {
+                return Err(usage("a pool of kind dir wants its directory").help("--path /var/lib/images"));
+            };
+            (PoolKind::Dir, text.to_owned())
+        }
+        PoolKindArg::Nfs => {
+            // The parser wants server and export.
+            let place = NfsPlace {
+                server: args.server.unwrap_or_default(),
+                export: args.export.unwrap_or_default(),
+                port: args.nfs_port,
+                mount_port: args.mount_port,
+                read_only: args.read_only,
+            };
+            (PoolKind::Nfs, place.to_string())
         }
     };
-    let pool = NewPool { name: args.name.clone(), kind, path: args.path, shared: args.shared };
+    let pool = NewPool { name: args.name.clone(), kind, place, shared: args.shared };
     change(app, StorageRequest::Add(pool)).await?;
     let steps = [format!("pool {} is known; try it: vtctl storage check {}", args.name, args.name)];
     Ok(app.steps("vtmesh/v1/storage", "pool", &json!(args.name), &steps))

@@ -47,8 +47,16 @@ impl Place {
             None => DEFAULT_POOL.parse().map_err(|_| Report::new(ErrorCode::Internal, "no pool has a name"))?,
         };
         let Some(store) = host.images().pools().store(state, &pool) else {
-            let title = format!("there is no pool {pool}");
-            return Err(Report::new(ErrorCode::UnknownPool, title).help("vtctl storage list"));
+            return Err(match state.pools.get(&pool) {
+                Some(other) => {
+                    let title = format!("pool {pool} is of kind {}, which takes no images", other.kind.name());
+                    let report = Report::new(ErrorCode::ImageRefused, title);
+                    report.help(format!("vtctl run SCENARIO -m HOSTS -p disk_pool={pool}   (disks of VMs lie there)"))
+                }
+                None => {
+                    Report::new(ErrorCode::UnknownPool, format!("there is no pool {pool}")).help("vtctl storage list")
+                }
+            });
         };
         let known = state.images.get(name);
         if let (Some(_), Some(holder)) = (known, state.image_held_by(name)) {

@@ -9,6 +9,7 @@ use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{HostId, Name, RequestId},
     peer::{PeerReply, PeerRequest},
+    pool::{NfsPlace, Place},
 };
 use vt_sync::{
     State,
@@ -20,6 +21,7 @@ use crate::{
     cluster::Cluster,
     host::Host,
     images::{BEHIND, store::Store, trial},
+    pools,
 };
 
 impl Host {
@@ -32,12 +34,11 @@ impl Host {
         match request {
             StorageRequest::List => Ok(AdminReply::Pools(self.pools().await)),
             StorageRequest::Add(pool) => {
-                let plain = pool.path.is_absolute() && pool.path.components().all(|part| part.as_os_str() != "..");
-                let Some(path) = pool.path.to_str().filter(|_| plain) else {
-                    let title = format!("{} is no absolute path", pool.path.display());
-                    return Err(Report::new(ErrorCode::Usage, title).help("--path /var/lib/images"));
-                };
-                let add = AddPool { pool: pool.name, kind: pool.kind, path: path.to_owned(), shared: pool.shared };
+                Place::parse(pool.kind, &pool.place).map_err(|error| {
+                    Report::new(ErrorCode::Usage, error.to_string()).help("vtctl storage add --help")
+                })?;
+                let shared = pool.shared || pool.kind != PoolKind::Dir;
+                let add = AddPool { pool: pool.name, kind: pool.kind, path: pool.place, shared };
                 self.propose(RequestId::random(), add.into(), left(by)).await?;
                 Ok(AdminReply::Done)
             }
@@ -76,19 +77,24 @@ impl Host {
     /// Tries a pool on every host. Where it is shared, each reads what this one has written.
     async fn check_pool(&self, pool: &Name) -> Result<Vec<HostOutcome>, Report> {
         let state = self.state();
-        let store = self.store_called(&state, pool)?;
-        let written = match store.shared {
-            true => {
+        let tried = self.tried(&state, pool)?;
+        let written = match &tried {
+            Tried::Dir(store) if !store.shared => None,
+            Tried::Dir(store) => {
                 let store = store.clone();
                 Some(blocking(move || trial::leave(&store)).await?)
             }
-            false => None,
+            Tried::Nfs(place) if place.read_only => None,
+            Tried::Nfs(place) => Some(pools::trial::leave(place).await?),
         };
         let hosts: Vec<HostId> = state.hosts.keys().copied().collect();
         let request = |_| PeerRequest::TryPool { pool: pool.clone(), written: written.clone() };
         let outcomes = self.ask_each(hosts, request, DECIDES * 2).await;
         if let Some((name, _)) = written {
-            blocking(move || trial::forget(&store, &name)).await;
+            match tried {
+                Tried::Dir(store) => blocking(move || trial::forget(&store, &name)).await,
+                Tried::Nfs(place) => pools::trial::forget(&place, &name).await,
+            }
         }
         Ok(outcomes)
     }
@@ -97,14 +103,34 @@ impl Host {
     pub(super) async fn try_pool(&self, pool: &Name, written: Option<(String, String)>) -> Result<Vec<String>, Report> {
         // Who asks may know of a pool that this host has not heard of yet.
         let mut watch = self.watch();
-        let _ = timeout(BEHIND, watch.wait_for(|state| self.store_called(state, pool).is_ok())).await;
-        let store = self.store_called(&self.state(), pool)?;
-        blocking(move || trial::run(&store, written.as_ref())).await
+        let _ =
+            timeout(BEHIND, watch.wait_for(|state| state.pools.contains_key(pool) || pool.as_str() == DEFAULT_POOL))
+                .await;
+        match self.tried(&self.state(), pool)? {
+            Tried::Dir(store) => blocking(move || trial::run(&store, written.as_ref())).await,
+            Tried::Nfs(place) => pools::trial::run(&place, written.as_ref()).await,
+        }
     }
 
-    fn store_called(&self, state: &State, pool: &Name) -> Result<Store, Report> {
-        self.images().pools().store(state, pool).ok_or_else(|| {
-            Report::new(ErrorCode::UnknownPool, format!("there is no pool {pool}")).help("vtctl storage list")
-        })
+    fn tried(&self, state: &State, name: &Name) -> Result<Tried, Report> {
+        if let Some(store) = self.images().pools().store(state, name) {
+            return Ok(Tried::Dir(store));
+        }
+        let Some(pool) = state.pools.get(name) else {
+            return Err(
+                Report::new(ErrorCode::UnknownPool, format!("there is no pool {name}")).help("vtctl storage list")
+            );
+        };
+        match Place::parse(pool.kind, &pool.path) {
+            Ok(Place::Nfs(place)) => Ok(Tried::Nfs(place)),
+            Ok(Place::Dir(path)) => Ok(Tried::Dir(Store { path, shared: pool.shared })),
+            Err(error) => Err(Report::new(ErrorCode::StorageFailed, error.to_string())),
+        }
     }
+}
+
+/// What is tried.
+enum Tried {
+    Dir(Store),
+    Nfs(NfsPlace),
 }

@@ -44,7 +44,7 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 use vt_protocol::{
     bulk::BulkDialer,
-    catalogue::{DEFAULT_POOL, PlacementState},
+    catalogue::{DEFAULT_POOL, PlacementState, PoolKind},
     error::{ErrorCode, Report},
     ids::{Digest, HostId, Name, RequestId},
     manifest::Manifest,
@@ -88,12 +88,12 @@ impl Pools {
         Self { default: Store { path: images, shared }, swarm: Swarm::default() }
     }
 
-    /// A pool by its name; `None` where the cluster knows none.
+    /// The directory of a pool by its name; `None` where the cluster knows none, or it is none.
     pub(crate) fn store(&self, state: &State, pool: &Name) -> Option<Store> {
         if pool.as_str() == DEFAULT_POOL {
             return Some(self.default.clone());
         }
-        let pool = state.pools.get(pool)?;
+        let pool = state.pools.get(pool).filter(|pool| pool.kind == PoolKind::Dir)?;
         Some(Store { path: PathBuf::from(&pool.path), shared: pool.shared })
     }
 

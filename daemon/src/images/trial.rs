@@ -22,6 +22,18 @@ const ROOM: u64 = 1 << 30;
 /// What direct I/O is tried with; every device of today has sectors of this length or shorter.
 const SECTOR: usize = 4096;
 
+const NAME: &str = ".trial-";
+
+/// A name that nothing else has.
+pub(crate) fn trial_name() -> String {
+    format!("{NAME}{:016x}", rand::random::<u64>())
+}
+
+/// Whether a name can be that of a trial.
+pub(crate) fn is_like(name: &str) -> bool {
+    name.strip_prefix(NAME).is_some_and(|digits| digits.len() == 16 && digits.chars().all(|c| c.is_ascii_hexdigit()))
+}
+
 /// A file that is removed with this value.
 struct Trial(PathBuf);
 
@@ -39,9 +51,12 @@ pub(crate) fn run(store: &Store, written: Option<&(String, String)>) -> Result<V
     let mut told = Vec::new();
     fs::create_dir_all(&store.path).map_err(|error| trouble("its directory cannot be made", &store.path, &error))?;
     if let Some((name, text)) = written {
-        // Whatever another host says, it is a name in the pool.
-        let name = Path::new(name).file_name().unwrap_or_default();
-        match fs::read_to_string(store.path.join(name)) {
+        // Whatever another host says, it is the name of a trial.
+        let found = match is_like(name) {
+            true => fs::read_to_string(store.path.join(name)),
+            false => Err(io::ErrorKind::NotFound.into()),
+        };
+        match found {
             Ok(found) if found == *text => told.push("reads what another host wrote".to_owned()),
             Ok(_) => return Err(not_shared("it reads something else than another host has written", store)),
             Err(error) => {
@@ -49,7 +64,7 @@ pub(crate) fn run(store: &Store, written: Option<&(String, String)>) -> Result<V
             }
         }
     }
-    let trial = Trial(store.path.join(format!(".trial-{:016x}", rand::random::<u64>())));
+    let trial = Trial(store.path.join(trial_name()));
     let failed = |what: &str, error: io::Error| trouble(what, &trial.0, &error);
     let opened = File::options().read(true).write(true).create_new(true).open(&trial.0);
     let mut file = opened.map_err(|error| failed("a file cannot be made", error))?;
@@ -66,13 +81,16 @@ pub(crate) fn run(store: &Store, written: Option<&(String, String)>) -> Result<V
     told.push("creates, writes, syncs and reads back".to_owned());
     told.push(lock(file, &trial.0).map_err(|error| failed("a file cannot be locked", error))?);
     told.push(direct(&trial.0));
-    told.push(room(&store.path));
+    told.push(match statvfs(&store.path) {
+        Ok(stat) => room(stat.blocks_available().saturating_mul(stat.fragment_size())),
+        Err(error) => format!("how much is free is not told: {error}"),
+    });
     Ok(told)
 }
 
 /// Writes a file that other hosts are to read; returns its name and text. Removed by [`forget`].
 pub(crate) fn leave(store: &Store) -> Result<(String, String), Report> {
-    let (name, text) = (format!(".trial-{:016x}", rand::random::<u64>()), format!("{:032x}", rand::random::<u128>()));
+    let (name, text) = (trial_name(), format!("{:032x}", rand::random::<u128>()));
     let path = store.path.join(&name);
     let written = fs::create_dir_all(&store.path)
         .and_then(|()| File::create_new(&path))
@@ -121,15 +139,10 @@ fn direct(path: &Path) -> String {
     }
 }
 
-fn room(path: &Path) -> String {
-    match statvfs(path) {
-        Ok(stat) => {
-            let free = stat.blocks_available().saturating_mul(stat.fragment_size());
-            let little = if free < ROOM { ": that is little" } else { "" };
-            format!("{} MiB are free{little}", free >> 20)
-        }
-        Err(error) => format!("how much is free is not told: {error}"),
-    }
+/// How much is free, bytes, as it is told.
+pub(crate) fn room(free: u64) -> String {
+    let little = if free < ROOM { ": that is little" } else { "" };
+    format!("{} MiB are free{little}", free >> 20)
 }
 
 #[cfg(test)]

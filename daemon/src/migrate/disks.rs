@@ -30,7 +30,7 @@ use super::{
     send::Ready,
 };
 use crate::{
-    party::{attempt::LocalAttempt, image::Image, local_vm::LocalVm},
+    party::{attempt::LocalAttempt, disk::DiskPlace, image::Image, local_vm::LocalVm},
     qemu::{
         command_line::{Medium, drive_ids},
         qmp::{EventError, Events, Qmp, QmpError},
@@ -164,7 +164,7 @@ impl LocalAttempt {
     /// What a move has to be like from this host: a disk that is copied is there before the guest runs there.
     pub(super) fn with_disk(&self, spec: &MigrationSpec) -> MigrationSpec {
         let mut spec = spec.clone();
-        if !self.places.shared {
+        if !self.disks_are_seen() {
             spec.capabilities.insert(PAUSE.to_owned(), true);
         }
         spec
@@ -172,28 +172,37 @@ impl LocalAttempt {
 
     /// The digest of the image that a VM's disk lies upon, where the disk has to be copied.
     pub(super) fn image_to_compare(&self, image: &Name) -> Result<Option<String>, Report> {
-        if self.places.shared { Ok(None) } else { self.image(image).map(|image| Some(image.record.digest)) }
+        if self.disks_are_seen() { Ok(None) } else { self.image(image).map(|image| Some(image.record.digest)) }
     }
 
     /// The destination: whether the VM's disk can be had here, by what the source says.
     pub(super) fn disk_fits(&self, asked: &PrepareIncoming, image: &Image) -> Option<Difference> {
-        let disk = self.places.disk(&asked.migration.vm);
-        let text = match &asked.copies_upon {
-            None if !self.places.shared => {
-                "the pool of the destination is not shared, and the one of the source is".to_owned()
-            }
-            Some(_) if self.places.shared => {
-                "the pool of the source is not shared, and the one of the destination is".to_owned()
-            }
-            None if disk.is_file() => return None,
-            None => format!("the VM's disk {} is not seen on the destination", disk.display()),
-            Some(digest) if *digest == image.record.digest => return None,
-            Some(digest) => format!(
+        let place = match self.disk_place(&asked.migration.vm) {
+            Ok(place) => place,
+            Err(report) => return Some(Difference::Unfit(report.title)),
+        };
+        let other_image = |digest: &str| {
+            format!(
                 "image {} is another one on the destination: {} there, {} here",
                 asked.vm.image,
                 short(digest),
                 short(&image.record.digest)
-            ),
+            )
+        };
+        let text = match (&asked.copies_upon, &place) {
+            // Its export finds out whether it is there.
+            (None, DiskPlace::Nfs { .. }) if asked.image == image.record.digest => return None,
+            (None, DiskPlace::Nfs { .. }) => other_image(&asked.image),
+            (None, _) if !self.disks_are_seen() => {
+                "the pool of the destination is not shared, and the one of the source is".to_owned()
+            }
+            (Some(_), _) if self.disks_are_seen() => {
+                "the pool of the source is not shared, and the one of the destination is".to_owned()
+            }
+            (None, DiskPlace::File(disk)) if disk.is_file() => return None,
+            (None, _) => format!("the VM's disk {place} is not seen on the destination"),
+            (Some(digest), _) if *digest == image.record.digest => return None,
+            (Some(digest), _) => other_image(digest),
         };
         Some(Difference::Unfit(text))
     }
@@ -227,7 +236,7 @@ impl LocalAttempt {
 
     /// The destination: nobody but its own QEMU can write the disk here after this.
     pub(super) async fn close_disk(&self, qmp: &Qmp) {
-        while !self.places.shared && !self.closing.is_cancelled() && qmp.is_open() {
+        while !self.disks_are_seen() && !self.closing.is_cancelled() && qmp.is_open() {
             match qmp.execute("nbd-server-stop", Value::Null, COMMAND).await {
                 Ok(_) => return,
                 Err(QmpError::Refused { .. }) => return,
@@ -239,7 +248,7 @@ impl LocalAttempt {
 
     /// Removes a copy of a VM's disk that is, or has become, nobody's. What every host sees is left alone.
     pub(super) async fn forget_copy(&self, vm: &Name) {
-        if !self.places.shared {
+        if !self.disks_are_seen() {
             self.remove_disks(&self.vm_id(vm)).await;
         }
     }

@@ -28,6 +28,7 @@ use crate::{
     libvirt::{Libvirt, domain, modes::modes, not_there, process::HelperError},
     party::{
         attempt::{DECIDES, LocalAttempt},
+        disk::DiskPlace,
         failure::caused,
         local_vm::LocalVm,
     },
@@ -227,7 +228,7 @@ impl LocalAttempt {
     }
 
     /// Waits until libvirt has started the QEMU that a VM comes in by, and then sees it through.
-    pub(super) async fn await_domain(self: Arc<Self>, incoming: Arc<Incoming>, spec: MigrationSpec, disk: PathBuf) {
+    pub(super) async fn await_domain(self: Arc<Self>, incoming: Arc<Incoming>, spec: MigrationSpec, disk: DiskPlace) {
         let id = incoming.id.clone();
         let run_dir = self.places.vm(&id.vm);
         let qemu = tokio::select! {

@@ -38,6 +38,7 @@ use crate::{
     libvirt::not_there,
     party::{
         attempt::{DECIDES, LocalAttempt},
+        disk::DiskPlace,
         failure::caused,
         local_vm::LocalVm,
     },
@@ -226,14 +227,15 @@ impl LocalAttempt {
         if let Some(report) = report(&found, &from, &me) {
             return Err(report);
         }
-        let disk = self.places.disk(&id.vm);
-        if asked.copies_upon.is_some() {
-            image.overlay(&disk).await?;
+        let place = self.disk_place(&id.vm)?;
+        if let (Some(_), DiskPlace::File(disk)) = (&asked.copies_upon, &place) {
+            image.overlay(disk).await?;
             self.make_room_for_drives(&asked.vm).await?;
         }
+        let disk = place.for_qemu(&image, &self.places.vm(&id.vm), None);
         let boot = image.boot(&asked.vm.nics);
         let incarnation = format!("in-{}", id.number);
-        let (setup, places) = self.setup(asked.vm, resolved, boot, &disk, &incarnation)?;
+        let (setup, places) = self.setup(asked.vm, resolved, boot, disk, &incarnation)?;
         if setup.spec.backend == Backend::Libvirt {
             let libvirt = self.libvirt()?;
             let prepared = Prepared {
@@ -251,11 +253,12 @@ impl LocalAttempt {
                 }),
             };
             self.put_prepared(id, &prepared, &asked.spec).await?;
-            tokio::spawn(self.clone().await_domain(incoming.clone(), asked.spec, disk));
+            tokio::spawn(self.clone().await_domain(incoming.clone(), asked.spec, place));
             return Ok(prepared);
         }
         let qemu = self.launch(setup, places).await?;
-        let vm = LocalVm::new(qemu, disk, Epoch::default());
+        let vm = LocalVm::new(qemu, place, Epoch::default());
+        self.watch_disk(&vm);
         incoming.set_vm(Some(vm.clone()));
         let qmp = vm.qemu.qmp();
         let transport = asked.spec.transport;
@@ -305,7 +308,7 @@ impl LocalAttempt {
 
     /// The words of a QEMU for this VM on this host, with no more of what the guest cannot see than it takes.
     fn would_run(&self, spec: &VmSpec, resolved: &Resolved) -> Vec<String> {
-        let disk = Disk { path: String::new(), format: "qcow2".to_owned() };
+        let disk = Disk { path: String::new(), format: "qcow2".to_owned(), below: None, served: None };
         // Without a bridge there is no tap, and without a tap no card.
         let taps = if self.places.bridge.is_some() { vec![String::new(); spec.nics.len()] } else { Vec::new() };
         let nowhere = std::path::Path::new("");

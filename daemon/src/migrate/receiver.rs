@@ -249,6 +249,7 @@ impl Receiver {
         let epoch = self.attempt.cluster.state().vms.get(&self.incoming.id.vm).map(|vm| vm.epoch);
         self.vm.set_epoch(epoch.unwrap_or_default());
         let resumed = async {
+            self.attempt.take_disk(&self.vm).await?;
             self.attempt.guard_lets_run(&self.vm).await?;
             let held = self.loaded.map_or(Duration::ZERO, |loaded| loaded.elapsed());
             let qmp = self.vm.qemu.qmp();

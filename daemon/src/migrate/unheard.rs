@@ -57,8 +57,9 @@ impl LocalAttempt {
                 return;
             };
             let epoch = attempt.cluster.state().vms.get(vm.id()).map(|record| record.epoch);
-            let disk = attempt.places.disk(vm.id());
+            let disk = attempt.disk_found(vm.id());
             let vm = LocalVm::new(vm, disk, epoch.unwrap_or_default());
+            attempt.watch_disk(&vm);
             match guard {
                 Some(guard) => vm.set_guard(guard),
                 None => attempt.guard_again(vm.clone()),

@@ -27,6 +27,7 @@ use vt_protocol::{
 
 use super::{
     attempt::LocalAttempt,
+    disk::DiskPlace,
     image::{Image, create_blank},
     local_vm::LocalVm,
 };
@@ -166,7 +167,12 @@ impl LocalAttempt {
         }
         let own = spec.drives.iter().filter(|drive| !drive.content.is_cd() && drive.format == ImageFormat::Qcow2);
         let own = own.map(|drive| (drive.name.to_string(), self.places.drive(&spec.id, drive)));
-        for (name, disk) in std::iter::once(("the disk it booted from".to_owned(), vm.disk.clone())).chain(own) {
+        // One at a server cannot be looked into by a tool of this host.
+        let first = match &vm.disk {
+            DiskPlace::File(path) => Some(("the disk it booted from".to_owned(), path.clone())),
+            DiskPlace::Nfs { .. } => None,
+        };
+        for (name, disk) in first.into_iter().chain(own) {
             match inspect::check(&disk).await {
                 Ok(None) => {}
                 Ok(Some(note)) => self.evidence.events.warn(format!("{}, {name}: {note}", vm.id.name)),
@@ -190,6 +196,7 @@ impl LocalAttempt {
                 _ => {}
             }
         }
+        self.remove_from_pool(vm).await;
     }
 }
 

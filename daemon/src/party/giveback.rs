@@ -93,8 +93,9 @@ pub(super) async fn take_up(attempt: &Arc<LocalAttempt>) {
         };
         match migration {
             Some(migration) if vm.record().incoming && migration.to == attempt.me() => {
-                let disk = attempt.places.disk(vm.id());
+                let disk = attempt.disk_found(vm.id());
                 let vm = super::local_vm::LocalVm::new(vm, disk, record.map(|record| record.epoch).unwrap_or_default());
+                attempt.watch_disk(&vm);
                 attempt.guard_again(vm.clone());
                 attempt.resume_incoming(&migration, vm).await;
             }
@@ -139,6 +140,7 @@ pub(super) async fn give_back(attempt: &Arc<LocalAttempt>) -> Vec<String> {
             left.push(format!("disk {}: {error}", disk.display()));
         }
     }
+    left.extend(attempt.give_back_pool().await);
     left.extend(attempt.open_firewall().await);
     remove_cgroup(attempt).await;
     let after = inventory(&attempt.places, attempt.id);

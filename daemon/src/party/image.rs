@@ -58,9 +58,14 @@ impl Image {
         })
     }
 
+    /// Its own disk.
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.folder.join(&self.record.disk.name)
+    }
+
     /// Makes the overlay disk of a VM on top of it.
     pub(crate) async fn overlay(&self, disk: &Path) -> Result<(), Report> {
-        create_overlay(&self.folder.join(&self.record.disk.name), self.record.format, disk).await
+        create_overlay(&self.disk(), self.record.format, disk).await
     }
 }
 

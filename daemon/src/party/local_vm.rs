@@ -3,9 +3,8 @@
 use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
-    path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -21,6 +20,7 @@ use vt_protocol::{
 
 use super::{
     attempt::{DECIDES, LocalAttempt},
+    disk::DiskPlace,
     guests::Lines,
 };
 use crate::{
@@ -40,7 +40,9 @@ pub struct LocalVm {
     /// Its QEMU.
     pub qemu: Vm,
     /// Its overlay disk.
-    pub disk: PathBuf,
+    pub(crate) disk: DiskPlace,
+    /// Why its disk failed under it, once it has.
+    disk_failed: OnceLock<(ErrorCode, String)>,
     /// Ways into its guest.
     pub lines: Lines,
     guard: Mutex<Option<GuardHandle>>,
@@ -57,13 +59,14 @@ pub struct LocalVm {
 
 impl LocalVm {
     /// A VM of which this host is, or is to become, the owner under `epoch`.
-    pub fn new(qemu: Vm, disk: PathBuf, epoch: Epoch) -> Arc<Self> {
+    pub(crate) fn new(qemu: Vm, disk: DiskPlace, epoch: Epoch) -> Arc<Self> {
         let id = qemu.id().clone();
         let lines = Lines::new(&qemu);
         Arc::new(Self {
             id,
             qemu,
             disk,
+            disk_failed: OnceLock::new(),
             lines,
             guard: Mutex::default(),
             permitting: AtomicBool::default(),
@@ -192,7 +195,12 @@ impl LocalVm {
             Some(guard) => guard.has_fenced().await,
             None => false,
         };
-        Ended { fenced, died }
+        Ended { fenced, disk_failed: self.disk_failed.get().cloned(), died }
+    }
+
+    /// Notes that its disk failed under it: what it ends of.
+    pub(crate) fn set_disk_failed(&self, code: ErrorCode, why: String) {
+        let _ = self.disk_failed.set((code, why));
     }
 
     /// The guest's address.
@@ -206,6 +214,8 @@ impl LocalVm {
 pub(crate) struct Ended {
     /// By its guard, for its host could not renew its session. That is never the product's fault.
     pub(crate) fenced: bool,
+    /// By us, for its disk failed: that is not the product's fault either.
+    disk_failed: Option<(ErrorCode, String)>,
     died: VmError,
 }
 
@@ -217,12 +227,13 @@ impl Ended {
     /// What a user is told: `title` under `code`, unless its guard ended it. With QEMU's last words.
     pub(crate) fn report(&self, code: ErrorCode, title: impl Into<String>) -> Report {
         let title = title.into();
-        let report = match self.fenced {
-            true => {
+        let report = match &self.disk_failed {
+            _ if self.fenced => {
                 let title = format!("{title} (its guard ended it, for its host could not renew its session)");
                 Report::new(ErrorCode::VmFenced, title)
             }
-            false => Report::new(code, title),
+            Some((code, why)) => Report::new(*code, format!("{title} (its disk in the pool failed: {why})")),
+            None => Report::new(code, title),
         };
         let evidence = self.died.report().evidence;
         evidence.into_iter().fold(report, |report, (key, value)| report.with(key, value)).caused_by(&self.died)

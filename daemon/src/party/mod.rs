@@ -7,7 +7,7 @@
 //! | [`supervisor`], [`tend`] | which parties are wanted here; the life of one |
 //! | [`attempt`], [`calls`], [`server`] | what this host holds for an attempt; its party's calls; the socket |
 //! | [`barrier`], [`vms`], [`guests`] | what calls do |
-//! | [`local_vm`], `image`, `monitor` | a VM of this host; what it boots from; what its QEMU is told |
+//! | [`local_vm`], `disk`, `image`, `monitor` | a VM of this host; its disk; what it boots from; what its QEMU is told |
 //! | `firewall` | packets of migrations dropped on purpose |
 //! | [`giveback`] | the end: nothing is left |
 //! | [`places`], [`record`], [`failure`] | where things are; what is on disk; who is to blame |
@@ -18,6 +18,7 @@ pub mod attempt;
 pub mod barrier;
 pub mod calls;
 pub mod client;
+pub(crate) mod disk;
 mod drives;
 pub mod failure;
 mod firewall;

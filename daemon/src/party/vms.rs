@@ -77,6 +77,8 @@ impl LocalAttempt {
             self.libvirt().map_err(caused)?;
         }
         let image = self.image(&call.image).map_err(caused)?;
+        let place = self.disk_place(&self.vm_id(&call.vm)).map_err(caused)?;
+        place.suits(&call).map_err(caused)?;
         let features = self.features.of(&self.places.qemu).await.map_err(caused)?;
         let (accelerator, reason) = self.accelerator(call.accelerator).await;
         let word = format!("{accelerator:?}").to_lowercase();
@@ -179,19 +181,21 @@ impl LocalAttempt {
     }
 
     async fn run_qemu(
-        &self,
+        self: &Arc<Self>,
         mut spec: VmSpec,
         resolved: Resolved,
         image: &Image,
         epoch: Epoch,
     ) -> Result<Arc<LocalVm>, Report> {
-        let disk = self.places.disk(&spec.id);
-        image.overlay(&disk).await?;
+        let place = self.disk_place(&spec.id)?;
+        self.make_disk(&place, image, epoch).await?;
         self.make_drives(&mut spec).await?;
         let boot = image.boot(&spec.nics);
-        let (setup, places) = self.setup(spec, resolved, boot, &disk, "start")?;
+        let disk = place.for_qemu(image, &self.places.vm(&spec.id), Some(epoch));
+        let (setup, places) = self.setup(spec, resolved, boot, disk, "start")?;
         let vm = self.launch(setup, places).await?;
-        let vm = LocalVm::new(vm, disk, epoch);
+        let vm = LocalVm::new(vm, place, epoch);
+        self.watch_disk(&vm);
         if let Err(report) = self.let_run(&vm).await {
             vm.qemu.clone().kill().await;
             return Err(report);
@@ -213,7 +217,7 @@ impl LocalAttempt {
         spec: VmSpec,
         resolved: Resolved,
         boot: Option<Boot>,
-        disk: &std::path::Path,
+        disk: Disk,
         incarnation: &str,
     ) -> Result<(VmSetup, VmPlaces), Report> {
         let places = VmPlaces {
@@ -225,7 +229,7 @@ impl LocalAttempt {
         let setup = VmSetup {
             qemu: self.places.qemu.clone(),
             boot,
-            disk: Some(Disk { path: disk.display().to_string(), format: "qcow2".to_owned() }),
+            disk: Some(disk),
             drives: self.drives(&spec)?,
             bridge: self.places.bridge.clone(),
             memory_in_file: false,
@@ -314,11 +318,12 @@ impl LocalAttempt {
     }
 
     /// Takes over a QEMU that is found on this host after a restart of the daemon.
-    pub(crate) fn adopt(&self, qemu: Vm) -> Arc<LocalVm> {
-        let disk = self.places.disk(qemu.id());
+    pub(crate) fn adopt(self: &Arc<Self>, qemu: Vm) -> Arc<LocalVm> {
+        let disk = self.disk_found(qemu.id());
         let state = self.cluster.state();
         let epoch = state.vms.get(qemu.id()).map(|record| record.epoch).unwrap_or_default();
         let vm = LocalVm::new(qemu, disk, epoch);
+        self.watch_disk(&vm);
         self.put_vm(vm.clone());
         vm
     }

@@ -16,6 +16,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::pools::export::Served;
 use vt_protocol::{
     probe,
     vm::{Accelerator, Drive, DriveContent, VmSpec},
@@ -43,6 +44,19 @@ pub struct Disk {
     pub path: String,
     /// QEMU's format name: `qcow2`, `raw`.
     pub format: String,
+    /// What lies below it, whatever it says itself; `None`: as it says.
+    pub below: Option<Below>,
+    /// An export of ours gives it to QEMU, and is started first.
+    pub served: Option<Served>,
+}
+
+/// The image below an overlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Below {
+    /// A file.
+    pub path: String,
+    /// QEMU's format name.
+    pub format: String,
 }
 
 /// A disk beside the first, or a CD.
@@ -59,7 +73,7 @@ pub struct Extra {
 impl Extra {
     /// A drive whose content lies in that file.
     pub fn of(drive: &Drive, path: String) -> Self {
-        let disk = Disk { path, format: drive.format.name().to_owned() };
+        let disk = Disk { path, format: drive.format.name().to_owned(), below: None, served: None };
         Self { disk, serial: drive.name.to_string(), medium: Medium::of(&drive.content) }
     }
 }
@@ -275,7 +289,12 @@ impl Words {
 
     fn disk(&mut self, id: &str, disk: &Disk, serial: &str) {
         let (format, file, serial) = (escaped(&disk.format), escaped(&disk.path), escaped(serial));
-        self.option("-drive", format!("if=none,id={id},format={format},file={file},cache=writeback,discard=unmap"));
+        let below = disk.below.as_ref().map_or_else(String::new, |below| {
+            let (format, file) = (escaped(&below.format), escaped(&below.path));
+            format!(",backing.driver={format},backing.file.driver=file,backing.file.filename={file}")
+        });
+        let options = "cache=writeback,discard=unmap";
+        self.option("-drive", format!("if=none,id={id},format={format},file={file},{options}{below}"));
         self.option("-device", format!("virtio-blk-pci,drive={id},id=blk-{id},serial={serial}"));
     }
 
@@ -332,9 +351,10 @@ mod tests {
     fn words(spec: &VmSpec, run_dir: &str, tap: &str, incoming: bool) -> Vec<String> {
         let boot =
             Boot { kernel: "/i/kernel".into(), initrd: Some("/i/initrd".into()), append: "console=ttyS0".into() };
-        let disk = Disk { path: "/pool/a,b.qcow2".into(), format: "qcow2".into() };
+        let below = Below { path: "/i/base".into(), format: "raw".into() };
+        let disk = Disk { path: "/pool/a,b.qcow2".into(), format: "qcow2".into(), below: Some(below), served: None };
         let extra = |serial: &str, medium| Extra {
-            disk: Disk { path: format!("/pool/{serial}"), format: "raw".into() },
+            disk: Disk { path: format!("/pool/{serial}"), format: "raw".into(), below: None, served: None },
             serial: serial.into(),
             medium,
         };
@@ -395,6 +415,7 @@ mod tests {
             "virtio-blk-pci,drive=vdb,id=blk-vdb,serial=stg",
             "driver=raw,node-name=cd0,read-only=on,file.driver=file,file.filename=/pool/iso",
             "scsi-cd,bus=scsi.0,drive=cd1,id=blk-cd1,serial=own",
+            "backing.driver=raw,backing.file.driver=file,backing.file.filename=/i/base",
             "tap,id=net0,ifname=tap0,script=no,downscript=no",
             "mac=52:54:00:00:01:ff",
             "-kernel /i/kernel -initrd /i/initrd -append console=ttyS0",

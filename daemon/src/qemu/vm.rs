@@ -34,7 +34,10 @@ use super::{
     site::Site,
     tap::TapError,
 };
-use crate::cgroup::Cgroups;
+use crate::{
+    cgroup::Cgroups,
+    pools::export::{self, ExportError},
+};
 
 /// QEMU's stderr, in the evidence folder.
 pub const STDERR_FILE: &str = "qemu.stderr";
@@ -139,6 +142,9 @@ pub enum VmError {
     /// The monitor.
     #[error(transparent)]
     Qmp(#[from] QmpError),
+    /// Its disk in a pool.
+    #[error(transparent)]
+    Disk(#[from] ExportError),
     /// Files and processes.
     #[error("{what} {path}")]
     Io {
@@ -175,6 +181,7 @@ impl VmError {
             Self::Silent { .. } => Report::new(ErrorCode::QmpFailed, self.to_string()).caused_by(self).retryable(),
             Self::Tap(error) => error.report(),
             Self::Qmp(error) => error.report(),
+            Self::Disk(error) => error.report(),
             Self::PathTooLong(_) | Self::InUse(_) => Report::new(ErrorCode::Internal, self.to_string()).caused_by(self),
             Self::Io { source, .. } => {
                 let code =
@@ -237,6 +244,9 @@ impl Vm {
         let text: String = lines.map(|line| line + "\n").collect();
         fs::write(&command, text).map_err(VmError::io("write", &command))?;
 
+        if let Some(served) = setup.disk.as_ref().and_then(|disk| disk.served.as_ref()) {
+            export::start(&vtd, &site.run_dir, &evidence, site.cgroup.clone(), served).await?;
+        }
         let stderr = evidence.join(STDERR_FILE);
         let launch = Launch { vtd, program: qemu, args: words, output: stderr, cgroup: site.cgroup.take() };
         let process = Process::spawn(&launch).map_err(VmError::io("start QEMU in", &site.run_dir))?;

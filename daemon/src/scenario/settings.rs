@@ -21,6 +21,7 @@ pub(super) const VM_PARAMS: &[Documented] = &[
     ("machine", "", "QEMU machine type; default: the newest q35 of the source"),
     ("cpu_model", "", "QEMU CPU model; default: what fits the accelerator"),
     ("accelerator", "", "kvm or tcg; default: kvm where it works on every host of the case"),
+    ("disk_pool", "", "pool of kind nfs that the VM's disk lies in; default: the hosts' own folders of disks"),
     ("vm_type", "qemu", "who starts and moves the VM: qemu (the daemon, over QMP), or libvirt; --backend sets it"),
     ("login_timeout", "360", "seconds until the guest is up and lets in"),
     ("username", "root", "who logs in on the console"),

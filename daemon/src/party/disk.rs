@@ -1,0 +1,295 @@
+//! The disk of a VM: an overlay on its image, in the host's folder of disks or in a pool that a case names (`disk_pool`).
+//!
+//! In a pool it is written through an export of ours, under the epoch of the VM's owner (see [`crate::pools`]); the image
+//! below it is this host's own copy, which is named to QEMU and never followed from what stands in the disk.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::timeout;
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::{Epoch, Name, VmId},
+    party::StartVm,
+    pool::{NfsPlace, Place},
+    vm::Backend,
+};
+
+use super::{attempt::LocalAttempt, image::Image, local_vm::LocalVm};
+use crate::{
+    pools::{
+        export::{self, DISK_SOCKET, Served, Word},
+        nfs::{NfsError, ROOT, Share},
+        user_of,
+    },
+    qemu::{Disk, command_line::Below},
+};
+
+/// The parameter that names the pool.
+pub(crate) const POOL: &str = "disk_pool";
+/// How long a server may take to make or remove a disk.
+const SERVES: Duration = Duration::from_secs(60);
+/// A new overlay has a few clusters only.
+const OVERLAY_MAX: u64 = 64 << 20;
+/// Room for what qcow2 writes beside the guest's data, at the least, bytes.
+const TABLES: u64 = 16 << 20;
+
+/// Where the disk of a VM is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum DiskPlace {
+    /// A file of this host, which other hosts may see too.
+    File(PathBuf),
+    /// A file of an NFS server.
+    Nfs {
+        /// Its export.
+        place: NfsPlace,
+        /// Its name there.
+        file: String,
+    },
+}
+
+impl fmt::Display for DiskPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Nfs { place, file } => write!(f, "{file} in {place}"),
+        }
+    }
+}
+
+impl DiskPlace {
+    /// Whether a VM can have its disk there.
+    pub(super) fn suits(&self, call: &StartVm) -> Result<(), Report> {
+        let title = match self {
+            Self::File(_) => return Ok(()),
+            Self::Nfs { .. } if !call.drives.is_empty() => {
+                "a VM whose disk lies in a pool has no other disks and no CDs"
+            }
+            Self::Nfs { .. } if call.backend == Backend::Libvirt => {
+                "a VM whose disk lies in a pool is started by the daemon, not by libvirt"
+            }
+            Self::Nfs { .. } => return Ok(()),
+        };
+        Err(Report::new(ErrorCode::CannotRunHere, title).with("disk", self.to_string()))
+    }
+
+    /// As QEMU is given it. `epoch`: it is taken over under it at once.
+    pub(crate) fn for_qemu(&self, image: &Image, run_dir: &Path, epoch: Option<Epoch>) -> Disk {
+        let format = "qcow2".to_owned();
+        match self {
+            Self::File(path) => Disk { path: path.display().to_string(), format, below: None, served: None },
+            Self::Nfs { place, file } => Disk {
+                path: format!("nbd+unix:///?socket={}", run_dir.join(DISK_SOCKET).display()),
+                format,
+                below: Some(Below {
+                    path: image.disk().display().to_string(),
+                    format: image.record.format.name().to_owned(),
+                }),
+                served: Some(Served { place: place.clone(), file: file.clone(), epoch }),
+            },
+        }
+    }
+
+    /// Makes it, on top of an image, for the owner of that epoch. One left from before is replaced: the claim says that
+    /// it is nobody's. `scratch` is a folder of this host.
+    async fn make(&self, image: &Image, epoch: Epoch, scratch: &Path) -> Result<(), Report> {
+        let (place, file) = match self {
+            Self::File(path) => return image.overlay(path).await,
+            Self::Nfs { place, file } => (place, file),
+        };
+        let trouble = |error: &io::Error| {
+            Report::new(ErrorCode::StorageFailed, "the overlay disk could not be made").caused_by(error)
+        };
+        let local = scratch.join(format!(".new-{file}"));
+        image.overlay(&local).await?;
+        let overlay = read_overlay(&local).await;
+        let _ = tokio::fs::remove_file(&local).await;
+        let (overlay, guest) = overlay.map_err(|error| trouble(&error))?;
+        let length = guest.saturating_add(guest / 1024).saturating_add(TABLES);
+        on_server(place, async |share| {
+            share.remove(file).await?;
+            let disk = share.create(file, user_of(epoch)).await?;
+            let made = async {
+                share.set_length(&disk, length).await?;
+                share.write(&disk, 0, &overlay, true).await
+            };
+            let Err(error) = made.await else { return Ok(()) };
+            let _ = share.remove(file).await;
+            Err(error)
+        })
+        .await
+    }
+}
+
+/// The name that the disk of a VM has in a pool.
+fn disk_file(vm: &VmId) -> String {
+    format!("{vm}.qcow2")
+}
+
+/// Does something at a server, as its root.
+async fn on_server<T>(
+    place: &NfsPlace,
+    what: impl AsyncFnOnce(&mut Share) -> Result<T, NfsError>,
+) -> Result<T, Report> {
+    let work = async {
+        let mut share = Share::open(place, ROOT).await?;
+        what(&mut share).await
+    };
+    match timeout(SERVES, work).await {
+        Ok(done) => done.map_err(|error| error.report(place)),
+        Err(_) => {
+            let title = format!("the server {} does not answer within {} s", place.server, SERVES.as_secs());
+            Err(Report::new(ErrorCode::StorageFailed, title).with("pool", place.to_string()).retryable())
+        }
+    }
+}
+
+/// A new overlay, and how many bytes the guest sees.
+async fn read_overlay(path: &Path) -> io::Result<(Vec<u8>, u64)> {
+    if tokio::fs::metadata(path).await?.len() > OVERLAY_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a new overlay is too long"));
+    }
+    let bytes = tokio::fs::read(path).await?;
+    // qcow2 has the size at byte 24.
+    let size = bytes.get(24..32).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+    let size = size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a new overlay is too short"))?;
+    Ok((bytes, size))
+}
+
+impl LocalAttempt {
+    /// The pool that disks of this case lie in; `None`: this host's folder of disks.
+    ///
+    /// # Errors
+    /// The case names one that cannot have them.
+    fn disk_pool(&self) -> Result<Option<NfsPlace>, Report> {
+        let params = self.record().case.params;
+        let Some(text) = params.text(POOL).map(str::trim).filter(|text| !text.is_empty()) else { return Ok(None) };
+        let state = self.cluster.state();
+        let known = text.parse::<Name>().ok().and_then(|name| Some((state.pools.get(&name)?.clone(), name)));
+        let Some((pool, name)) = known else {
+            return Err(Report::new(ErrorCode::UnknownPool, format!("there is no pool {text}"))
+                .with("parameter", POOL)
+                .help("vtctl storage list"));
+        };
+        let cannot = |why: &str| {
+            let title = format!("pool {name} cannot have the disks of VMs: {why}");
+            Report::new(ErrorCode::CannotRunHere, title).with("parameter", POOL)
+        };
+        match Place::parse(pool.kind, &pool.path) {
+            Ok(Place::Nfs(place)) if place.read_only => Err(cannot("it is read-only")),
+            Ok(Place::Nfs(place)) => Ok(Some(place)),
+            Ok(Place::Dir(_)) => Err(cannot("it is a directory, and disks lie in paths.disks of vtd.toml")),
+            Err(error) => Err(cannot(&error.to_string())),
+        }
+    }
+
+    /// Whether both sides of a move see the same disk. Where they do not, it moves with its VM.
+    pub(crate) fn disks_are_seen(&self) -> bool {
+        self.places.shared || matches!(self.disk_pool(), Ok(Some(_)))
+    }
+
+    /// Where the disk of a VM of this attempt is.
+    ///
+    /// # Errors
+    /// The case names a pool that cannot have it.
+    pub(crate) fn disk_place(&self, vm: &VmId) -> Result<DiskPlace, Report> {
+        Ok(match self.disk_pool()? {
+            Some(place) => DiskPlace::Nfs { place, file: disk_file(vm) },
+            None => DiskPlace::File(self.places.disk(vm)),
+        })
+    }
+
+    /// Where the disk of a VM is that runs already.
+    pub(crate) fn disk_found(&self, vm: &VmId) -> DiskPlace {
+        self.disk_place(vm).unwrap_or_else(|_| DiskPlace::File(self.places.disk(vm)))
+    }
+
+    /// Makes the disk of a VM that this host owns.
+    pub(crate) async fn make_disk(&self, place: &DiskPlace, image: &Image, epoch: Epoch) -> Result<(), Report> {
+        place.make(image, epoch, &self.places.data).await
+    }
+
+    /// Removes the disk of a VM where it lies in a pool.
+    pub(super) async fn remove_from_pool(&self, vm: &VmId) {
+        let Ok(Some(place)) = self.disk_pool() else { return };
+        let file = disk_file(vm);
+        if let Err(report) = on_server(&place, async |share| share.remove(&file).await).await {
+            self.evidence.events.warn(format!("disk {file} in {place} is left behind: {report}"));
+        }
+    }
+
+    /// Takes the disk of a VM that has moved here over, whose server refuses the source's writes from now on.
+    /// Called after the decision was read from committed state, and before the guest runs.
+    pub(crate) async fn take_disk(&self, vm: &LocalVm) -> Result<(), Report> {
+        if !matches!(vm.disk, DiskPlace::Nfs { .. }) {
+            return Ok(());
+        }
+        // The decision may have been told before it was applied here, and the epoch is in it.
+        let me = self.me();
+        let owned = |state: &vt_sync::State| state.vms.get(&vm.id).filter(|vm| vm.owner == me).map(|vm| vm.epoch);
+        let epoch = self.wait_state(owned).await.map_err(|failure| {
+            Report::new(ErrorCode::CaseClosed, "the attempt ended before the disk was taken over")
+                .with("because", format!("{failure:?}"))
+        })?;
+        vm.set_epoch(epoch);
+        export::take(vm.qemu.run_dir(), epoch).await.map_err(|error| error.report())?;
+        self.evidence.events.say(format!("{}: the disk is taken over under epoch {epoch}", vm.id));
+        Ok(())
+    }
+
+    /// Hears what the export of a VM's disk says. A disk that failed under its VM ends it: what the guest does after that
+    /// says nothing of the product.
+    pub(crate) fn watch_disk(self: &Arc<Self>, vm: &Arc<LocalVm>) {
+        if !matches!(vm.disk, DiskPlace::Nfs { .. }) {
+            return;
+        }
+        let (attempt, vm) = (self.clone(), vm.clone());
+        tokio::spawn(async move {
+            let events = &attempt.evidence.events;
+            let tell = |word| match word {
+                Word::Taken(_) | Word::NotTaken(_) => {}
+                Word::Waits => events.warn(format!("{}: the server of its disk does not answer", vm.id)),
+                Word::Answers { ms } => events.warn(format!("{}: the server answers again, after {ms} ms", vm.id)),
+                Word::Trouble { full, why } => {
+                    events.warn(format!("{}: its disk failed and it is ended: {why}", vm.id));
+                    let code = if full { ErrorCode::DiskFull } else { ErrorCode::StorageFailed };
+                    vm.set_disk_failed(code, why);
+                    if let Err(error) = vm.qemu.process().kill() {
+                        events.warn(format!("{}: it cannot be ended: {error}", vm.id));
+                    }
+                }
+            };
+            tokio::select! {
+                () = export::listen(vm.qemu.run_dir().to_owned(), tell) => {}
+                () = attempt.closing.cancelled() => {}
+            }
+        });
+    }
+
+    /// Disks in a pool that this host answers for at the end of the attempt: of VMs it owns, and of those nobody owns any
+    /// more. What is removed, or why not.
+    pub(crate) async fn give_back_pool(&self) -> Vec<String> {
+        // One that cannot have disks has none.
+        let Ok(Some(place)) = self.disk_pool() else { return Vec::new() };
+        let (state, prefix) = (self.cluster.state(), format!("{}.", self.id));
+        let mine = |file: &str| {
+            let name = file.strip_prefix(&prefix)?.strip_suffix(".qcow2")?.parse::<Name>().ok()?;
+            let others = state.vms.get(&self.vm_id(&name)).is_some_and(|record| record.owner != self.me());
+            (!others).then_some(())
+        };
+        let removed = on_server(&place, async |share| {
+            for file in share.names().await?.iter().filter(|file| mine(file).is_some()) {
+                share.remove(file).await?;
+            }
+            Ok(())
+        });
+        match removed.await {
+            Ok(()) => Vec::new(),
+            Err(report) => vec![format!("disks {prefix}* in {place}: {}", report.title)],
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Pools that are no directory: how disks of VMs lie there, and what keeps a host that may no longer write from writing.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `nfs` | an export of an NFS server, spoken to from user space |
+//! | `export` | a process that gives one disk of such a pool to one QEMU, as a block device |
+//! | `trial` | whether a server can do what disks need of it |
+//!
+//! **The fence.** The disk of a VM belongs, at the server, to a user number that is made from the writer's epoch, and the
+//! export writes under that number. A host that becomes the owner gives the file to its own number before the guest
+//! runs. From then on the *server* refuses whatever the host before it sends, also what was on its way, also from a
+//! machine that was frozen as a whole and knows of nothing. So no clock and no daemon has to be trusted for it.
+//!
+//! What may not happen here: a write under a number that was not taken over, or a take-over before the log says whose
+//! the VM is.
+
+pub mod export;
+pub(crate) mod nfs;
+pub(crate) mod trial;
+
+use vt_protocol::ids::Epoch;
+
+/// User numbers of writers: above those of people and systems, below what tools take for -1.
+const USERS: u64 = 1 << 29;
+
+/// The user number that a writer's epoch has at the servers of pools. Epochs only grow, so that none is used again
+/// before half a billion entries of the log.
+pub(crate) fn user_of(epoch: Epoch) -> u32 {
+    (USERS + epoch.0 % USERS) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_that_follow_each_other_have_numbers_of_their_own() {
+        assert_ne!(user_of(Epoch(1)), user_of(Epoch(2)));
+        assert!(user_of(Epoch(0)) > 65_535 && user_of(Epoch(u64::MAX)) < u32::MAX / 2);
+    }
+}
