@@ -1,5 +1,5 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo deb fleet lint-ansible bench bench-ways bench-images bench-cfg proofs model sim faults faults-mutations matrix cancels notice attacks fuzz lint fmt
+.PHONY: help setup build release test demo deb fleet lint-ansible bench bench-ways bench-images bench-cfg proofs model sim faults faults-mutations matrix cancels notice attacks writers fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
@@ -18,6 +18,7 @@ help:
 	@echo "make cancels every phase of a migration cancelled TIMES (20) times, the guest alive and moved after each (root)"
 	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=2"
 	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
+	@echo "make writers a frozen writer of a disk at a server that wakes up too late, over COUNT (50) seeds; SEED=17 one (root)"
 	@echo "make attacks a table of attacks on a real daemon: what refused each, and where it was written down"
 	@echo "make notice  how soon parties are told that another is gone; TIMES=20"
 	@echo "make lint    formatter, clippy and dependency checks; changes nothing"
@@ -124,6 +125,10 @@ attacks: build
 	else \
 	  cargo test --locked -p vt-tests --test it attacks:: -- --nocapture --test-threads 1; \
 	fi
+
+COUNT ?= 50
+writers: build
+	cargo run --locked -p vt-tests --bin writers -- --runs $(COUNT) $(if $(filter command environment,$(firstword $(origin SEED))),--reproduce $(SEED))
 
 FUZZ_SECONDS ?= 600
 

@@ -9,10 +9,12 @@ pub mod faults;
 pub mod invariants;
 pub mod lab;
 pub mod model;
+pub mod nfs_server;
 pub mod seeds;
 pub mod sim;
 pub mod twin;
 pub mod wait;
+pub mod writers;
 
 use std::path::PathBuf;
 

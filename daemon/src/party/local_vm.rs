@@ -221,7 +221,7 @@ pub(crate) struct Ended {
 
 impl Ended {
     pub(crate) fn new(fenced: bool, died: VmError) -> Self {
-        Self { fenced, died }
+        Self { fenced, disk_failed: None, died }
     }
 
     /// What a user is told: `title` under `code`, unless its guard ended it. With QEMU's last words.

@@ -11,3 +11,4 @@ mod model;
 mod packages;
 mod sim;
 mod tidy;
+mod writers;

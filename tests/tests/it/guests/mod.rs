@@ -8,5 +8,6 @@ mod life;
 mod matrix;
 mod modes;
 mod moves;
+mod pools;
 mod scenario;
 mod trouble;

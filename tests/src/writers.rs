@@ -1,0 +1,226 @@
+//! The proof that a disk has one writer: two exports of one file at a real server, each with a client that never stops
+//! writing its own mark, and the disk given from one to the other at a random moment, while the first stands still as a
+//! machine does that is frozen as a whole. The watcher reads the file at the server, past both.
+//!
+//! No guest and no daemon is in it: what is shown is that nothing has to be trusted but the server.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::{fs::FileExt, net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use vt_protocol::chance;
+
+use crate::{nfs_server::NfsServer, program, wait};
+
+/// Length of the disk: blocks that the writers go round in.
+const BLOCKS: u64 = 64;
+const BLOCK: usize = 4096;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is left out on purpose, to show that the watcher would see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Margin {
+    /// As it is.
+    Kept,
+    /// The second writer begins without having taken the disk over, under the epoch of the first.
+    TakenOut,
+}
+
+/// What one seed has shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown {
+    /// Blocks that the first writer was told are written, before the disk went.
+    pub first: u64,
+    /// Blocks that the second was told are written.
+    pub second: u64,
+    /// How many blocks the watcher found overwritten by the first after the disk had gone.
+    pub stale: u64,
+}
+
+/// One host's way to the disk: its export, and a client that writes.
+struct Writer {
+    run_dir: tempfile::TempDir,
+    export: Child,
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    client: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    fn start(server: &NfsServer, file: &str, epoch: Option<u64>) -> anyhow::Result<Self> {
+        let run_dir = tempfile::tempdir()?;
+        let mut command = server.command(program("vtd"));
+        command.args(["export", "--run-dir"]).arg(run_dir.path());
+        command.args(["--pool", &server.uri("disks"), "--file", file]);
+        if let Some(epoch) = epoch {
+            command.args(["--epoch", &epoch.to_string()]);
+        }
+        let log = fs::File::create(run_dir.path().join("log"))?;
+        let export = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
+        let (stop, written) = (Arc::default(), Arc::default());
+        let writer = Self { run_dir, export, stop, written, client: None };
+        let socket = writer.socket();
+        wait::until("an export", PATIENCE, || match socket.exists() {
+            true => Ok(()),
+            false => Err(fs::read_to_string(writer.run_dir.path().join("log"))),
+        });
+        Ok(writer)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.run_dir.path().join("disk")
+    }
+
+    /// Has the export take the disk over.
+    fn take(&self, epoch: u64) -> anyhow::Result<()> {
+        let mut stream = UnixStream::connect(self.run_dir.path().join("dctl"))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        writeln!(stream, "{}", serde_json::json!({ "Take": epoch }))?;
+        for line in BufReader::new(stream).lines() {
+            let word: serde_json::Value = serde_json::from_str(&line?)?;
+            if word["Taken"] == epoch {
+                return Ok(());
+            }
+            ensure!(word["NotTaken"].is_null(), "{word}");
+        }
+        bail!("the export has ended")
+    }
+
+    /// Writes that mark round and round, each block answered before the next, until it is refused or stopped.
+    fn write(&mut self, mark: u8) -> anyhow::Result<()> {
+        let mut client = Nbd::connect(&self.socket())?;
+        let (stop, written) = (self.stop.clone(), self.written.clone());
+        self.client = Some(std::thread::spawn(move || {
+            for number in 0u64.. {
+                if stop.load(Ordering::Relaxed) || client.write(number % BLOCKS, &[mark; BLOCK]).is_err() {
+                    return;
+                }
+                written.fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+        Ok(())
+    }
+
+    fn await_blocks(&self, count: u64) {
+        wait::until("blocks that are written", PATIENCE, || {
+            let now = self.written.load(Ordering::Relaxed);
+            if now >= count { Ok(()) } else { Err(now) }
+        });
+    }
+
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.export.id())?), signal)?)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.export.kill();
+        let _ = self.export.wait();
+        if let Some(client) = self.client.take() {
+            let _ = client.join();
+        }
+    }
+}
+
+/// A client of a block device, as small as can be.
+struct Nbd(UnixStream);
+
+impl Nbd {
+    fn connect(socket: &Path) -> anyhow::Result<Self> {
+        use std::io::Read;
+        let mut stream = UnixStream::connect(socket)?;
+        let mut greeting = [0; 18];
+        stream.read_exact(&mut greeting)?;
+        ensure!(greeting[..8] == *b"NBDMAGIC", "no block device");
+        // The old way to name an export: no name, and no zeros in the answer.
+        let words = [&3u32.to_be_bytes()[..], b"IHAVEOPT", &1u32.to_be_bytes(), &0u32.to_be_bytes()].concat();
+        stream.write_all(&words)?;
+        stream.read_exact(&mut [0; 10])?;
+        Ok(Self(stream))
+    }
+
+    fn write(&mut self, block: u64, bytes: &[u8]) -> anyhow::Result<()> {
+        use std::io::Read;
+        let length = u32::try_from(bytes.len())?;
+        let mut request = 0x2560_9513u32.to_be_bytes().to_vec();
+        request.extend([0, 0, 0, 1]);
+        request.extend(block.to_be_bytes());
+        request.extend((block * BLOCK as u64).to_be_bytes());
+        request.extend(length.to_be_bytes());
+        request.extend(bytes);
+        self.0.write_all(&request)?;
+        let mut answer = [0; 16];
+        self.0.read_exact(&mut answer)?;
+        ensure!(answer[4..8] == [0; 4], "refused: {answer:?}");
+        Ok(())
+    }
+}
+
+/// Plays one seed.
+///
+/// # Errors
+/// Something did not run as it should, or the second writer was refused.
+pub fn play(server: &NfsServer, seed: u64, margin: Margin) -> anyhow::Result<Shown> {
+    const FIRST: u8 = 0x11;
+    const SECOND: u8 = 0x22;
+    chance::seed(Some(seed));
+    let draw = |below: u64| chance::number() % below;
+    let file = format!("writers-{seed}-{margin:?}");
+    let path = server.folder("disks").join(&file);
+    fs::File::create(&path)?.set_len(BLOCKS * BLOCK as u64)?;
+    let (then, now) = (100 + 10 * seed, 100 + 10 * seed + 1 + draw(9));
+
+    let mut first = Writer::start(server, &file, Some(then))?;
+    let mut second = Writer::start(server, &file, None)?;
+    first.write(FIRST)?;
+    first.await_blocks(1 + draw(200));
+    // Frozen somewhere in a write, for there is always one.
+    first.signal(Signal::SIGSTOP)?;
+    match margin {
+        Margin::Kept => second.take(now)?,
+        Margin::TakenOut => second.take(then)?,
+    }
+    second.write(SECOND)?;
+    second.await_blocks(BLOCKS);
+    let before = first.written.load(Ordering::Relaxed);
+    // Round once more, so that every block is the second's and a write of the first would be seen.
+    second.stop.store(true, Ordering::Relaxed);
+    if let Some(client) = second.client.take() {
+        let _ = client.join();
+    }
+    first.signal(Signal::SIGCONT)?;
+    // It goes on until it is refused; without the margin it never is, and goes round.
+    wait::until("the first to be refused, or to go on", PATIENCE, || {
+        let over = first.client.as_ref().is_none_or(JoinHandle::is_finished);
+        let on = first.written.load(Ordering::Relaxed) > before + BLOCKS;
+        if over || on { Ok(()) } else { Err(first.written.load(Ordering::Relaxed)) }
+    });
+    let disk = fs::File::open(&path)?;
+    let mut stale = 0;
+    for block in 0..BLOCKS {
+        let mut bytes = [0; BLOCK];
+        disk.read_exact_at(&mut bytes, block * BLOCK as u64).context("the watcher")?;
+        stale += u64::from(bytes.contains(&FIRST));
+    }
+    let shown = Shown { first: before, second: second.written.load(Ordering::Relaxed), stale };
+    drop((first, second));
+    fs::remove_file(&path)?;
+    Ok(shown)
+}

@@ -1,0 +1,127 @@
+//! Disks of guests in pools at real servers.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use vt_tests::{lab::Lab, nfs_server::NfsServer, wait};
+
+/// The folder that the built-in image is made in.
+const TINY: &str = "/var/lib/vtmesh/images/tiny";
+const MOVE: [&str; 5] = ["run", "multihost_migration", "-m", "host1,host2", "--results"];
+/// A move that something can happen in the middle of.
+const SLOW: [&str; 8] =
+    ["-p", "disk_pool=filer", "-p", "disk_probe=4M", "-p", "mig_speed=3M", "-p", "mem_rewrite=256K"];
+
+/// A lab whose hosts share nothing but a server, which is known as `filer`.
+fn with_server() -> (NfsServer, Lab) {
+    let lab = Lab::up_separate(3);
+    let server = NfsServer::on(&lab);
+    add(&lab, "filer", &server, "/disks", &[]);
+    (server, lab)
+}
+
+fn add(lab: &Lab, name: &str, server: &NfsServer, export: &str, more: &[&str]) {
+    let words = ["storage", "add", name, "--kind", "nfs", "--server", server.address(), "--export", export];
+    lab.vtctl(&[&words[..], more].concat()).expect(0);
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// Waits until a guest is up and writes to its disk at the server.
+fn await_writes(server: &NfsServer) {
+    wait::until("a disk that is written", Duration::from_secs(180), || {
+        let files = fs::read_dir(server.folder("disks")).unwrap().flatten();
+        let written: u64 = files.map(|file| file.metadata().map_or(0, |meta| meta.blocks() * 512)).sum();
+        if written > 2 << 20 { Ok(()) } else { Err(written) }
+    });
+}
+
+fn told(host: &Value) -> String {
+    format!("{} {}", host["told"], host["trouble"])
+}
+
+#[test]
+fn a_pool_at_a_server_is_tried_from_every_host() {
+    let (server, lab) = with_server();
+    let checked = lab.json(&["storage", "check", "filer"]);
+    let hosts = checked["hosts"].as_array().unwrap();
+    assert_eq!(hosts.len(), 3, "{checked}");
+    for host in hosts {
+        for words in ["what another host wrote", "an epoch that is over", "too late is refused", "clock agrees", "MiB"]
+        {
+            assert!(told(host).contains(words), "{words:?} is not in {host}");
+        }
+    }
+    assert_eq!(names(&server.folder("disks")), <[String; 0]>::default(), "a check leaves nothing");
+
+    fs::write(server.folder("isos").join("a.iso"), "iso").unwrap();
+    add(&lab, "isos", &server, "/isos", &["--read-only", "--nfs-port", "2049", "--mount-port", "20048"]);
+    let checked = lab.json(&["storage", "check", "isos"]);
+    assert!(told(&checked["hosts"][0]).contains("refuses writes, as it should"), "{checked}");
+    lab.vtctl(&["image", "import", TINY, "--host", "host1"]).expect(0);
+    let refused = lab.vtctl(&["run", "multihost_migration", "-m", "host1,host2", "-p", "disk_pool=isos"]);
+    assert!(refused.stdout.contains("read-only"), "{}{}", refused.stdout, refused.stderr);
+    let image = lab.vtctl(&["image", "import", TINY, "--pool", "filer", "--host", "host1"]);
+    assert!(image.code != 0 && image.stderr.contains("takes no images"), "{}", image.stderr);
+
+    // Where all users are one, nothing keeps a writer off that is over; where there is nothing, that is said.
+    for (name, export, words) in [("squashed", "/squashed", "no_root_squash"), ("nothing", "/nothing", "does not give")]
+    {
+        add(&lab, name, &server, export, &[]);
+        let ran = lab.vtctl(&["storage", "check", name, "-o", "json"]).expect(26);
+        assert!(ran.stdout.contains(words), "{}", ran.stdout);
+    }
+}
+
+#[test]
+fn a_guest_whose_disk_is_at_a_server_moves_also_while_the_server_stands_still() {
+    let (server, lab) = with_server();
+    lab.vtctl(&["image", "import", TINY, "--host", "host1"]).expect(0);
+    let before = lab.inventory(3);
+    let results = tempfile::tempdir().unwrap();
+    let bundle = results.path().join("job");
+    let words = [&MOVE[..], &[bundle.to_str().unwrap(), "-p", "disk_pool=filer", "-p", "disk_probe=4M"]].concat();
+    let ran = lab.vtctl(&words).expect(0);
+    assert!(ran.stdout.contains("PASS"), "{}", ran.stdout);
+    assert_eq!(names(&server.folder("disks")), <[String; 0]>::default(), "no disk is left");
+
+    // The same, and the server stands still for 30 s in the middle of a move that is slow enough for it.
+    let bundle = results.path().join("again");
+    let child = lab.spawn(&[&MOVE[..], &[bundle.to_str().unwrap()], &SLOW].concat());
+    await_writes(&server);
+    server.freeze();
+    let frozen = Instant::now();
+    wait::until("the server's time to come back", Duration::from_secs(60), || {
+        if frozen.elapsed() > Duration::from_secs(30) { Ok(()) } else { Err(frozen.elapsed()) }
+    });
+    server.thaw();
+    let output = child.wait_with_output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains("PASS"), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(names(&server.folder("disks")), <[String; 0]>::default(), "no disk is left");
+    assert_eq!(lab.inventory(3), before, "something was left behind");
+}
+
+#[test]
+fn a_server_that_turns_read_only_ends_the_case_with_its_name() {
+    let (server, lab) = with_server();
+    lab.vtctl(&["image", "import", TINY, "--host", "host1"]).expect(0);
+    let before = lab.inventory(3);
+    let results = tempfile::tempdir().unwrap();
+    let bundle = results.path().join("job");
+    let child = lab.spawn(&[&MOVE[..], &[bundle.to_str().unwrap()], &SLOW].concat());
+    await_writes(&server);
+    server.turn_read_only();
+    let output = child.wait_with_output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(101), "{stdout}");
+    assert!(stdout.contains("its disk in the pool failed") && stdout.contains("read-only"), "{stdout}");
+    assert_eq!(lab.inventory(3), before, "something was left behind");
+}
