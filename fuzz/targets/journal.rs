@@ -63,8 +63,9 @@ fuzz_target!(|script: Script| {
         .map(|batch| {
             let batch = batch.iter().take(32).map(|record| match record {
                 Record::Next(length) => {
-                    next += 1;
-                    Piece::Entry(next - 1, usize::from(*length) * 8)
+                    let index = next;
+                    next = next.saturating_add(1);
+                    Piece::Entry(index, usize::from(*length) * 8)
                 }
                 Record::Entry(index) => {
                     is_log &= *index == next;
