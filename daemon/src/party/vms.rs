@@ -196,6 +196,7 @@ impl LocalAttempt {
         let vm = self.launch(setup, places).await?;
         let vm = LocalVm::new(vm, place, epoch);
         self.watch_disk(&vm);
+        self.place("vm-runs").await;
         if let Err(report) = self.let_run(&vm).await {
             vm.qemu.clone().kill().await;
             return Err(report);

@@ -1,8 +1,11 @@
 //! A fixed share of the table of faults; `make faults` plays all of it.
 
+use std::time::Duration;
+
+use serde_json::Value;
 use vt_tests::faults::{
-    cell::Cell,
-    ground::Ground,
+    cell::{Cell, Fault, Part},
+    ground::{Cast, Ground},
     notice::{Dies, measure},
     play::play,
 };
@@ -35,6 +38,32 @@ fn what_is_cut_off_dies_or_is_full_is_named_and_leaves_nothing() {
         "kill-destination-qemu/postcopy-active",
         "full-source-disk/barrier",
     ]);
+}
+
+/// Its guest is not waited for in vain until its time to boot is over, minutes later.
+#[test]
+fn a_vm_whose_daemon_died_before_it_let_it_run_runs_when_the_daemon_is_back() {
+    let mut ground = Ground::new(None, None).expect("a lab with a watcher");
+    let cast = Cast::new(&ground.leader().unwrap(), Part::Leader);
+    ground.hold(&cast.source, "vm-runs").unwrap();
+    let hosts = format!("{},{}", cast.source, cast.destination);
+    let words = ["run", "multihost_migration", "-m", &hosts, "-p", "mem=96M", "--detach", "-o", "json"];
+    let job = ground.lab().vtctl(&words).expect(0).json()["id"].as_str().unwrap().to_owned();
+    let soon = Duration::from_secs(120);
+    let held = |ground: &Ground| if ground.is_held(&cast.source, "vm-runs") { Ok(()) } else { Err("no".to_owned()) };
+    ground.wait("the VM to be started", soon, || held(&ground)).unwrap();
+    let fault = Fault::KillDaemon(Part::Source);
+    ground.make(fault, &cast).unwrap();
+    ground.let_go().unwrap();
+    ground.heal(fault, &cast).unwrap();
+    let done = ground.wait("the job to end", soon, || {
+        let shown = ground.lab().vtctl(&["job", "show", &job, "-o", "json"]);
+        let shown: Value = serde_json::from_str(&shown.stdout).map_err(|_| shown.stderr.clone())?;
+        if shown["state"] == "done" { Ok(shown) } else { Err(shown.to_string()) }
+    });
+    let verdict = &done.unwrap()["cases"][0]["verdict"];
+    // A busy machine may take longer over the start of a daemon than until it is called silent: an error of ours, and soon.
+    assert!(verdict == "pass" || verdict == "error", "{verdict}");
 }
 
 /// The figures are `make notice`'s; here it has to be far sooner than the barrier's own deadline, minutes away.
