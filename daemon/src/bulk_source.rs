@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::{
-    io::{AsyncReadExt, AsyncSeekExt, AsyncWrite},
+    io::{AsyncReadExt, AsyncSeekExt, AsyncWrite, BufReader},
     net::TcpListener,
     sync::watch,
 };
@@ -28,6 +28,9 @@ use crate::{
     migrate::carry::Duplex,
     party::Supervisor,
 };
+
+/// How much of a file is read at once, bytes.
+const READ: usize = 64 << 10;
 
 /// The bulk service of a host on `listener`.
 ///
@@ -90,7 +93,7 @@ impl BlobSource for Source {
         let mut file = tokio::fs::File::open(full).await?;
         let length = file.metadata().await?.len().saturating_sub(offset);
         file.seek(io::SeekFrom::Start(offset)).await?;
-        Ok(Some((length, Box::new(file.take(length)))))
+        Ok(Some((length, Box::new(BufReader::with_capacity(READ, file.take(length))))))
     }
 
     async fn manifest(&self, root: Digest) -> io::Result<Option<Content>> {

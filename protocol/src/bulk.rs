@@ -1,8 +1,9 @@
 //! Bytes in bulk between hosts, and from hosts to vtctl: TLS 1.3 over TCP, same identity and port number as QUIC.
 //!
-//! One request a connection: a hello, a request, then the announced number of bytes. A blob is checked against its
-//! digest while it arrives, so a damaged or false one is an error and not a file. A connection on which nothing moves
-//! is dropped. What exists and who may have it is not decided here.
+//! A connection has a hello, a request, then the announced number of bytes; a host that reads an image asks for one part
+//! of it after another on the same one. A blob is checked against its digest while it arrives, so a damaged or false one
+//! is an error and not a file. A connection on which nothing moves is dropped. What exists and who may have it is not
+//! decided here.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use rustls_pki_types::ServerName;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -134,6 +135,13 @@ pub enum BulkError {
     },
 }
 
+impl BulkRequest {
+    /// Whether it reads an image. After it the connection is open for another one.
+    pub fn is_of_image(&self) -> bool {
+        matches!(self, Self::Manifest(_) | Self::Blocks { .. } | Self::Have(_))
+    }
+}
+
 impl BulkError {
     /// As a user meets it.
     pub fn report(&self) -> Report {
@@ -174,24 +182,12 @@ impl BulkDialer {
         Ok(Self { connector: TlsConnector::from(Arc::new(config)), name, mine })
     }
 
-    /// Asks for something; returns how many bytes follow, and what they are read from. Nothing bounds the time of a read.
+    /// A connection on which things are asked for.
     ///
     /// # Errors
-    /// No connection, or the host refuses, or has more than `cap` bytes to send.
-    pub async fn begin(
-        &self,
-        address: SocketAddr,
-        expected: Option<&Expected>,
-        want: &BulkRequest,
-        cap: u64,
-        by: Instant,
-    ) -> Result<(u64, client::TlsStream<TcpStream>), BulkError> {
-        let mut stream = self.open(address, expected, by).await?;
-        match ask(&mut stream, want, by).await? {
-            BulkAnswer::Follows(length) if length > cap => Err(BulkError::TooLong { length, cap }),
-            BulkAnswer::Follows(length) => Ok((length, stream)),
-            BulkAnswer::Send | BulkAnswer::Kept => Err(unexpected()),
-        }
+    /// There is none, or not to the host that is expected.
+    pub async fn link(&self, address: SocketAddr, expected: Option<&Expected>, by: Instant) -> Result<Link, BulkError> {
+        Ok(Link { stream: self.open(address, expected, by).await? })
     }
 
     /// Fetches a blob or a file into `sink`; returns its length. At most `cap` bytes are taken.
@@ -204,14 +200,7 @@ impl BulkDialer {
         sink: &mut W,
         by: Instant,
     ) -> Result<u64, BulkError> {
-        let (length, mut stream) = self.begin(address, expected, want, cap, by).await?;
-        let found = pump(&mut stream, sink, length, by).await?;
-        match want {
-            BulkRequest::Blob(wanted) | BulkRequest::Manifest(wanted) if *wanted != found => {
-                Err(BulkError::Digest { wanted: *wanted, found })
-            }
-            _ => Ok(length),
-        }
+        self.link(address, expected, by).await?.fetch(want, cap, sink, by).await
     }
 
     /// Gives a blob of `length` bytes to a host, which checks it against `digest`; done when it is kept there.
@@ -302,6 +291,47 @@ impl BulkDialer {
     }
 }
 
+/// A connection to the bulk service of another host, which has let this one in.
+pub struct Link {
+    stream: Outgoing,
+}
+
+impl Link {
+    /// Asks for something; returns how many bytes follow, and what they are read from. All of them are to be read before
+    /// anything else is asked for. Nothing bounds the time of a read.
+    ///
+    /// # Errors
+    /// The connection is broken, or the host refuses, or has more than `cap` bytes to send.
+    pub async fn ask(&mut self, want: &BulkRequest, cap: u64, by: Instant) -> Result<(u64, &mut Outgoing), BulkError> {
+        match ask(&mut self.stream, want, by).await? {
+            BulkAnswer::Follows(length) if length > cap => Err(BulkError::TooLong { length, cap }),
+            BulkAnswer::Follows(length) => Ok((length, &mut self.stream)),
+            BulkAnswer::Send | BulkAnswer::Kept => Err(unexpected()),
+        }
+    }
+
+    /// Fetches something into `sink`; returns its length. At most `cap` bytes are taken.
+    ///
+    /// # Errors
+    /// As of [`Link::ask`]; or it breaks off, or is not what was asked for.
+    pub async fn fetch<W: AsyncWrite + Unpin>(
+        &mut self,
+        want: &BulkRequest,
+        cap: u64,
+        sink: &mut W,
+        by: Instant,
+    ) -> Result<u64, BulkError> {
+        let (length, stream) = self.ask(want, cap, by).await?;
+        let found = pump(stream, sink, length, by).await?;
+        match want {
+            BulkRequest::Blob(wanted) | BulkRequest::Manifest(wanted) if *wanted != found => {
+                Err(BulkError::Digest { wanted: *wanted, found })
+            }
+            _ => Ok(length),
+        }
+    }
+}
+
 /// TLS settings of the bulk service; a client certificate is needed.
 pub fn acceptor(identity: &Identity) -> Result<TlsAcceptor, IdentityError> {
     Ok(TlsAcceptor::from(Arc::new(tls::server(identity, &[Service::Blob], false)?)))
@@ -338,30 +368,59 @@ where
     W: AsyncWrite + Unpin,
 {
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; BUFFER];
+    // What comes after them is not ours to take.
+    let mut source = BufReader::with_capacity(BUFFER, source.take(length));
+    pour(&mut source, sink, length, by, |bytes| {
+        hasher.update(bytes);
+    })
+    .await?;
+    Ok(Digest(*hasher.finalize().as_bytes()))
+}
+
+/// Moves exactly `length` bytes, which the other side compares with what it wants.
+pub async fn relay<R, W>(source: &mut R, sink: &mut W, length: u64, by: Instant) -> Result<(), BulkError>
+where
+    R: AsyncBufRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    pour(source, sink, length, by, |_| {}).await
+}
+
+async fn pour<R, W>(
+    source: &mut R,
+    sink: &mut W,
+    length: u64,
+    by: Instant,
+    mut seen: impl FnMut(&[u8]),
+) -> Result<(), BulkError>
+where
+    R: AsyncBufRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
     let mut done = 0;
     while done < length {
-        let most = buffer.len().min(usize::try_from(length - done).unwrap_or(usize::MAX));
+        let most = BUFFER.min(usize::try_from(length - done).unwrap_or(usize::MAX));
         let step = async {
-            let count = source.read(&mut buffer[..most]).await?;
-            if count == 0 {
+            let bytes = source.fill_buf().await?;
+            let bytes = &bytes[..bytes.len().min(most)];
+            if bytes.is_empty() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            sink.write_all(&buffer[..count]).await?;
+            sink.write_all(bytes).await?;
+            seen(bytes);
+            let count = bytes.len();
+            source.consume(count);
             Ok(count)
         };
         let patience = STALL.min(by.saturating_duration_since(Instant::now()));
         match timeout(patience, step).await {
-            Ok(Ok(count)) => {
-                hasher.update(&buffer[..count]);
-                done += count as u64;
-            }
+            Ok(Ok(count)) => done += count as u64,
             Ok(Err(source)) => return Err(BulkError::Broken { done, length, source }),
             Err(_) => return Err(BulkError::Stalled { done, length }),
         }
     }
     match timeout(STALL, sink.flush()).await {
-        Ok(Ok(())) => Ok(Digest(*hasher.finalize().as_bytes())),
+        Ok(Ok(())) => Ok(()),
         Ok(Err(source)) => Err(BulkError::Broken { done, length, source }),
         Err(_) => Err(BulkError::Stalled { done, length }),
     }
@@ -402,6 +461,12 @@ mod tests {
         assert_eq!(digest, Digest::of(&bytes[..150_000]));
         let short = pump(&mut &bytes[..10], &mut sink, 11, by).await.unwrap_err();
         assert!(matches!(short, BulkError::Broken { done: 10, length: 11, .. }), "{short}");
+        let mut source = bytes.as_slice();
+        pump(&mut source, &mut sink, 100_000, by).await.unwrap();
+        assert_eq!(source.len(), 100_000, "what comes after them is left");
+        sink.clear();
+        relay(&mut source, &mut sink, 70_000, by).await.unwrap();
+        assert!(sink == bytes[100_000..170_000] && source.len() == 30_000);
     }
 
     #[tokio::test(start_paused = true)]

@@ -68,6 +68,28 @@ pub fn block_bytes(length: u64) -> u32 {
     block
 }
 
+/// Where a block of a file of that length begins and how long it is, bytes; `None` past the end.
+pub fn place(file_length: u64, index: u32) -> Option<(u64, u32)> {
+    let block = u64::from(block_bytes(file_length));
+    let begin = u64::from(index) * block;
+    let length = file_length.checked_sub(begin).filter(|left| *left > 0)?.min(block);
+    // A block is at most 1 GiB.
+    Some((begin, u32::try_from(length).ok()?))
+}
+
+/// Where a run of blocks (first, and how many) of a file of that length begins and how long it is, bytes; `None` where it
+/// has none, or one past the end.
+pub fn span(file_length: u64, (first, count): (u32, u32)) -> Option<(u64, u64)> {
+    let last = first.checked_add(count.checked_sub(1)?)?;
+    let ((begin, _), (end, length)) = (place(file_length, first)?, place(file_length, last)?);
+    Some((begin, end + u64::from(length) - begin))
+}
+
+/// How many bytes runs of blocks of a file of that length have together; `None` as of [`span`].
+pub fn bytes_of(file_length: u64, runs: &[(u32, u32)]) -> Option<u64> {
+    runs.iter().try_fold(0u64, |sum, run| sum.checked_add(span(file_length, *run)?.1))
+}
+
 impl FileBlocks {
     /// The length of its blocks, bytes.
     pub fn block(&self) -> u32 {
@@ -76,22 +98,7 @@ impl FileBlocks {
 
     /// Where a block begins and how long it is, bytes; `None` past the end.
     pub fn place(&self, index: u32) -> Option<(u64, u32)> {
-        let block = u64::from(self.block());
-        let begin = u64::from(index) * block;
-        let length = self.length.checked_sub(begin).filter(|left| *left > 0)?.min(block);
-        // A block is at most 1 GiB.
-        Some((begin, u32::try_from(length).ok()?))
-    }
-
-    /// How many bytes these blocks have together; `None` where one is past the end.
-    pub fn bytes_of(&self, runs: &[(u32, u32)]) -> Option<u64> {
-        let mut sum = 0u64;
-        for (first, count) in runs {
-            let last = first.checked_add(count.checked_sub(1)?)?;
-            let ((begin, _), (end, length)) = (self.place(*first)?, self.place(last)?);
-            sum = sum.checked_add(end + u64::from(length) - begin)?;
-        }
-        Some(sum)
+        place(self.length, index)
     }
 }
 
@@ -178,9 +185,10 @@ mod tests {
         assert_eq!(disk.place(0), Some((0, BLOCK_MIN)));
         assert_eq!(disk.place(2), Some((2 * u64::from(BLOCK_MIN), 5)));
         assert_eq!((disk.place(3), disk.place(u32::MAX)), (None, None));
-        assert_eq!(disk.bytes_of(&[(0, 1), (2, 1)]), Some(u64::from(BLOCK_MIN) + 5));
+        assert_eq!(bytes_of(disk.length, &[(0, 1), (2, 1)]), Some(u64::from(BLOCK_MIN) + 5));
+        assert_eq!(span(disk.length, (1, 2)), Some((u64::from(BLOCK_MIN), u64::from(BLOCK_MIN) + 5)));
         for runs in [&[(0, 0)][..], &[(2, 2)], &[(u32::MAX, 2)], &[(3, 1)]] {
-            assert_eq!(disk.bytes_of(runs), None, "{runs:?}");
+            assert_eq!(bytes_of(disk.length, runs), None, "{runs:?}");
         }
     }
 

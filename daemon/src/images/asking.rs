@@ -11,17 +11,16 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use vt_protocol::{
     bulk::BulkRequest,
     catalogue::PlacementState,
     error::{ErrorCode, Report},
     ids::HostId,
-    manifest::MANIFEST_MAX,
 };
 
 use super::{
-    pull::{BEGINS, Segment, Source, Work},
+    pull::{Line, Segment, Source, Work},
     swarm::Blocks,
 };
 
@@ -143,14 +142,15 @@ impl Work {
     async fn round(self: &Arc<Self>, peer: Source, state: PlacementState) -> (HostId, Result<(), Report>) {
         let host = peer.host;
         let taken = async {
+            let mut line = Line::to(&peer, true);
             let blocks = match state {
                 PlacementState::Present => Blocks::all(&self.manifest),
-                _ => self.what_it_has(&peer).await?,
+                _ => self.what_it_has(&mut line).await?,
             };
             self.elsewhere().insert(host, blocks);
             let mut any = false;
             while let Some(mut asked) = self.next_of_peer(host) {
-                self.fetch(&peer, &asked.segment, &mut asked.written, true).await?;
+                self.fetch(&mut line, &asked.segment, &mut asked.written).await?;
                 any = true;
             }
             if !any {
@@ -166,14 +166,12 @@ impl Work {
         (host, taken)
     }
 
-    async fn what_it_has(&self, peer: &Source) -> Result<Blocks, Report> {
-        let mut bytes = Vec::new();
-        let (want, expected, by) = (BulkRequest::Have(self.pull.root), peer.expected(), Instant::now() + BEGINS);
-        let cap = MANIFEST_MAX as u64;
-        let asked = self.pull.dialer.fetch(peer.address, Some(&expected), &want, cap, &mut bytes, by).await;
-        asked.map_err(|error| error.report())?;
-        Blocks::of_bytes(&self.manifest, &bytes)
-            .ok_or_else(|| Report::new(ErrorCode::ImageDamaged, format!("{} speaks of another image", peer.name)))
+    async fn what_it_has(&self, line: &mut Line<'_>) -> Result<Blocks, Report> {
+        let fetched = line.fetch(&self.pull.dialer, &BulkRequest::Have(self.pull.root)).await;
+        let bytes = fetched.map_err(|error| error.report())?;
+        Blocks::of_bytes(&self.manifest, &bytes).ok_or_else(|| {
+            Report::new(ErrorCode::ImageDamaged, format!("{} speaks of another image", line.source.name))
+        })
     }
 }
 

@@ -1,5 +1,6 @@
-//! Files as blocks with digests: read, compared, copied. What is zero is neither written nor read where the file system
-//! knows of holes. Calls block on the disk.
+//! Files as blocks with digests: read, compared, copied. What is zero is neither written nor, where the file system knows
+//! of holes, read or hashed; where it can (XFS, Btrfs), a copy shares the blocks of what it was made of. Calls block on the
+//! disk.
 
 use std::{
     fs::File,
@@ -10,6 +11,8 @@ use std::{
 
 use nix::unistd::{Whence, lseek};
 use vt_protocol::{ids::Digest, manifest::block_bytes};
+
+use super::written::Written;
 
 /// Zeros to compare with: as long as the longest block that is compared in one go.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
@@ -22,23 +25,26 @@ pub(super) fn is_zero(bytes: &[u8]) -> bool {
 /// Digests of blocks, of which those of zeros are known beforehand.
 #[derive(Debug)]
 pub(super) struct Hasher {
-    block: usize,
+    zeros: Vec<u8>,
     zero: Digest,
 }
 
 impl Hasher {
     /// For blocks of that length, bytes.
     pub(super) fn new(block: u32) -> Self {
-        let block = block as usize;
-        Self { block, zero: Digest::of(&vec![0; block]) }
+        let zeros = vec![0; block as usize];
+        Self { zero: Digest::of(&zeros), zeros }
     }
 
     /// The digest of a block, and whether it is all zeros.
-    pub(super) fn digest(&self, bytes: &[u8]) -> (Digest, bool) {
-        match is_zero(bytes) {
-            true if bytes.len() == self.block => (self.zero, true),
-            zero => (Digest::of(bytes), zero),
-        }
+    fn digest(&self, bytes: &[u8]) -> (Digest, bool) {
+        if is_zero(bytes) { (self.hole(bytes.len()).1, true) } else { (Digest::of(bytes), false) }
+    }
+
+    /// A block of so many zeros, at most as many as a block has, and its digest.
+    pub(super) fn hole(&self, count: usize) -> (&[u8], Digest) {
+        let zeros = &self.zeros[..count];
+        (zeros, if count == self.zeros.len() { self.zero } else { Digest::of(zeros) })
     }
 }
 
@@ -62,17 +68,18 @@ pub(super) fn read(
     for index in 0..length.div_ceil(u64::from(block)) {
         let begin = index * u64::from(block);
         let count = usize::try_from((length - begin).min(u64::from(block))).unwrap_or(buffer.len());
-        let bytes = &mut buffer[..count];
         if data_from < begin + count as u64 {
             data_from = data_from.max(next_data(file, begin, length));
         }
         if data_from >= begin + count as u64 {
-            bytes.fill(0);
+            let (zeros, digest) = hasher.hole(count);
+            each(index as u32, zeros, digest, true)?;
         } else {
+            let bytes = &mut buffer[..count];
             file.read_exact_at(bytes, begin)?;
+            let (digest, zero) = hasher.digest(bytes);
+            each(index as u32, bytes, digest, zero)?;
         }
-        let (digest, zero) = hasher.digest(bytes);
-        each(index as u32, bytes, digest, zero)?;
         done.fetch_add(count as u64, Ordering::Relaxed);
     }
     Ok(())
@@ -101,26 +108,49 @@ pub(super) fn digests(file: &File, length: u64, done: &AtomicU64) -> io::Result<
     Ok(digests)
 }
 
-/// Copies a file without its zeros, and tells the digests of its blocks. `also` sees all bytes in order.
+/// Has an empty file share all blocks of another one, where the file system can; whether it did. It is empty otherwise.
+///
+/// # Errors
+/// It is not empty again.
+pub(super) fn shares(from: &File, to: &File) -> io::Result<bool> {
+    if rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(true);
+    }
+    // Another file system, one that cannot, no room: all the same, it is to be copied.
+    to.set_len(0).map(|()| false)
+}
+
+/// Copies a file without its zeros into an empty one, which is open for both ways, and tells the digests of its blocks. `also` sees all bytes in order.
 ///
 /// # Errors
 /// One cannot be read, or the other not be written.
 pub(super) fn copy(
     from: &File,
-    to: &File,
+    to: File,
     length: u64,
     done: &AtomicU64,
     mut also: impl FnMut(&[u8]),
 ) -> io::Result<Vec<Digest>> {
-    to.set_len(length)?;
-    let block = u64::from(block_bytes(length));
     let mut digests = Vec::new();
+    if shares(from, &to)? && to.metadata()?.len() == length {
+        // What is described is the copy: the other may be written to meanwhile.
+        read(&to, length, done, |_, bytes, digest, _| {
+            also(bytes);
+            digests.push(digest);
+            Ok(())
+        })?;
+        to.sync_all()?;
+        return Ok(digests);
+    }
+    to.set_len(0).and_then(|()| to.set_len(length))?;
+    let to = Written::new(to);
+    let block = u64::from(block_bytes(length));
     read(from, length, done, |index, bytes, digest, zero| {
         also(bytes);
         digests.push(digest);
         if zero { Ok(()) } else { to.write_all_at(bytes, u64::from(index) * block) }
     })?;
-    to.sync_all()?;
+    to.finish()?;
     Ok(digests)
 }
 
@@ -142,7 +172,7 @@ mod tests {
         let goal = File::options().create_new(true).read(true).write(true).open(&to).unwrap();
         let done = AtomicU64::new(0);
         let mut whole = blake3::Hasher::new();
-        let digests = copy(&source, &goal, length, &done, |bytes| {
+        let digests = copy(&source, goal.try_clone().unwrap(), length, &done, |bytes| {
             whole.update(bytes);
         })
         .unwrap();

@@ -380,8 +380,8 @@ fn copy_file(
 ) -> Result<(FileBlocks, String), Report> {
     let name = to.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let mut whole = blake3::Hasher::new();
-    let copied = File::options().write(true).create_new(true).mode(mode).open(to).and_then(|goal| {
-        blocks::copy(source, &goal, length, done, |bytes| {
+    let copied = File::options().read(true).write(true).create_new(true).mode(mode).open(to).and_then(|goal| {
+        blocks::copy(source, goal, length, done, |bytes| {
             whole.update(bytes);
             also(bytes);
         })
@@ -474,8 +474,8 @@ pub(crate) fn export(store: &Store, image: &Name, root: Digest, to: &Path) -> Re
     let wanted = manifest.and_then(|manifest| manifest.files.into_iter().find(|file| file.name == record.disk.name));
     let wanted = wanted.ok_or_else(|| damaged("its manifest names no disk".to_owned()))?;
     let source = File::open(store.folder(image).join(&record.disk.name)).map_err(failed)?;
-    let goal = File::options().write(true).create_new(true).open(to).map_err(failed)?;
-    let copied = blocks::copy(&source, &goal, wanted.length, &AtomicU64::new(0), |_| {});
+    let goal = File::options().read(true).write(true).create_new(true).open(to).map_err(failed)?;
+    let copied = blocks::copy(&source, goal, wanted.length, &AtomicU64::new(0), |_| {});
     match copied {
         Ok(digests) if digests == wanted.digests => {
             Ok(vec![format!("{} bytes of {} are in {}", wanted.length, record.format.name(), to.display())])

@@ -5,9 +5,9 @@
 //! | `store` | a pool's directory: folders of images, whole or on their way |
 //! | `header`, `inspect` | what a disk says of itself: to us, and to QEMU's tool |
 //! | `tool` | programs of others, within bounds |
-//! | `blocks`, `sum` | files as blocks with digests; digests that others state |
+//! | `blocks`, `sum`, `written` | files as blocks with digests; digests that others state; files on their way to the disk |
 //! | `import`, `fetch`, `convert` | taking a disk or folder into a pool: from this host, an address, another image |
-//! | `pull`, `serve` | a copy from other hosts, and what others are given |
+//! | `pull`, `seeds`, `serve` | a copy from other hosts, what of it is here already, and what others are given |
 //! | `asking`, `swarm` | a copy that goes to several hosts at once: what is asked of whom, and what they have |
 //! | `trial` | whether a pool can do what images and disks need of it |
 //!
@@ -22,12 +22,14 @@ mod header;
 pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod pull;
+mod seeds;
 pub(crate) mod serve;
 pub(crate) mod store;
 pub(crate) mod sum;
 mod swarm;
 pub(crate) mod tool;
 pub(crate) mod trial;
+mod written;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -75,6 +77,8 @@ pub struct Pools {
     default: Store,
     /// Copies on their way here.
     swarm: Swarm,
+    /// What others ask for.
+    known: serve::Known,
 }
 
 impl Pools {
@@ -85,7 +89,7 @@ impl Pools {
 
     /// A host whose images are in that directory.
     pub fn at(images: PathBuf, shared: bool) -> Self {
-        Self { default: Store { path: images, shared }, swarm: Swarm::default() }
+        Self { default: Store { path: images, shared }, swarm: Swarm::default(), known: serve::Known::default() }
     }
 
     /// The directory of a pool by its name; `None` where the cluster knows none, or it is none.

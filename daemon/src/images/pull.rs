@@ -9,7 +9,7 @@
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
     fs::{self, File},
-    io,
+    io, iter,
     net::SocketAddr,
     os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
     path::Path,
@@ -25,20 +25,22 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use vt_protocol::{
-    bulk::{BulkDialer, BulkError, BulkRequest, Expected, STALL},
+    bulk::{BulkDialer, BulkError, BulkRequest, Expected, Link, STALL},
     catalogue::PlacementState,
     error::{ErrorCode, Report},
     identity::PublicKey,
     ids::{Digest, HostId, Name},
-    manifest::{self, FileBlocks, MANIFEST_MAX, Manifest},
+    manifest::{self, MANIFEST_MAX, Manifest},
     peer::Pulling,
 };
 
 use super::{
     asking::Wanted,
     blocks::{self, Hasher},
+    seeds::Seeds,
     store::{self, Store, trouble},
     swarm::{Blocks, Joined, Swarm},
+    written::Written,
 };
 
 /// Fewest and most blocks of one question: they may be in as many pieces, and a question is short.
@@ -49,11 +51,13 @@ const QUESTIONS: usize = 128;
 const BATCH: usize = 512 << 10;
 /// Hosts that are asked at the same time.
 const SOURCES: usize = 4;
+/// Connections to one that is asked alone: while one waits for an answer, or for the disk, the other brings something.
+const LINKS: usize = 2;
 /// A host whose connection broke is asked this often again, with a pause between.
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(300);
 /// How long a host may take to begin to answer.
-pub(super) const BEGINS: Duration = Duration::from_secs(20);
+const BEGINS: Duration = Duration::from_secs(20);
 
 /// A host that has the image.
 #[derive(Debug, Clone)]
@@ -62,12 +66,6 @@ pub(crate) struct Source {
     pub(crate) name: String,
     pub(crate) address: SocketAddr,
     pub(crate) key: PublicKey,
-}
-
-impl Source {
-    pub(super) fn expected(&self) -> Expected {
-        Expected { host: self.host, key: self.key.clone() }
-    }
 }
 
 /// What is to be copied, and how.
@@ -101,8 +99,8 @@ type Place = (usize, u32);
 /// What all workers of one copy share.
 pub(super) struct Work {
     pub(super) pull: Pull,
-    pub(super) manifest: Manifest,
-    files: Vec<File>,
+    pub(super) manifest: Arc<Manifest>,
+    files: Vec<Written>,
     pub(super) wanted: Mutex<Wanted>,
     /// Something was put back, or an answer has come.
     pub(super) changed: Notify,
@@ -114,6 +112,40 @@ pub(super) struct Work {
     copies: HashMap<Place, Vec<Place>>,
     /// When the next byte may be taken.
     pace: Mutex<Instant>,
+}
+
+/// A host that is asked, and the connection to it, where there is one on which nothing is left to be read.
+pub(super) struct Line<'a> {
+    pub(super) source: &'a Source,
+    /// It takes the image as well.
+    shared: bool,
+    link: Option<Link>,
+}
+
+impl<'a> Line<'a> {
+    /// To a host that has the image; `shared`: that takes it as well.
+    pub(super) fn to(source: &'a Source, shared: bool) -> Self {
+        Self { source, shared, link: None }
+    }
+
+    /// Takes the connection, or makes one. Who has read everything from it puts it back.
+    async fn take(&mut self, dialer: &BulkDialer) -> Result<Link, BulkError> {
+        match self.link.take() {
+            Some(link) => Ok(link),
+            None => {
+                let expected = Expected { host: self.source.host, key: self.source.key.clone() };
+                dialer.link(self.source.address, Some(&expected), Instant::now() + BEGINS).await
+            }
+        }
+    }
+
+    /// Fetches something small.
+    pub(super) async fn fetch(&mut self, dialer: &BulkDialer, want: &BulkRequest) -> Result<Vec<u8>, BulkError> {
+        let (mut link, mut bytes) = (self.take(dialer).await?, Vec::new());
+        link.fetch(want, MANIFEST_MAX as u64, &mut bytes, Instant::now() + BEGINS).await?;
+        self.link = Some(link);
+        Ok(bytes)
+    }
 }
 
 /// Why a source is not asked any more.
@@ -140,7 +172,9 @@ impl Pull {
         let work = Arc::new(work);
         let mut sources = self.sources.clone();
         while !work.is_empty() {
-            let whole = join_all(sources.iter().take(SOURCES).map(|source| work.drain(source)));
+            let links = if sources.len() == 1 { LINKS } else { 1 };
+            let lines = sources.iter().take(SOURCES).flat_map(|source| iter::repeat_n(source, links));
+            let whole = join_all(lines.map(|source| work.drain(source)));
             let asked = tokio::select! {
                 asked = whole => asked,
                 never = work.share() => match never {},
@@ -165,12 +199,8 @@ impl Pull {
     async fn manifest(&self) -> Result<(Vec<u8>, Manifest), Report> {
         let mut why = Report::new(ErrorCode::NoSource, format!("no host has a whole copy of image {}", self.image));
         for source in &self.sources {
-            let mut bytes = Vec::new();
-            let by = Instant::now() + BEGINS;
-            let want = BulkRequest::Manifest(self.root);
-            let (expected, cap) = (source.expected(), MANIFEST_MAX as u64);
-            match self.dialer.fetch(source.address, Some(&expected), &want, cap, &mut bytes, by).await {
-                Ok(_) => match Manifest::decode(&bytes, self.root) {
+            match Line::to(source, false).fetch(&self.dialer, &BulkRequest::Manifest(self.root)).await {
+                Ok(bytes) => match Manifest::decode(&bytes, self.root) {
                     Ok(manifest) => return Ok((bytes, manifest)),
                     Err(error) => why = why.with(&source.name, error.to_string()),
                 },
@@ -185,7 +215,8 @@ impl Work {
     /// Reads what is here already, and finds out what has to come.
     fn survey(pull: Pull, manifest: Manifest, part: &Path) -> io::Result<Self> {
         fs::create_dir_all(part)?;
-        let seeds = Seeds::of(&pull.store.folder(&pull.image));
+        let seeds = Seeds::of(&pull.store.folder(&pull.image), &manifest);
+        let manifest = Arc::new(manifest);
         let joined = pull.swarm.join(pull.root, &manifest, part);
         let (mut files, mut queue) = (Vec::new(), VecDeque::new());
         let (mut first, mut copies) = (HashMap::<Digest, Place>::new(), HashMap::<Place, Vec<Place>>::new());
@@ -195,6 +226,9 @@ impl Work {
             let file =
                 File::options().read(true).write(true).create(true).truncate(false).mode(wanted.mode).open(&path)?;
             file.set_permissions(fs::Permissions::from_mode(wanted.mode & 0o777))?;
+            if file.metadata()?.len() == 0 {
+                seeds.share(number, &file)?;
+            }
             file.set_len(wanted.length)?;
             let hasher = Hasher::new(wanted.block());
             let mut missing = Vec::new();
@@ -203,14 +237,14 @@ impl Work {
                 let goal = wanted.digests[index as usize];
                 let mut here = digest == goal;
                 if !here && let Some(place) = wanted.place(index) {
-                    here = match hasher.digest(&vec![0; bytes.len()]) {
-                        (zero, _) if zero == goal => file.write_all_at(&vec![0; bytes.len()], place.0).is_ok(),
-                        _ => seeds.give(&wanted.name, place, goal, &file)?,
+                    here = match hasher.hole(bytes.len()) {
+                        (zeros, zero) if zero == goal => file.write_all_at(zeros, place.0).is_ok(),
+                        _ => seeds.give(number, place, goal, &file)?,
                     };
                 }
                 if here {
                     joined.coming.blocks().add(number, index);
-                    progress.send_modify(|now| now.done += bytes.len() as u64);
+                    count(&progress, |now| now.done += bytes.len() as u64);
                     return Ok(());
                 }
                 match first.entry(goal) {
@@ -223,7 +257,7 @@ impl Work {
                 Ok(())
             })?;
             queue.extend(segments(number, &missing));
-            files.push(file);
+            files.push(Written::new(file));
         }
         let (place, of) = pull.begin;
         queue.rotate_left(queue.len() * place / of);
@@ -234,10 +268,10 @@ impl Work {
 
     /// Takes from one source until nothing is wanted any more.
     async fn drain(self: &Arc<Self>, source: &Source) -> Result<(), Stopped> {
-        let mut tries = 0;
+        let (mut line, mut tries) = (Line::to(source, false), 0);
         loop {
             let Some(mut asked) = self.next_of_whole().await else { return Ok(()) };
-            let Err(error) = self.fetch(source, &asked.segment, &mut asked.written, false).await else {
+            let Err(error) = self.fetch(&mut line, &asked.segment, &mut asked.written).await else {
                 tries = 0;
                 continue;
             };
@@ -253,74 +287,74 @@ impl Work {
         }
     }
 
-    /// Fetches the blocks of one segment; `written` counts those that are on disk. `shared`: of a host that takes it too.
+    /// Fetches the blocks of one segment; `written` counts those that are in their places.
     pub(super) async fn fetch(
         self: &Arc<Self>,
-        source: &Source,
+        line: &mut Line<'_>,
         segment: &Segment,
         written: &mut usize,
-        shared: bool,
     ) -> Result<(), Report> {
         let file = &self.manifest.files[segment.file];
         let runs = runs(&segment.blocks);
         let wrong = |title: String| Report::new(ErrorCode::ImageDamaged, title);
-        let length = file.bytes_of(&runs).ok_or_else(|| wrong("blocks beyond the end are wanted".to_owned()))?;
+        let length = manifest::bytes_of(file.length, &runs);
+        let length = length.ok_or_else(|| wrong("blocks beyond the end are wanted".to_owned()))?;
         let place = u16::try_from(segment.file).unwrap_or(u16::MAX);
         let want = BulkRequest::Blocks { root: self.pull.root, file: place, runs };
-        let (expected, by) = (source.expected(), Instant::now() + BEGINS);
-        let begun = self.pull.dialer.begin(source.address, Some(&expected), &want, length, by).await;
-        let (follows, mut stream) = begun.map_err(|error| error.report())?;
+        let mut link = line.take(&self.pull.dialer).await.map_err(|error| error.report())?;
+        let asked = link.ask(&want, length, Instant::now() + BEGINS).await;
+        let (follows, stream) = asked.map_err(|error| error.report())?;
         if follows != length {
-            return Err(wrong(format!("{} sends {follows} bytes instead of {length}", source.name)));
+            return Err(wrong(format!("{} sends {follows} bytes instead of {length}", line.source.name)));
         }
-        let mut pending: Option<(JoinHandle<Result<(), Report>>, usize)> = None;
-        let per_batch = (BATCH / file.block() as usize).max(1);
+        // Two buffers: one is filled while the other is compared and written.
+        let (mut spare, mut pending): (Vec<u8>, Option<(Writing, usize)>) = (Vec::new(), None);
         let mut failure = None;
-        for batch in segment.blocks.chunks(per_batch) {
-            let read = self.read(file, batch, &mut stream, length).await;
-            // What came before is on disk before more is.
+        for batch in segment.blocks.chunks((BATCH / file.block() as usize).max(1)) {
+            let mut bytes = std::mem::take(&mut spare);
+            let lengths = batch.iter().filter_map(|index| file.place(*index)).map(|(_, length)| length as usize);
+            bytes.resize(lengths.sum(), 0);
+            let read = self.read(&mut bytes, stream, length).await;
+            // What came before is in its place before more is.
             if let Some((before, count)) = pending.take() {
-                match settled(before).await {
-                    Ok(()) => *written += count,
-                    Err(report) => return Err(report),
-                }
+                spare = settled(before).await?;
+                *written += count;
             }
-            match read {
-                Ok(bytes) => {
-                    let count = if shared { bytes.len() as u64 } else { 0 };
-                    self.pull.progress.send_modify(|now| now.shared += count);
-                    let (work, at, blocks) = (Arc::clone(self), segment.file, batch.to_vec());
-                    let source = source.name.clone();
-                    let writing = tokio::task::spawn_blocking(move || work.write(at, &blocks, &bytes, &source));
-                    pending = Some((writing, batch.len()));
-                }
-                Err(error) => {
-                    failure = Some(error.report());
-                    break;
-                }
+            if let Err(error) = read {
+                failure = Some(error.report());
+                break;
             }
+            if line.shared {
+                count(&self.pull.progress, |now| now.shared += bytes.len() as u64);
+            }
+            let (work, at, blocks, source) = (Arc::clone(self), segment.file, batch.to_vec(), line.source.name.clone());
+            let writing = tokio::task::spawn_blocking(move || work.write(at, &blocks, &bytes, &source).map(|()| bytes));
+            pending = Some((writing, batch.len()));
         }
         if let Some((before, count)) = pending.take() {
             settled(before).await?;
             *written += count;
         }
-        failure.map_or(Ok(()), Err)
+        match failure {
+            Some(failure) => Err(failure),
+            None => {
+                line.link = Some(link);
+                Ok(())
+            }
+        }
     }
 
     async fn read(
         &self,
-        file: &FileBlocks,
-        batch: &[u32],
+        bytes: &mut [u8],
         stream: &mut (impl AsyncRead + Unpin),
         length: u64,
-    ) -> Result<Vec<u8>, BulkError> {
-        let count: usize = batch.iter().filter_map(|index| file.place(*index)).map(|(_, length)| length as usize).sum();
-        self.wait_for_room(count).await;
-        let mut bytes = vec![0; count];
-        match timeout(STALL, stream.read_exact(&mut bytes)).await {
+    ) -> Result<(), BulkError> {
+        self.wait_for_room(bytes.len()).await;
+        match timeout(STALL, stream.read_exact(bytes)).await {
             Ok(Ok(_)) => {
-                self.pull.progress.send_modify(|now| now.moved += count as u64);
-                Ok(bytes)
+                count(&self.pull.progress, |now| now.moved += bytes.len() as u64);
+                Ok(())
             }
             Ok(Err(source)) => Err(BulkError::Broken { done: 0, length, source }),
             Err(_) => Err(BulkError::Stalled { done: 0, length }),
@@ -342,12 +376,15 @@ impl Work {
         sleep_until(at).await;
     }
 
-    /// Compares blocks with their digests and writes them to all their places. The first wrong one ends it.
+    /// Compares blocks with their digests and writes them to all their places. Where one is wrong none of them is written.
     fn write(&self, at: usize, blocks: &[u32], bytes: &[u8], source: &str) -> Result<(), Report> {
         let file = &self.manifest.files[at];
+        let failed =
+            |error: io::Error| trouble("a block of the image cannot be written", &self.pull.store.path, &error);
         let mut rest = bytes;
+        let mut again = Vec::new();
         for index in blocks {
-            let Some((begin, length)) = file.place(*index) else { continue };
+            let Some((_, length)) = file.place(*index) else { continue };
             let (block, after) = rest.split_at(length as usize);
             rest = after;
             if Digest::of(block) != file.digests[*index as usize] {
@@ -356,37 +393,51 @@ impl Work {
                     .with("image", self.pull.image.to_string())
                     .help(format!("vtctl image verify {}", self.pull.image)));
             }
-            self.put((at, *index), begin, block)?;
-            for (other, index) in self.copies.get(&(at, *index)).into_iter().flatten() {
-                if let Some((begin, _)) = self.manifest.files[*other].place(*index) {
-                    self.put((*other, *index), begin, block)?;
-                }
+            again.extend(self.copies.get(&(at, *index)).into_iter().flatten().map(|place| (*place, block)));
+        }
+        let mut rest = bytes;
+        for run in runs(blocks) {
+            let Some((begin, length)) = manifest::span(file.length, run) else { continue };
+            let (together, after) = rest.split_at(length as usize);
+            rest = after;
+            self.files[at].write_all_at(together, begin).map_err(failed)?;
+        }
+        let mut all = bytes.len();
+        for ((other, index), block) in &again {
+            if let Some((begin, _)) = self.manifest.files[*other].place(*index) {
+                self.files[*other].write_all_at(block, begin).map_err(failed)?;
+                all += block.len();
             }
         }
-        Ok(())
-    }
-
-    fn put(&self, (file, index): Place, begin: u64, block: &[u8]) -> Result<(), Report> {
-        let written = self.files[file].write_all_at(block, begin);
-        written.map_err(|error| trouble("a block of the image cannot be written", &self.pull.store.path, &error))?;
-        self.joined.coming.blocks().add(file, index);
-        self.pull.progress.send_modify(|now| now.done += block.len() as u64);
+        let mut here = self.joined.coming.blocks();
+        blocks.iter().for_each(|index| here.add(at, *index));
+        again.iter().for_each(|((other, index), _)| here.add(*other, *index));
+        count(&self.pull.progress, |now| now.done += all as u64);
         Ok(())
     }
 }
 
-async fn settled(writing: JoinHandle<Result<(), Report>>) -> Result<(), Report> {
+/// Blocks that are being compared and written; at its end their buffer is free again.
+type Writing = JoinHandle<Result<Vec<u8>, Report>>;
+
+async fn settled(writing: Writing) -> Result<Vec<u8>, Report> {
     match writing.await {
         Ok(written) => written,
         Err(error) => Err(Report::new(ErrorCode::Internal, "a block was not written").caused_by(&error)),
     }
 }
 
+/// Counts what moves. Who waits for the end of a copy is not woken by that.
+fn count(progress: &watch::Sender<Pulling>, add: impl FnOnce(&mut Pulling)) {
+    progress.send_if_modified(|now| {
+        add(now);
+        false
+    });
+}
+
 /// Everything to disk, the manifest beside it, and the image's name upon it.
 fn finish(work: &Work, store: &Store, image: &Name, part: &Path, manifest: &[u8]) -> io::Result<()> {
-    for file in &work.files {
-        file.sync_all()?;
-    }
+    work.files.iter().try_for_each(Written::finish)?;
     let record = store::record_in(part).map_err(|error| io::Error::other(error.to_string()))?;
     if record.name != image.as_str() {
         return Err(io::Error::other(format!("what came is image {}", record.name)));
@@ -416,50 +467,6 @@ fn runs(blocks: &[u32]) -> Vec<(u32, u32)> {
         }
     }
     runs
-}
-
-/// Blocks of what lies here under the image's name: an older version, or a damaged copy.
-struct Seeds {
-    files: HashMap<String, File>,
-    known: HashMap<Digest, (String, u64)>,
-}
-
-impl Seeds {
-    /// From a folder, which need not be there. What its manifest says is only a hint.
-    fn of(folder: &Path) -> Self {
-        let mut seeds = Self { files: HashMap::new(), known: HashMap::new() };
-        let manifest = seeds_manifest(&folder.join(manifest::FILE));
-        for file in manifest.iter().flat_map(|manifest| &manifest.files) {
-            let Ok(opened) = File::open(folder.join(&file.name)) else { continue };
-            seeds.files.insert(file.name.clone(), opened);
-            for (index, digest) in file.digests.iter().enumerate() {
-                if let Some((begin, _)) = u32::try_from(index).ok().and_then(|index| file.place(index)) {
-                    seeds.known.entry(*digest).or_insert_with(|| (file.name.clone(), begin));
-                }
-            }
-        }
-        seeds
-    }
-
-    /// Writes the block with that digest into `goal`, where it is known here and still is what it was.
-    fn give(&self, name: &str, (begin, length): (u64, u32), digest: Digest, goal: &File) -> io::Result<bool> {
-        let Some((file, from)) = self.known.get(&digest) else { return Ok(false) };
-        // The same place first: most of it has not moved.
-        for (file, from) in [(name, begin), (file.as_str(), *from)] {
-            let Some(file) = self.files.get(file) else { continue };
-            let mut bytes = vec![0; length as usize];
-            if file.read_exact_at(&mut bytes, from).is_ok() && Digest::of(&bytes) == digest {
-                goal.write_all_at(&bytes, begin)?;
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-}
-
-fn seeds_manifest(path: &Path) -> Option<Manifest> {
-    let bytes = fs::read(path).ok().filter(|bytes| bytes.len() <= MANIFEST_MAX)?;
-    Manifest::decode(&bytes, Digest::of(&bytes)).ok()
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::{
 
 use vt_protocol::{
     ids::Digest,
-    manifest::{FileBlocks, Manifest},
+    manifest::{self, FileBlocks, Manifest},
 };
 
 /// Which blocks of an image are there: a bit a block, for each file in the manifest's order.
@@ -68,7 +68,7 @@ fn bytes_for(file: &FileBlocks) -> usize {
 /// An image that is on its way to this host.
 #[derive(Debug)]
 pub(super) struct Coming {
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     folder: PathBuf,
     blocks: Mutex<Blocks>,
 }
@@ -79,17 +79,17 @@ impl Coming {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A file of it and its description, where all these blocks of it are here.
-    pub(super) fn open(&self, file: u16, runs: &[(u32, u32)]) -> Option<(File, FileBlocks)> {
+    /// A file of it and its length, where all these blocks of it are here.
+    pub(super) fn open(&self, file: u16, runs: &[(u32, u32)]) -> Option<(File, u64)> {
         let wanted = self.manifest.files.get(usize::from(file))?;
-        wanted.bytes_of(runs)?;
+        manifest::bytes_of(wanted.length, runs)?;
         let here = {
             let blocks = self.blocks();
             let mut all = runs.iter().flat_map(|(first, count)| *first..first.saturating_add(*count));
             all.all(|block| blocks.has(usize::from(file), block))
         };
         let opened = here.then(|| File::open(self.folder.join(&wanted.name)).ok()).flatten()?;
-        Some((opened, wanted.clone()))
+        Some((opened, wanted.length))
     }
 }
 
@@ -116,9 +116,9 @@ impl Swarm {
     }
 
     /// From here on others are given what has come.
-    pub(super) fn join(&self, root: Digest, manifest: &Manifest, folder: &Path) -> Joined {
+    pub(super) fn join(&self, root: Digest, manifest: &Arc<Manifest>, folder: &Path) -> Joined {
         let blocks = Mutex::new(Blocks::none(manifest));
-        let coming = Arc::new(Coming { manifest: manifest.clone(), folder: folder.to_owned(), blocks });
+        let coming = Arc::new(Coming { manifest: Arc::clone(manifest), folder: folder.to_owned(), blocks });
         self.all().insert(root, Arc::clone(&coming));
         Joined { swarm: self.clone(), root, coming }
     }
@@ -162,7 +162,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("b"), b"").unwrap();
         let (swarm, root) = (Swarm::default(), Digest::of(b"root"));
-        let joined = swarm.join(root, &manifest(), dir.path());
+        let joined = swarm.join(root, &Arc::new(manifest()), dir.path());
         joined.coming.blocks().add(1, 4);
         joined.coming.blocks().add(1, 5);
         let coming = swarm.coming(root).unwrap();

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncBufRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
@@ -23,7 +23,7 @@ use vt_protocol::call;
 use vt_protocol::endpoint::MeshEndpoint;
 use vt_protocol::error::{ErrorCode, Report};
 use vt_protocol::frame::FrameError;
-use vt_protocol::hello::{self, HelloError, Welcome};
+use vt_protocol::hello::{self, HelloError, Refusal, Welcome};
 use vt_protocol::identity::subject::Facts;
 use vt_protocol::identity::{Identity, IdentityError};
 use vt_protocol::ids::{AttemptId, Digest, HostId, MigrationId};
@@ -45,11 +45,13 @@ const STRANGERS: usize = 64;
 const STRANGERS_OF_ONE: usize = 32;
 /// Handshake, hello and request must be done after this long.
 const GREETING_TIME: Duration = Duration::from_secs(10);
+/// A host that reads an image may think about its next question for so long.
+const THINKS: Duration = Duration::from_secs(10);
 /// Longest time of one transfer.
 const TRANSFER_TIME: Duration = Duration::from_secs(6 * 3600);
 
 /// Bytes that are there, with their number.
-pub type Content = (u64, Box<dyn AsyncRead + Send + Unpin>);
+pub type Content = (u64, Box<dyn AsyncBufRead + Send + Unpin>);
 
 /// Takes a blob's bytes. Dropped without [`BlobSink::keep`], nothing is left of it.
 #[async_trait]
@@ -207,50 +209,78 @@ impl BulkServer {
         let mine = self.services.hello();
         let who = shown.as_ref().map_or_else(|| "unknown".to_owned(), access::holder);
         let theirs = hello::hear(&mut stream, by).await.map_err(|error| door(&who, error.to_string()))?;
-        let now = vt_protocol::rehearsal::unix_s();
-        let checked = hello::check(&mine, &theirs).and_then(|version| {
-            let pass = access::admit(Service::Blob, shown.as_ref(), &self.services.membership(), now)?;
-            Ok((pass, version))
-        });
-        let answer = checked.as_ref().map(|(_, version)| Welcome { hello: mine, version: *version });
-        hello::answer(&mut stream, &answer.map_err(Clone::clone), by).await?;
-        let pass = match checked {
-            Ok((pass, _)) => pass,
-            Err(refusal) => {
-                let _ = stream.shutdown().await;
-                return Err(door(&who, refusal.to_string()));
-            }
-        };
-        drop(stranger);
-        let request = match bulk::take(&mut stream, by).await {
-            Ok(request) => request,
-            Err(error) => {
-                let report = Report::new(ErrorCode::WireVersion, "the request was not understood");
-                call::put_failure(&mut stream, &report.with("reason", error.to_string())).await?;
-                return Err(error.into());
-            }
-        };
-        tracing::debug!(%address, ?request, "a bulk request");
-        let Ok(_permit) = room.of(&request).try_acquire_owned() else {
-            let report = Report::new(ErrorCode::Unreachable, "the host serves too many transfers").retryable();
-            return Ok(call::put_failure(&mut stream, &report).await?);
-        };
-        if let BulkRequest::Evidence { path, .. } = &request
-            && inner(path).is_none()
-        {
-            let actor = Actor::named(who, address.to_string());
-            self.services.audit().refusal(actor, "evidence", path, "the path leads out of the attempt").await;
+        let checked = hello::check(&mine, &theirs)
+            .and_then(|version| self.pass(shown.as_ref()).map(|_| Welcome { hello: mine, version }));
+        hello::answer(&mut stream, &checked, by).await?;
+        if let Err(refusal) = checked {
+            let _ = stream.shutdown().await;
+            return Err(door(&who, refusal.to_string()));
         }
-        let served = self.serve(&mut stream, &pass, request).await;
+        drop(stranger);
+        let served =
+            self.requests(&mut stream, shown.as_ref(), Actor::named(who, address.to_string()), by, &room).await;
         let _ = timeout(GREETING_TIME, stream.shutdown()).await;
         served
+    }
+
+    /// What the holder of a certificate may do at this moment.
+    fn pass(&self, shown: Option<&Facts>) -> Result<Pass, Refusal> {
+        access::admit(Service::Blob, shown, &self.services.membership(), vt_protocol::rehearsal::unix_s())
+    }
+
+    /// Serves a request; after one that reads an image others, until none comes.
+    async fn requests(
+        &self,
+        stream: &mut bulk::Incoming,
+        shown: Option<&Facts>,
+        actor: Actor,
+        first_by: Instant,
+        room: &Room,
+    ) -> Result<(), BulkFailure> {
+        let mut by = first_by;
+        loop {
+            let request = match bulk::take(stream, by).await {
+                Ok(request) => request,
+                // It has what it wanted.
+                Err(FrameError::Closed | FrameError::Io(_) | FrameError::Deadline) if by != first_by => return Ok(()),
+                Err(error) => {
+                    let report = Report::new(ErrorCode::WireVersion, "the request was not understood");
+                    call::put_failure(stream, &report.with("reason", error.to_string())).await?;
+                    return Err(error.into());
+                }
+            };
+            tracing::debug!(?actor, ?request, "a bulk request");
+            // A host may have been removed since it came in.
+            let pass = match self.pass(shown) {
+                Ok(pass) => pass,
+                Err(refusal) => {
+                    let report = Report::new(ErrorCode::HostRemoved, refusal.to_string());
+                    return Ok(call::put_failure(stream, &report).await?);
+                }
+            };
+            let Ok(_permit) = room.of(&request).try_acquire_owned() else {
+                let report = Report::new(ErrorCode::Unreachable, "the host serves too many transfers").retryable();
+                return Ok(call::put_failure(stream, &report).await?);
+            };
+            if let BulkRequest::Evidence { path, .. } = &request
+                && inner(path).is_none()
+            {
+                let why = "the path leads out of the attempt";
+                self.services.audit().refusal(actor.clone(), "evidence", path, why).await;
+            }
+            let more = request.is_of_image();
+            self.serve(stream, &pass, request).await?;
+            if !more {
+                return Ok(());
+            }
+            by = Instant::now() + THINKS;
+        }
     }
 
     async fn serve(&self, stream: &mut bulk::Incoming, pass: &Pass, request: BulkRequest) -> Result<(), BulkFailure> {
         let by = Instant::now() + TRANSFER_TIME;
         // Images hold the keys of their guests: they go from host to host only.
-        let of_image = matches!(request, BulkRequest::Manifest(_) | BulkRequest::Blocks { .. } | BulkRequest::Have(_));
-        if of_image && matches!(pass, Pass::Client { .. }) {
+        if request.is_of_image() && matches!(pass, Pass::Client { .. }) {
             let report = Report::new(ErrorCode::Denied, "blocks of images are for hosts of the cluster");
             return Ok(call::put_failure(stream, &report).await?);
         }
@@ -275,8 +305,7 @@ impl BulkServer {
         match found {
             Some((length, mut content)) => {
                 bulk::put_answer(stream, BulkAnswer::Follows(length)).await?;
-                bulk::pump(&mut content, stream, length, by).await?;
-                Ok(())
+                Ok(bulk::relay(&mut content, stream, length, by).await?)
             }
             None => {
                 let report = Report::new(ErrorCode::ResultsMissing, "this host does not have it");

@@ -199,6 +199,43 @@ async fn an_image_upon_another_knows_it_and_is_read_through_it_on_every_host() {
     assert!(fs::read(flat).unwrap() == fs::read(dir.path().join("base.raw")).unwrap());
 }
 
+#[tokio::test]
+async fn an_image_whose_backing_image_has_moved_or_would_be_built_upon_itself_is_one_clear_error() {
+    let daemons = Daemons::cluster(2).await;
+    let (host1, host2) = (&daemons.all[0], &daemons.all[1]);
+    let dir = tempfile::tempdir().unwrap();
+    let upon = |image: &str, disk: &str, format: &str| {
+        let (below, layer) = (pool(host1).join(image).join(disk), dir.path().join(format!("upon-{image}.qcow2")));
+        let (below, file) = (below.display().to_string(), layer.display().to_string());
+        qemu_img(&["create", "-q", "-f", "qcow2", "-F", format, "-b", &below, &file]);
+        layer
+    };
+    import(host1, import_of(&disk(&dir.path().join("base.raw"), 6), "base")).await.unwrap();
+    let layer = upon("base", "disk.raw", "raw");
+    import(host1, import_of(&layer, "layer")).await.unwrap();
+    let before = (catalogue(host1).await, inside(host1));
+
+    let round = import(host1, import_of(&upon("layer", "disk.qcow2", "qcow2"), "base")).await.unwrap_err();
+    assert_eq!(round.code, ErrorCode::ImageInUse, "{round:?}");
+    assert_eq!((catalogue(host1).await, inside(host1)), before, "{round:?}");
+
+    fs::rename(pool(host1).join("base"), dir.path().join("elsewhere")).unwrap();
+    let moved = import(host1, import_of(&layer, "another")).await.unwrap_err();
+    assert_eq!(moved.code, ErrorCode::ImageRefused, "{moved:?}");
+    assert!(moved.title.contains("the file that it is built upon is not there"), "{moved:?}");
+    let failed = outcomes(host1, sync("layer", "host2", 0)).await;
+    let trouble = failed[0].trouble.as_ref().unwrap();
+    assert_eq!(trouble.code, ErrorCode::NoSource, "{trouble:?}");
+    assert!(trouble.title.contains("image base"), "{trouble:?}");
+    assert_eq!((catalogue(host1).await.len(), inside(host1), inside(host2)), (2, vec!["layer".to_owned()], vec![]));
+    let found = outcomes(host1, ImageRequest::Verify(name("base"))).await;
+    assert_eq!(found[0].trouble.as_ref().unwrap().code, ErrorCode::ImageDamaged, "{found:?}");
+
+    fs::rename(dir.path().join("elsewhere"), pool(host1).join("base")).unwrap();
+    assert_eq!(outcomes(host1, ImageRequest::Verify(name("base"))).await[0].trouble, None);
+    assert_eq!(outcomes(host1, sync("layer", "host2", 0)).await[0].trouble, None);
+}
+
 async fn daemon_refuses(daemon: &Daemon, request: ImageRequest) -> Report {
     ask(daemon, request).await.unwrap_err()
 }
@@ -347,6 +384,64 @@ impl Drop for Small {
     fn drop(&mut self) {
         nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).unwrap();
     }
+}
+
+/// A file system on which copies can share their blocks. Dropped, it is gone.
+struct Xfs(PathBuf);
+
+impl Xfs {
+    /// None where it cannot be made or mounted here.
+    fn over(path: PathBuf, file: &Path) -> Option<Self> {
+        fs::create_dir_all(&path).unwrap();
+        File::create(file).unwrap().set_len(320 << 20).unwrap();
+        let ran = |program: &str, words: &[&std::ffi::OsStr]| {
+            Command::new(program).args(words).output().is_ok_and(|ran| ran.status.success())
+        };
+        let made = ran("mkfs.xfs", &["-q".as_ref(), file.as_os_str()]);
+        let mounted = made && ran("mount", &["-o".as_ref(), "loop".as_ref(), file.as_os_str(), path.as_os_str()]);
+        mounted.then_some(Self(path))
+    }
+
+    fn used(&self) -> u64 {
+        nix::unistd::sync();
+        let stat = nix::sys::statvfs::statvfs(&self.0).unwrap();
+        (stat.blocks() - stat.blocks_free()) * stat.fragment_size()
+    }
+}
+
+impl Drop for Xfs {
+    fn drop(&mut self) {
+        nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn copies_share_their_blocks_where_the_file_system_can() {
+    let daemons = Daemons::cluster(2).await;
+    let (host1, host2) = (&daemons.all[0], &daemons.all[1]);
+    let dir = tempfile::tempdir().unwrap();
+    let mounts = [host1, host2].map(|host| Xfs::over(pool(host), &dir.path().join(&host.name)));
+    let [Some(first), Some(second)] = &mounts else {
+        eprintln!("skipped: no XFS can be made and mounted here (xfsprogs, loop devices)");
+        return;
+    };
+    let bytes = 400 * BLOCK;
+    let source = disk(&pool(host1).join("mine.raw"), 800);
+    let before = first.used();
+    import(host1, import_of(&source, "data")).await.unwrap();
+    assert!(first.used() < before + bytes / 4, "the import took {} of {bytes} bytes", first.used() - before);
+    assert_eq!(outcomes(host1, sync("data", "host2", 0)).await[0].trouble, None);
+
+    // The old version is held, so that its blocks do not become free.
+    let old = File::open(pool(host2).join("data/disk.raw")).unwrap();
+    File::options().write(true).open(&source).unwrap().write_all_at(&[7; 9], 6 * BLOCK).unwrap();
+    import(host1, import_of(&source, "data")).await.unwrap();
+    let before = second.used();
+    assert_eq!(outcomes(host1, sync("data", "host2", 0)).await[0].trouble, None);
+    assert!(second.used() < before + bytes / 4, "a new version took {} of {bytes} bytes", second.used() - before);
+    assert!(fs::read(pool(host2).join("data/disk.raw")).unwrap() == fs::read(&source).unwrap());
+    assert_eq!(old.metadata().unwrap().len(), 800 * BLOCK);
+    assert!(outcomes(host1, ImageRequest::Verify(name("data"))).await.iter().all(|host| host.trouble.is_none()));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncBufRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use vt_daemon::mesh::Services;
@@ -35,6 +35,15 @@ struct Shelf {
     moves_from: Option<HostId>,
 }
 
+impl Shelf {
+    /// With one blob, and its digest.
+    fn with(bytes: &[u8]) -> (Self, Digest) {
+        let (shelf, digest) = (Self::default(), Digest::of(bytes));
+        shelf.blobs.lock().unwrap().insert(digest, bytes.to_vec());
+        (shelf, digest)
+    }
+}
+
 struct Sink {
     bytes: Vec<u8>,
     digest: Digest,
@@ -55,7 +64,7 @@ impl BlobSink for Sink {
 
 fn content(bytes: Vec<u8>) -> Content {
     let length = bytes.len() as u64;
-    let reader: Box<dyn AsyncRead + Send + Unpin> = Box::new(io::Cursor::new(bytes));
+    let reader: Box<dyn AsyncBufRead + Send + Unpin> = Box::new(io::Cursor::new(bytes));
     (length, reader)
 }
 
@@ -221,6 +230,65 @@ async fn false_bytes_are_found_by_either_side() {
     let refused = dialer.offer(at, None, (claimed, 100), &mut &bytes[..100], by()).await.unwrap_err();
     assert_eq!(refused.report().code, ErrorCode::ImageDamaged);
     assert!(!blobs.lock().unwrap().contains_key(&claimed), "it is not kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_reads_one_part_after_another_on_one_connection_until_it_is_removed() {
+    let (lab, host) = Lab::with_host().await;
+    let other = lab.add("host2").await;
+    let bytes = blob();
+    let (shelf, digest) = Shelf::with(&bytes);
+    let at = serve(&host, shelf).await;
+    let mut link = dialer(&other).link(at, None, by()).await.unwrap();
+    let part = BulkRequest::Blocks { root: digest, file: 0, runs: vec![(0, 1)] };
+    for want in [&part, &BulkRequest::Have(digest), &part] {
+        let mut sink = Vec::new();
+        link.fetch(want, 1 << 30, &mut sink, by()).await.unwrap();
+        assert!(sink == bytes);
+    }
+    lab.remove(other.id);
+    let refused = link.fetch(&part, 1 << 30, &mut Vec::new(), by()).await.unwrap_err();
+    assert_eq!(refused.report().code, ErrorCode::HostRemoved, "{refused}");
+}
+
+/// Passes connections on to `to`, and changes one of the bytes that come back, so many behind the first.
+async fn altering(to: SocketAddr, behind: u64) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut far = TcpStream::connect(to).await.unwrap();
+            tokio::spawn(async move {
+                let ((mut from, mut back), (mut there, mut away)) = (near.split(), far.split());
+                let answers = async {
+                    tokio::io::copy(&mut (&mut there).take(behind), &mut back).await?;
+                    let byte = there.read_u8().await?;
+                    back.write_u8(byte ^ 1).await?;
+                    tokio::io::copy(&mut there, &mut back).await
+                };
+                tokio::select! {
+                    _ = answers => {}
+                    _ = tokio::io::copy(&mut from, &mut away) => {}
+                }
+            });
+        }
+    });
+    at
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_byte_that_is_altered_on_the_wire_ends_the_transfer_and_is_not_taken() {
+    let (lab, host) = Lab::with_host().await;
+    let other = lab.add("host2").await;
+    let bytes = blob();
+    let (shelf, digest) = Shelf::with(&bytes);
+    let at = altering(serve(&host, shelf).await, 1_000_000).await;
+    let mut sink = Vec::new();
+    let want = BulkRequest::Blocks { root: digest, file: 0, runs: vec![(0, 1)] };
+    let broken = dialer(&other).fetch(at, None, &want, 1 << 30, &mut sink, by()).await.unwrap_err();
+    assert!(matches!(broken, BulkError::Broken { .. }), "{broken}");
+    assert!(broken.report().retryable, "it is asked for again");
+    assert!(bytes.starts_with(&sink), "what came before it is what was sent");
 }
 
 #[tokio::test(flavor = "multi_thread")]

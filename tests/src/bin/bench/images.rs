@@ -1,7 +1,8 @@
 //! Images from host to host against what people use for that today: scp, rsync and a plain TLS socket, in the same
 //! namespaces and in the same run; what a second version costs; and one image to many hosts over slow links.
 //!
-//! Peers are charged for `sync` of their file, for a copy of ours is on disk when it has its name.
+//! Three kinds of image go: all noise, half of it holes, and nearly all of it holes, as a disk is on which a system was
+//! just installed. Peers are charged for `sync` of their file, for a copy of ours is on disk when it has its name.
 
 use std::{
     fs::{self, File},
@@ -29,13 +30,33 @@ const TLS_PORT: &str = "9999";
 /// How much is copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Extent {
-    /// The image that is compared with peers, MiB; every other one is a hole.
+    /// The images that are compared with peers, MiB.
     pub(crate) large_mib: u64,
+    /// How often each goes.
+    pub(crate) rounds: usize,
     /// The image that goes to many hosts, MiB.
     pub(crate) small_mib: u64,
     /// To how many.
     pub(crate) hosts: u32,
 }
+
+/// An image that is compared with peers.
+struct Kind {
+    name: &'static str,
+    about: &'static str,
+    /// Noise in each of so many MiB; the rest are holes.
+    step: usize,
+    /// The most that a copy may take: of scp's time, and of the time of a plain TLS socket.
+    floors: (Option<f64>, Option<f64>),
+}
+
+/// A socket that carries everything and compares nothing is the measure for what cannot be left out; nine tenths of its
+/// speed is 1.11 of its time.
+const KINDS: [Kind; 3] = [
+    Kind { name: "noise", about: "all noise", step: 1, floors: (Some(0.5), Some(1.11)) },
+    Kind { name: "half", about: "half of it holes", step: 2, floors: (Some(0.5), Some(1.11)) },
+    Kind { name: "sparse", about: "fifteen of sixteen parts holes", step: 16, floors: (Some(0.25), None) },
+];
 
 /// Measures everything.
 pub(crate) fn measure(extent: Extent) -> anyhow::Result<Vec<Figure>> {
@@ -67,38 +88,61 @@ fn host_to_host(extent: Extent) -> anyhow::Result<Vec<Figure>> {
     let lab = Lab::up_separate(2);
     let work = Work(Path::new(&lab_root()).join(format!("{}-bench", lab.name())));
     fs::create_dir_all(&work.0)?;
-    let source = work.0.join("half.raw");
-    let mut rng = StdRng::seed_from_u64(1);
-    write(&source, extent.large_mib, 2, &mut rng)?;
-
-    let import = timed(|| checked(&lab, &["image", "import", text(&source)?, "--host", "host1"]))?;
-    let copy = timed(|| checked(&lab, &["image", "sync", "half", "-m", "host2"]))?;
-    verify(&lab, "half")?;
-    let size = format!("{} MiB, half of it holes", extent.large_mib);
-    let mut figures = vec![
-        Figure { values: vec![import], ..Figure::new(format!("import of an image of {size}, s"), None) },
-        Figure { values: vec![copy], ..Figure::new("its copy to another host, s", None) },
-    ];
     let peers = Peers::make(&lab, &work.0)?;
-    for (name, floor, took) in [
-        ("scp", Some(0.5), peers.scp(&source)?),
-        ("rsync --inplace --sparse", None, peers.rsync(&source)?),
-        ("a plain TLS socket (socat)", Some(1.11), peers.tls(&source)?),
-    ] {
-        let title = format!("{name} takes {took:.2} s: ours of that");
-        figures.push(Figure { values: vec![copy / took], ..Figure::new(title, floor) });
+    let mut rng = StdRng::seed_from_u64(1);
+    let mut figures = Vec::new();
+    for kind in &KINDS {
+        let source = work.0.join(format!("{}.raw", kind.name));
+        write(&source, extent.large_mib, kind.step, &mut rng)?;
+        figures.extend(compared(&lab, &peers, kind, &source, extent)?);
+        if kind.name != SECOND {
+            fs::remove_file(&source)?;
+        }
     }
-
-    change_one_percent(&source, extent.large_mib, &mut rng)?;
-    checked(&lab, &["image", "import", text(&source)?, "--host", "host1"])?;
-    let told = lab.json(&["image", "sync", "half", "-m", "host2"])["hosts"][0]["told"][0].as_str().map(str::to_owned);
-    let moved = told.as_deref().and_then(|told| told.split(' ').next()?.parse::<f64>().ok()).context("bytes moved")?;
-    verify(&lab, "half")?;
-    let percent = moved / (extent.large_mib * MIB) as f64 * 100.0;
-    let second = Figure::new("a second version with 1 % changed: bytes that move, %", Some(3.0));
-    figures.push(Figure { values: vec![percent], ..second });
+    figures.push(second_version(&lab, &work.0.join(format!("{SECOND}.raw")), extent, &mut rng)?);
     figures.push(memory(&lab)?);
     Ok(figures)
+}
+
+/// The kind of which a second version is made.
+const SECOND: &str = "half";
+
+/// One kind of image, by us and by the others, in turn.
+fn compared(lab: &Lab, peers: &Peers, kind: &Kind, source: &Path, extent: Extent) -> anyhow::Result<Vec<Figure>> {
+    let size = format!("{} MiB, {}", extent.large_mib, kind.about);
+    let titles = ["of scp's time", "of rsync --inplace --sparse", "of a plain TLS socket (socat)"];
+    let mut imports = Figure::new(format!("import of {size}, s"), None);
+    let mut copies = Figure::new("  its copy to another host, s", None);
+    let floors = [kind.floors.0, None, kind.floors.1];
+    let mut ratios: Vec<Figure> =
+        titles.iter().zip(floors).map(|(title, floor)| Figure::new(format!("  {title}"), floor)).collect();
+    for round in 1..=extent.rounds {
+        // Each round has an image of its own: no copy finds blocks of an older one.
+        let name = if round == 1 { kind.name.to_owned() } else { format!("{}{round}", kind.name) };
+        let import = ["image", "import", text(source)?, "--name", &name, "--host", "host1"];
+        imports.values.push(timed(|| checked(lab, &import))?);
+        let copy = timed(|| checked(lab, &["image", "sync", &name, "-m", "host2"]))?;
+        verify(lab, &name)?;
+        copies.values.push(copy);
+        for (figure, took) in ratios.iter_mut().zip([peers.scp(source)?, peers.rsync(source)?, peers.tls(source)?]) {
+            figure.values.push(copy / took);
+        }
+        if name != SECOND {
+            checked(lab, &["image", "delete", &name])?;
+        }
+    }
+    Ok([imports, copies].into_iter().chain(ratios).collect())
+}
+
+fn second_version(lab: &Lab, source: &Path, extent: Extent, rng: &mut StdRng) -> anyhow::Result<Figure> {
+    change_one_percent(source, extent.large_mib, rng)?;
+    checked(lab, &["image", "import", text(source)?, "--host", "host1"])?;
+    let told = lab.json(&["image", "sync", SECOND, "-m", "host2"])["hosts"][0]["told"][0].as_str().map(str::to_owned);
+    let moved = told.as_deref().and_then(|told| told.split(' ').next()?.parse::<f64>().ok()).context("bytes moved")?;
+    verify(lab, SECOND)?;
+    let percent = moved / (extent.large_mib * MIB) as f64 * 100.0;
+    let second = Figure::new("a second version with 1 % changed: bytes that move, %", Some(3.0));
+    Ok(Figure { values: vec![percent], ..second })
 }
 
 fn to_many(extent: Extent) -> anyhow::Result<Vec<Figure>> {
@@ -193,14 +237,14 @@ impl Peers {
     }
 
     /// How long a copy takes until it is on disk, s. The copy is removed.
-    fn copy(&self, name: &str, copy: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    fn copy(&self, source: &Path, name: &str, copy: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
         let to = self.work.join(name);
         let took = timed(|| {
             copy()?;
             run(Command::new("sync").arg(&to))
         })?;
         let length = fs::metadata(&to)?.len();
-        ensure!(length == fs::metadata(self.work.join("half.raw"))?.len(), "{name} made {length} bytes");
+        ensure!(length == fs::metadata(source)?.len(), "{name} made {length} bytes");
         fs::remove_file(&to)?;
         Ok(took)
     }
@@ -209,7 +253,7 @@ impl Peers {
         let mut command = Command::new("nsenter");
         command.arg(&self.from).args(["scp", "-q", "-P", SSH_PORT]).args(self.ssh_options()).arg(source);
         command.arg(self.over_there("by-scp"));
-        self.copy("by-scp", || run(&mut command))
+        self.copy(source, "by-scp", || run(&mut command))
     }
 
     fn rsync(&self, source: &Path) -> anyhow::Result<f64> {
@@ -217,7 +261,7 @@ impl Peers {
         let mut command = Command::new("nsenter");
         command.arg(&self.from).args(["rsync", "--inplace", "--sparse", "-e", &ssh]).arg(source);
         command.arg(self.over_there("by-rsync"));
-        self.copy("by-rsync", || run(&mut command))
+        self.copy(source, "by-rsync", || run(&mut command))
     }
 
     fn over_there(&self, name: &str) -> String {
@@ -237,7 +281,7 @@ impl Peers {
         let mut receiver = Peer(receiver.context("socat")?);
         self.until_there(TLS_PORT)?;
         let connect = format!("OPENSSL:{}:{TLS_PORT},verify=0", self.address);
-        self.copy("by-tls", || {
+        self.copy(source, "by-tls", || {
             run(socat(&self.from).arg(format!("FILE:{}", source.display())).arg(&connect))?;
             // Who sends is done before who receives.
             let ended = receiver.0.wait()?;

@@ -48,8 +48,8 @@ const QUICK: Extent = Extent {
     consensus: consensus::Extent { singles: 100, each: 10, barriers: 20 },
 };
 
-const IMAGES: images::Extent = images::Extent { large_mib: 2048, small_mib: 256, hosts: 8 };
-const QUICK_IMAGES: images::Extent = images::Extent { large_mib: 256, small_mib: 32, hosts: 4 };
+const IMAGES: images::Extent = images::Extent { large_mib: 2048, rounds: 3, small_mib: 256, hosts: 8 };
+const QUICK_IMAGES: images::Extent = images::Extent { large_mib: 256, rounds: 1, small_mib: 32, hosts: 4 };
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
