@@ -1,10 +1,11 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo deb fleet lint-ansible bench bench-ways bench-images bench-cfg proofs model sim faults faults-mutations matrix cancels notice attacks writers fuzz lint fmt
+.PHONY: help setup build release test demo deb rpm fleet lint-ansible bench bench-ways bench-images bench-cfg proofs model sim faults faults-mutations matrix cancels notice attacks writers fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
 	@echo "make test    all tests, real guests included (root)"
 	@echo "make deb     Debian packages vtd and vtctl, in target/deb"
+	@echo "make rpm     RPM packages of the same, in target/rpm; needs rpmbuild; built and looked into, not installed anywhere yet"
 	@echo "make fleet   the Ansible collection on three fresh Debian machines, emulated (root, about an hour)"
 	@echo "make bench   the figures of README.md, measured here"
 	@echo "make bench-ways what carries a VM, compared: cost against bare QMP, throughput against tcp, readings (root)"
@@ -50,6 +51,9 @@ VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 deb: release
 	packaging/deb/build target/release target/deb $(VERSION)
+
+rpm: release
+	packaging/rpm/build target/release target/rpm $(VERSION)
 
 # Ansible and its linters, in a place of their own, and the collection where they look for one.
 ANSIBLE := target/ansible/bin

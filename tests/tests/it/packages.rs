@@ -1,4 +1,4 @@
-//! The Debian packages: what is in them, and that it is what the programs and the documents speak of.
+//! The packages, Debian's and RPM: what is in them, and that it is what the programs and the documents speak of.
 
 use std::{
     fs,
@@ -66,6 +66,31 @@ fn packages_hold_programs_that_run_and_what_they_need_on_a_host() {
             assert!(text.contains(ports), "{file} does not open {ports}");
         }
     }
+}
+
+#[test]
+fn rpm_packages_hold_the_same_files_and_leave_a_daemon_with_bad_settings_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let programs = program("vtd").parent().unwrap().to_owned();
+    let build = project_root().join("packaging/rpm/build");
+    let made = said(Command::new(build).args([&programs, folder.path()]).args(["9.8.7", "w1.gzdio"]));
+    let files: Vec<&str> = made.lines().collect();
+    let [vtctl, vtd] = files[..] else { panic!("{made}") };
+    let list = |file: &str| said(Command::new("rpm").args(["-qpl", file]));
+    for file in ["/usr/bin/vtctl", "/usr/lib/vtmesh/vt-probe", "/usr/share/zsh/site-functions/_vtctl"] {
+        assert!(list(vtctl).lines().any(|line| line == file), "vtctl has no {file}");
+    }
+    for file in ["/usr/bin/vtd", "/usr/lib/systemd/system/vtd.service", "/usr/lib/firewalld/services/vtmesh.xml"] {
+        assert!(list(vtd).lines().any(|line| line == file), "vtd has no {file}");
+    }
+    let needs = said(Command::new("rpm").args(["-qp", "--requires", vtd]));
+    assert!(needs.contains("vtctl >= 9.8.7") && needs.contains("libc.so.6(GLIBC_"), "{needs}");
+    let scripts = said(Command::new("rpm").args(["-qp", "--scripts", vtd]));
+    let (checked, restarted) = (scripts.find("if vtd settings --check"), scripts.find("try-restart vtd.service"));
+    assert!(checked.is_some_and(|checked| restarted.is_some_and(|restarted| checked < restarted)), "{scripts}");
+    let unpack = format!("rpm2cpio {vtd} | (cd {} && cpio -idm --quiet)", folder.path().display());
+    said(Command::new("sh").args(["-c", &unpack]));
+    assert!(said(Command::new(folder.path().join("usr/bin/vtd")).arg("--version")).starts_with("vtd "));
 }
 
 #[test]
