@@ -24,6 +24,8 @@ const LONG: Duration = Duration::from_secs(60);
 async fn a_vm_starts_stopped_and_its_teardown_leaves_only_evidence() {
     let places = Places::new();
     let before = places.inventory();
+    // As the daemon's unit has it, where this process may.
+    let spared = fs::write("/proc/self/oom_score_adj", "-100").is_ok();
     let vm = Vm::start(setup("vm1"), places.vm("vm1")).await.unwrap();
     let status = vm.qmp().query_status().await.unwrap();
     assert_eq!((status.running, status.state), (false, RunState::Prelaunch));
@@ -38,6 +40,10 @@ async fn a_vm_starts_stopped_and_its_teardown_leaves_only_evidence() {
     let stat = fs::read_to_string(format!("/proc/{}/stat", vm.pid())).unwrap();
     let session = stat.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap().to_owned();
     assert_eq!(session, vm.pid().to_string());
+    if spared {
+        let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", vm.pid())).unwrap();
+        assert_eq!(score.trim(), "0", "the daemon is spared where memory is short, and QEMU is not");
+    }
     if let Some(group) = &vm.record().cgroup {
         let group = vt_daemon::cgroup::Cgroup::at(group.clone());
         assert_eq!(group.processes(), [vm.pid()]);

@@ -282,7 +282,10 @@ impl Post {
         let cgroup = self.setup.cgroups.as_ref().and_then(|groups| groups.create(&name).ok());
         let args = std::iter::once(WORD.to_owned()).chain(words.to_args()).collect();
         let vtd = self.setup.vtd.clone();
-        let guard = Process::spawn(&Launch { vtd: vtd.clone(), program: vtd, args, output: self.log.clone(), cgroup })?;
+        // It keeps a second copy of the guest from running: spared like the daemon.
+        let launch =
+            Launch { vtd: vtd.clone(), program: vtd, args, output: self.log.clone(), cgroup, expendable: false };
+        let guard = Process::spawn(&launch)?;
         let deadline = Instant::now() + ATTEMPT_TIMEOUT;
         loop {
             match UnixStream::connect(&socket).await {

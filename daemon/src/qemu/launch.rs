@@ -15,10 +15,20 @@ pub const EXIT_NOT_RUN: i32 = 127;
 /// How stderr begins when the program cannot be run.
 pub const NOT_RUN: &str = "vtd launch: cannot run ";
 
-/// `[--cgroup DIR] PROGRAM ARG…`. Returns only when that fails, with the exit code.
+/// That the kernel may end the program where memory is short, as it may any other: the daemon itself is spared by its unit.
+pub const EXPENDABLE: &str = "--expendable";
+
+/// `[--expendable] [--cgroup DIR] PROGRAM ARG…`. Returns only when that fails, with the exit code.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> i32 {
     let mut words = words.into_iter();
     let mut program = words.next();
+    if program.as_deref() == Some(EXPENDABLE.as_ref()) {
+        // Everybody may give up being spared; where the file is not there, nobody is spared.
+        if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "0") {
+            eprintln!("vtd launch: spared by the kernel like the daemon: {error}");
+        }
+        program = words.next();
+    }
     if program.as_deref() == Some("--cgroup".as_ref()) {
         let group = words.next().map(PathBuf::from);
         // Without its group the program still runs; the daemon sees from the group that it is not in it.

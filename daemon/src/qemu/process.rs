@@ -67,6 +67,8 @@ pub struct Launch {
     pub output: PathBuf,
     /// The group it lives in, where there is one.
     pub cgroup: Option<Cgroup>,
+    /// The kernel may end it where memory is short, whatever holds for the daemon.
+    pub expendable: bool,
 }
 
 /// A running or ended process.
@@ -83,6 +85,9 @@ impl Process {
         let output = fs::OpenOptions::new().create(true).append(true).open(&launch.output)?;
         let mut command = tokio::process::Command::new(&launch.vtd);
         command.arg(launch::WORD);
+        if launch.expendable {
+            command.arg(launch::EXPENDABLE);
+        }
         if let Some(cgroup) = &launch.cgroup {
             command.arg("--cgroup").arg(cgroup.path());
         }

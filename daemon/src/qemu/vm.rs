@@ -248,7 +248,8 @@ impl Vm {
             export::start(&vtd, &site.run_dir, &evidence, site.cgroup.clone(), served).await?;
         }
         let stderr = evidence.join(STDERR_FILE);
-        let launch = Launch { vtd, program: qemu, args: words, output: stderr, cgroup: site.cgroup.take() };
+        let launch =
+            Launch { vtd, program: qemu, args: words, output: stderr, cgroup: site.cgroup.take(), expendable: true };
         let process = Process::spawn(&launch).map_err(VmError::io("start QEMU in", &site.run_dir))?;
         site.record.process = Some(process.id().clone());
         site.write()?;

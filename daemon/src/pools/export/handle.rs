@@ -79,6 +79,7 @@ pub(crate) async fn start(
         args: ExportWords::to_args(run_dir, &served.place, &served.file, served.epoch),
         output: log.clone(),
         cgroup,
+        expendable: true,
     };
     let process = Process::spawn(&launch).map_err(ExportError::NotStarted)?;
     let socket = run_dir.join(DISK_SOCKET);
