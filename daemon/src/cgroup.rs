@@ -43,19 +43,15 @@ impl Cgroups {
     /// Finds the mounted v2 hierarchy and makes `folder` at its root; below our own group where the root is not ours to
     /// write. Daemons that share a machine have different folders, or each would take the other's groups for its own.
     pub fn detect(folder: &Path) -> Result<Self, NoCgroups> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|_| NoCgroups::NotMounted)?;
-        let mount = mount_point(&mounts).ok_or(NoCgroups::NotMounted)?;
-        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
-        let mut refused = None;
-        for parent in [mount.clone(), mount.join(own)] {
-            let root = parent.join(folder);
-            match fs::create_dir_all(&root) {
-                Ok(()) => return Ok(Self { root }),
-                Err(source) => refused = refused.or(Some(NoCgroups::NotWritable { path: parent, source })),
-            }
-        }
-        Err(refused.unwrap_or(NoCgroups::NotMounted))
+        let root = first_of(folder, |root| fs::create_dir_all(root))?;
+        Ok(Self { root })
+    }
+
+    /// Where [`Cgroups::detect`] would find or make `folder`. Makes nothing.
+    pub fn place(folder: &Path) -> Result<PathBuf, NoCgroups> {
+        let writable = |path: &Path| Ok(nix::unistd::access(path, nix::unistd::AccessFlags::W_OK)?);
+        // What is not there is made below its nearest parent that is.
+        first_of(folder, |root| writable(root.ancestors().find(|path| path.exists()).unwrap_or(root)))
     }
 
     /// Groups below a folder of the hierarchy that the caller chose.
@@ -137,6 +133,23 @@ impl Cgroup {
             std::thread::sleep(Duration::from_millis(5));
         }
     }
+}
+
+/// The first place for `folder` that `take` does not fail on.
+fn first_of(folder: &Path, take: impl Fn(&Path) -> io::Result<()>) -> Result<PathBuf, NoCgroups> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|_| NoCgroups::NotMounted)?;
+    let mount = mount_point(&mounts).ok_or(NoCgroups::NotMounted)?;
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or("");
+    let mut refused = None;
+    for parent in [mount.clone(), mount.join(own)] {
+        let root = parent.join(folder);
+        match take(&root) {
+            Ok(()) => return Ok(root),
+            Err(source) => refused = refused.or(Some(NoCgroups::NotWritable { path: parent, source })),
+        }
+    }
+    Err(refused.unwrap_or(NoCgroups::NotMounted))
 }
 
 fn exists(error: io::Error) -> io::Result<()> {

@@ -82,14 +82,14 @@ pub fn pool(images: &Path, shared: bool) -> PoolFacts {
     PoolFacts { path: images.display().to_string(), shared, images: names }
 }
 
-fn field<'t>(text: &'t str, name: &str, between: char) -> Option<&'t str> {
+pub(crate) fn field<'t>(text: &'t str, name: &str, between: char) -> Option<&'t str> {
     text.lines().find_map(|line| {
         let (key, value) = line.split_once(between)?;
         (key.trim() == name).then(|| value.trim())
     })
 }
 
-fn kibibytes(text: &str) -> Option<u64> {
+pub(crate) fn kibibytes(text: &str) -> Option<u64> {
     text.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 

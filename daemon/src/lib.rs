@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod control;
 pub mod data;
+pub mod doctor;
 pub mod evidence;
 pub mod facts;
 pub mod guard;

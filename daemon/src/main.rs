@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use vt_daemon::{
-    party,
+    doctor, party,
     pools::{self, export::ExportWords},
     qemu, run,
     settings::{DEFAULT, Flags, Settings},
@@ -34,6 +34,8 @@ enum Action {
     Run,
     /// Show or check settings.
     Settings(SettingsWords),
+    /// Find out what is wrong on this host, and how to mend it.
+    Doctor(doctor::program::Words),
     /// Write the manual page into a directory; for packages.
     #[command(hide = true)]
     Man {
@@ -78,6 +80,14 @@ fn main() -> ExitCode {
     match words.command {
         None | Some(Action::Run) => daemon(words.config.as_deref(), &words.flags),
         Some(Action::Settings(wanted)) => settings(words.config.as_deref(), &wanted),
+        Some(Action::Doctor(wanted)) => match doctor::program::run(words.config.as_deref(), &words.flags, wanted) {
+            Ok(exit) => ExitCode::from(exit.code()),
+            Err(report) => {
+                let exit = report.code.exit();
+                eprintln!("{}", run::told(report));
+                ExitCode::from(exit.code())
+            }
+        },
         Some(Action::Man { directory }) => man(&directory),
         Some(Action::Party(words)) => {
             party::program::run(party::program::Args { socket: words.socket, attempt: words.attempt })

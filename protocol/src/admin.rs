@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     audit::{AuditQuery, AuditTrail},
     catalogue::{HostOutcome, ImageProgress, ImageRequest, ImageView, PoolView, StorageRequest, WriterView},
+    doctor::{Examine, Finding},
     error::Report,
     facts::HostFacts,
     ids::{AttemptId, ClusterId, Digest, Epoch, HostId, JobId, Name, RequestId, TokenId},
@@ -120,6 +121,8 @@ pub enum AdminRequest {
     PlanCheck(Box<Plan>),
     /// Keys of configurations: who reads them, or why nobody does.
     KeyList,
+    /// What is wrong on the host that answers, or on all.
+    Doctor(Examine),
 }
 
 /// Makes a cluster of one voter.
@@ -290,6 +293,8 @@ pub enum AdminReply {
     Fates(Vec<CaseFate>),
     /// Answer to `KeyList`, in order.
     Keys(Vec<KeyInfo>),
+    /// Answer to `Doctor`.
+    Findings(Vec<Finding>),
 }
 
 /// A client as it is listed.

@@ -13,6 +13,7 @@ pub mod catalogue;
 pub mod chance;
 pub mod client;
 pub mod codec;
+pub mod doctor;
 pub mod endpoint;
 pub mod enroll;
 pub mod error;

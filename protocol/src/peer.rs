@@ -1,9 +1,12 @@
 //! What daemons ask each other (`vt-peer/1`). The caller is known by the key of its certificate.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     audit::{AuditEntry, AuditQuery},
+    doctor::{Examine, Examined},
     error::Report,
     facts::HostFacts,
     ids::{AttemptId, Digest, Epoch, HostId, MigrationId, Name},
@@ -115,6 +118,10 @@ pub enum PeerRequest {
     Certify(Vec<u8>),
     /// Give the key of the authority with this certificate: the caller votes and lacks it.
     GiveAuthority(Digest),
+    /// Examine yourself, and your ways to other hosts; `all` is not looked at.
+    Examine(Examine),
+    /// Listen for a moment where migrations come in, and send back what comes: your way in is to be tried.
+    EchoOnce,
 }
 
 /// The private key of the cluster's authority, PKCS#8 in PEM. It is only ever sent from a voter to a voter or one that is to be.
@@ -218,6 +225,10 @@ pub enum PeerReply {
     Certificate(Vec<u8>),
     /// Answer to `GiveAuthority`.
     Authority(AuthorityKey),
+    /// Answer to `Examine`.
+    Examined(Box<Examined>),
+    /// Answer to `EchoOnce`: where it listens.
+    Echoes(SocketAddr),
 }
 
 /// One side's certificate for one migration, and what the other side's is checked with.

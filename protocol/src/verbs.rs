@@ -119,6 +119,9 @@ impl AdminRequest {
             Self::ScenarioCheck(_) => look("scenario check"),
             Self::PlanCheck(_) => look("scenario parity"),
             Self::KeyList => look("scenario params"),
+            Self::Doctor(examine) if examine.repair => change("doctor --fix"),
+            // It has hosts write trial files and open ports for a moment.
+            Self::Doctor(_) => run("doctor"),
         }
     }
 
@@ -172,6 +175,7 @@ impl AdminRequest {
             | Self::Storage(StorageRequest::List)
             | Self::AuthorityShow
             | Self::KeyList
+            | Self::Doctor(_)
             | Self::AuthorityRotate(_)
             | Self::Renew(_)
             | Self::Audit(_) => String::new(),

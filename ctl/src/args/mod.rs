@@ -4,6 +4,7 @@ mod access;
 mod authority;
 mod cluster;
 mod config;
+mod doctor;
 mod globals;
 mod host;
 mod image;
@@ -22,6 +23,7 @@ pub use self::{
     authority::{AuthorityVerb, RotateArgs},
     cluster::{ClusterVerb, InitArgs, JoinArgs, LeaveArgs, RoleArg, TokenCreateArgs, TokenRole, TokenVerb},
     config::{ConfigVerb, UseContextArgs},
+    doctor::DoctorArgs,
     globals::{ColorChoice, Globals, Output, ProgressChoice, duration},
     host::{DrainArgs, HostVerb, PromoteArgs, ReserveArgs},
     image::{
@@ -116,6 +118,8 @@ pub enum Command {
     /// A cluster on this one machine, in network namespaces
     #[command(subcommand, after_help = "Example:\n  vtctl lab up --hosts 3")]
     Lab(Later<LabVerb>),
+    /// Find out what is wrong, and how to mend it
+    Doctor(DoctorArgs),
     /// What an error code means and what to do
     Explain(ExplainArgs),
     /// Completion for a shell, to be sourced

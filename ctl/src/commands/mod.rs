@@ -6,6 +6,7 @@ mod cfg;
 mod chosen;
 mod cluster;
 pub(crate) mod config;
+mod doctor;
 mod explain;
 mod guest;
 mod guest_define;
@@ -117,6 +118,7 @@ async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
         Command::Vm(Later(verb)) => vm::vm(&mut app, verb).await,
         Command::Image(Later(verb)) => image::image(&mut app, verb).await,
         Command::Storage(Later(verb)) => storage::storage(&mut app, verb).await,
+        Command::Doctor(args) => doctor::doctor(&mut app, args).await,
         Command::Version => explain::version(&mut app).await,
         Command::Variants(Later(verb)) => variants::lint_keys(&mut app, &verb).await,
         Command::Explain(_) | Command::Cfg(_) | Command::Guest(_) | Command::Man { .. } => Ok(Exit::Ok.into()),

@@ -18,7 +18,7 @@ use super::{
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The program of the daemon.
-pub(super) fn find_vtd(wanted: Option<&Path>) -> Result<PathBuf, Report> {
+pub(crate) fn find_vtd(wanted: Option<&Path>) -> Result<PathBuf, Report> {
     let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.join("vtd")));
     let candidates = match wanted {
         Some(path) => vec![path.to_owned()],
@@ -42,7 +42,9 @@ pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, log: &str) -> R
         true => (host.own_images(), host.own_disks()),
         false => (lab.images.clone(), lab.disks.clone()),
     };
-    for directory in [&host.data, &host.run, &disks] {
+    // The directory that hosts share is whoever names it's.
+    let own = lab.separate_pools.then_some(&images);
+    for directory in [&host.data, &host.run, &disks].into_iter().chain(own) {
         fs::create_dir_all(directory).map_err(|e| trouble("make", directory, &e))?;
     }
     let quoted = |path: &Path| toml_string(&path.to_string_lossy());

@@ -1,6 +1,7 @@
 //! Everything that exists of a lab, found by its name alone: the record is not needed, it may be gone or damaged.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -9,7 +10,7 @@ use vt_protocol::{error::Report, ids::Name};
 
 use super::{
     network,
-    record::{Paths, trouble},
+    record::{self, Paths, trouble},
 };
 
 /// A thing that a lab made.
@@ -19,15 +20,46 @@ enum Thing {
     Directory(PathBuf),
 }
 
+/// Labs of which only a part is there, and which part.
+pub(super) fn names() -> Vec<(Name, String)> {
+    // Without ip there are no labs.
+    let namespaces = network::namespaces().unwrap_or_default();
+    let mut found = BTreeMap::new();
+    for namespace in &namespaces {
+        let Some(name) = lab_of(namespace) else { continue };
+        match record::read(&Paths::of(&name)) {
+            Ok(Some(lab)) if lab.ready => {}
+            Ok(Some(_)) => _ = found.insert(name, "it was not made to its end".to_owned()),
+            // What runs there may be of a lab whose record is somewhere else.
+            Ok(None) if network::processes(namespace).is_empty() => {
+                found.insert(name, format!("namespace {namespace}, empty, and no record of it"));
+            }
+            Ok(None) => {}
+            Err(report) => _ = found.insert(name, report.title),
+        }
+    }
+    for name in record::list().unwrap_or_default() {
+        if let Ok(Some(lab)) = record::read(&Paths::of(&name))
+            && lab.ready
+            && !namespaces.contains(&lab.switch)
+        {
+            found.insert(name, "its namespaces are gone: the machine was started anew".to_owned());
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// The lab of a namespace: `vt-LAB-sw`, `vt-LAB-host1`.
+fn lab_of(namespace: &str) -> Option<Name> {
+    let (lab, part) = namespace.strip_prefix("vt-")?.rsplit_once('-')?;
+    let host = |part: &str| part.strip_prefix("host").is_some_and(|number| number.parse::<u32>().is_ok());
+    (part == "sw" || host(part)).then(|| lab.parse().ok())?
+}
+
 fn things(name: &Name) -> Result<Vec<Thing>, Report> {
     let mut found = Vec::new();
-    let prefix = format!("vt-{name}-");
     for namespace in network::namespaces()? {
-        // `vt-a-` is also the beginning of `vt-a-b-host1`, which is lab `a-b`'s.
-        let ours = namespace
-            .strip_prefix(&prefix)
-            .is_some_and(|rest| rest == "sw" || rest.strip_prefix("host").is_some_and(|n| n.parse::<u32>().is_ok()));
-        if ours {
+        if lab_of(&namespace).as_ref() == Some(name) {
             found.push(Thing::Namespace(namespace));
         }
     }

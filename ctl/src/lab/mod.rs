@@ -19,6 +19,8 @@ mod record;
 
 use std::path::PathBuf;
 
+pub(crate) use daemon::find_vtd;
+pub(crate) use network::find_in_path;
 pub use record::{HostRecord, LabRecord, current_sockets};
 use record::{Lock, Paths};
 use vt_protocol::{
@@ -83,7 +85,7 @@ pub async fn up(options: UpOptions, say: &mut (dyn FnMut(String) + Send)) -> Res
     if !leftovers::find(&options.name)?.is_empty() {
         return Err(half_made(&options.name));
     }
-    let vtd = daemon::find_vtd(options.vtd.as_deref())?;
+    let vtd = find_vtd(options.vtd.as_deref())?;
     if options.libvirt {
         libvirtd::check()?;
     }
@@ -249,6 +251,14 @@ pub fn exec(name: &Name, host: &Name, argv: &[String]) -> Result<u8, Report> {
 /// The directory of labs cannot be read.
 pub fn list() -> Result<Vec<Name>, Report> {
     record::list()
+}
+
+/// Labs of which only a part is there: half made, half removed, or from before the machine was started anew. Name, and what
+/// of it there is.
+pub(crate) fn left_over() -> Vec<(Name, String)> {
+    // Whoever makes or removes one at this moment holds its lock, and may have been done with it since the first look.
+    let still = |name: &Name| Lock::take(name).is_ok() && leftovers::names().iter().any(|(left, _)| left == name);
+    leftovers::names().into_iter().filter(|(name, _)| still(name)).collect()
 }
 
 /// The lab a command means: the one named, else the one in use.

@@ -32,7 +32,7 @@ pub(super) fn check_machine() -> Result<(), Report> {
 }
 
 /// The path of a program in PATH.
-pub(super) fn find_in_path(program: &str) -> Option<std::path::PathBuf> {
+pub(crate) fn find_in_path(program: &str) -> Option<std::path::PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|candidate| candidate.is_file())
 }

@@ -154,12 +154,12 @@ fn property(text: &mut String, indent: &str, name: &str, value: &str) {
 }
 
 /// Text for an attribute: escaped, in one line.
-fn attribute(text: &str) -> String {
+pub(crate) fn attribute(text: &str) -> String {
     escape(&text.replace(['\n', '\t', '\r'], " "))
 }
 
 /// Text without the characters that XML 1.0 cannot hold, and with the others escaped.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len() + text.len() / 16);
     for c in text.chars() {
         match c {

@@ -198,7 +198,7 @@ impl Host {
         outcomes
     }
 
-    fn name_of(&self, host: HostId) -> Name {
+    pub(super) fn name_of(&self, host: HostId) -> Name {
         let state = self.state();
         state.hosts.get(&host).map_or_else(|| self.record().name.clone(), |host| host.name.clone())
     }

@@ -21,14 +21,14 @@ use crate::{
 const COMES: Duration = Duration::from_secs(2);
 
 /// The bulk service of another host.
-struct Far {
-    dialer: BulkDialer,
-    address: std::net::SocketAddr,
-    expected: Expected,
+pub(super) struct Far {
+    pub(super) dialer: BulkDialer,
+    pub(super) address: std::net::SocketAddr,
+    pub(super) expected: Expected,
 }
 
 impl Host {
-    fn far(&self, host: HostId) -> Result<Far, AskError> {
+    pub(super) fn far(&self, host: HostId) -> Result<Far, AskError> {
         let unreachable = |why: String| AskError::Unreachable(why);
         let membership = self.membership();
         let member =

@@ -6,6 +6,7 @@
 mod access;
 mod admission;
 mod authority;
+mod doctor;
 mod fetch;
 mod hosts;
 mod images;
@@ -78,6 +79,7 @@ impl Host {
             AdminRequest::HostShow(name) => self.show_host(&name).await.map(|host| AdminReply::Host(Box::new(host))),
             AdminRequest::ScenarioList => Ok(AdminReply::Scenarios(scenario::list())),
             AdminRequest::KeyList => Ok(AdminReply::Keys(scenario::keys::list())),
+            AdminRequest::Doctor(examine) => self.doctor(examine).await.map(AdminReply::Findings),
             AdminRequest::PlanCheck(plan) => {
                 let fates = move || {
                     submit::limited(&plan).and_then(|()| OpenPlan::new(*plan).map(|plan| scenario::fates(&plan)))

@@ -94,6 +94,10 @@ impl Host {
                 let wait = Duration::from_millis(wait_ms.into()).min(WAIT_MAX);
                 refused_or(self.pull_image(image, root, rate, wait).await, PeerReply::Pulling)
             }
+            PeerRequest::Examine(examine) => {
+                refused_or(self.examine_here(&examine).await.map(Box::new), PeerReply::Examined)
+            }
+            PeerRequest::EchoOnce => self.echo_once().await,
             PeerRequest::VerifyImage(image) => refused_or(self.verify_image(&image).await, PeerReply::Told),
             PeerRequest::DropImage(image) => refused_or(self.drop_image(&image).await, PeerReply::Told),
             PeerRequest::SweepImages => refused_or(self.sweep_images().await, PeerReply::Told),

@@ -205,7 +205,7 @@ impl LocalAttempt {
 
 /// Ports of the range that nobody has, as the kernel says, from a random one on: another daemon's QEMU may have some, and
 /// QEMU's own errors are kept for real ones.
-pub(super) fn free_ports(at: IpAddr) -> impl Iterator<Item = SocketAddr> {
+pub(crate) fn free_ports(at: IpAddr) -> impl Iterator<Item = SocketAddr> {
     let (first, count) = (*PORTS.start(), PORTS.end() - PORTS.start() + 1);
     let begin = rand::rng().random_range(0..count);
     let all = (0..count).map(move |offset| SocketAddr::new(at, first + (begin + offset) % count));

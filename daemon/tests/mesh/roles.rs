@@ -13,6 +13,7 @@ use vt_protocol::audit::AuditQuery;
 use vt_protocol::call::{self, CallError};
 use vt_protocol::catalogue::{ImageRequest, StorageRequest};
 use vt_protocol::codec;
+use vt_protocol::doctor::Examine;
 use vt_protocol::error::ErrorCode;
 use vt_protocol::hello::Hello;
 use vt_protocol::ids::{JobId, RequestId, TokenId};
@@ -97,6 +98,8 @@ fn every() -> Vec<(AdminRequest, AccessRole)> {
         ),
         (AdminRequest::PlanCheck(Box::default()), Viewer),
         (AdminRequest::KeyList, Viewer),
+        (AdminRequest::Doctor(Examine::default()), Runner),
+        (AdminRequest::Doctor(Examine { repair: true, ..Examine::default() }), Admin),
     ]
 }
 

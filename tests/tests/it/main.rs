@@ -6,6 +6,7 @@ mod attacks;
 mod clients;
 mod cluster;
 mod disk;
+mod doctor;
 mod guests;
 mod model;
 mod packages;

@@ -1,0 +1,90 @@
+//! The cluster as a host sees it, and what belongs to nobody.
+
+use super::{super::seen::Seen, Said};
+
+/// Most things whose removal is told.
+const REMOVALS: usize = 8;
+
+pub(super) fn quorum(seen: &Seen) -> Option<Said> {
+    let member = seen.member.as_ref()?;
+    Some(match member.quorum {
+        true => Said::ok("the cluster can decide"),
+        false => Said::fail("most voters do not answer: nothing can be decided")
+            .fix("bring voters back: vtctl cluster status names them")
+            .fix("where they are gone for good: vtctl cluster recover"),
+    })
+}
+
+pub(super) fn hosts(seen: &Seen) -> Option<Said> {
+    let member = seen.member.as_ref()?;
+    let silent: Vec<&str> = member.hosts.iter().filter(|(_, live, _)| !live).map(|(name, ..)| name.as_str()).collect();
+    Some(match silent[..] {
+        [] => Said::ok(format!("all {} answer", member.hosts.len())),
+        [first, ..] => {
+            Said::fail(format!("{} of {} do not answer: {}", silent.len(), member.hosts.len(), silent.join(" ")))
+                .fix("on them: systemctl status vtd; from here: the findings under network")
+                .fix(format!("gone for good: vtctl host remove {first}"))
+        }
+    })
+}
+
+pub(super) fn voters(seen: &Seen) -> Option<Said> {
+    let member = seen.member.as_ref()?;
+    let (voters, hosts) = (member.voters, member.hosts.len());
+    let survives = voters.saturating_sub(1) / 2;
+    Some(match (hosts, voters) {
+        (0 | 1, _) => Said::ok("one host decides alone"),
+        (2, _) => Said::note("two hosts cannot both vote safely: losing the voter stops everything")
+            .fix("a third host, or a witness that runs nothing: vtctl cluster token create --role witness"),
+        (_, 0 | 1) if member.willing > 2 => {
+            Said::warn(format!("one of {hosts} hosts votes: losing it stops everything"))
+                .fix("vtctl cluster status   (why the others do not vote)")
+        }
+        (_, 0 | 1) => {
+            Said::warn(format!("one of {hosts} hosts votes: losing it stops everything")).fix("vtctl host promote HOST")
+        }
+        _ => Said::ok(format!("{voters} vote; {survives} of them may fail")),
+    })
+}
+
+pub(super) fn versions(seen: &Seen) -> Option<Said> {
+    let member = seen.member.as_ref()?;
+    let mut builds: Vec<&str> = member.hosts.iter().map(|(_, _, build)| build.as_str()).collect();
+    builds.sort_unstable();
+    builds.dedup();
+    Some(match builds[..] {
+        [] | [_] => Said::ok(format!("{} on all", builds.first().copied().unwrap_or("none"))),
+        _ => {
+            let each: Vec<String> = member.hosts.iter().map(|(name, _, build)| format!("{name} {build}")).collect();
+            Said::warn(format!("an upgrade is half done: {}", each.join(", ")))
+                .fix("ansible-playbook vtmesh.lab.upgrade")
+        }
+    })
+}
+
+pub(super) fn authority(seen: &Seen) -> Option<Said> {
+    Some(match seen.member.as_ref()?.two_authorities {
+        false => Said::ok("one is trusted"),
+        true => Said::note("two are trusted: a change of the authority is half done")
+            .fix("vtctl cluster ca show   (who has no certificate yet), then vtctl cluster ca rotate --finish"),
+    })
+}
+
+pub(super) fn left_behind(seen: &Seen) -> Option<Said> {
+    let left = &seen.member.as_ref()?.left_behind;
+    Some(match left[..] {
+        [] => Said::ok("nothing"),
+        _ => left.iter().take(REMOVALS).map(|thing| removal(thing)).fold(Said::warn(left.join("; ")), Said::fix),
+    })
+}
+
+/// How a thing is removed, which nobody does by itself: a person may know whose it is.
+fn removal(thing: &str) -> String {
+    match thing.rsplit_once(' ') {
+        Some(("disk", path)) => format!("rm {path}"),
+        Some(("tap", name)) => format!("ip link delete {name}"),
+        Some(("run folder", path)) => format!("fuser -v {path}   (whether a process has it), then rm -r {path}"),
+        Some((kind, name)) => format!("rmdir the {kind} {name}, in the folder that D-PLT-06 names"),
+        None => thing.to_owned(),
+    }
+}

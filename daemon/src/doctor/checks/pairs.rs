@@ -1,0 +1,130 @@
+//! From one host to another, and whether two hosts fit each other.
+
+use vt_protocol::doctor::Fit;
+
+use super::{
+    super::{
+        links::SENT,
+        seen::{Echo, Link},
+    },
+    Said,
+};
+use crate::{api::views::natural, migrate::inlet::PORTS};
+
+/// Clocks that differ by more are told: logs and reports are hard to read then. Nothing is decided by them.
+const CLOCK_S: u64 = 5;
+
+pub(super) fn control(link: &Link) -> Option<Said> {
+    Some(match &link.control {
+        Ok(took) => Said::ok(format!("{:.1} ms there and back", took.as_secs_f64() * 1000.0)),
+        Err(why) => Said::fail(format!("no answer: {why}"))
+            .fix(format!("on {}: open the port of [host] listen for UDP (7465); nft list ruleset", link.to))
+            .fix(format!("on {}: systemctl status vtd", link.to)),
+    })
+}
+
+pub(super) fn bulk(link: &Link) -> Option<Said> {
+    Some(match &link.bulk {
+        Ok(took) => Said::ok(format!("an answer after {:.1} ms", took.as_secs_f64() * 1000.0)),
+        Err(why) => Said::fail(format!("no answer: {why}; images and carried migrations do not come through"))
+            .fix(format!("on {}: open the port of [host] listen for TCP, too (7465); nft list ruleset", link.to)),
+    })
+}
+
+pub(super) fn migration(link: &Link) -> Option<Said> {
+    let ports = format!("{}-{}", PORTS.start(), PORTS.end());
+    Some(match link.migration.as_ref()? {
+        Ok(Echo::Whole(took)) => {
+            Said::ok(format!("{} KiB there and back in {:.1} ms", SENT >> 10, took.as_secs_f64() * 1000.0))
+        }
+        Ok(Echo::Stuck(came)) => Said::fail(format!(
+            "the connection came up, and {came} of {SENT} bytes came back: large packets are lost on the way"
+        ))
+        .fix(format!(
+            "ping -M do -s 1472 ADDRESS of {}   (and 8972): set the same MTU on both hosts and what is between",
+            link.to
+        )),
+        Err(why) => Said::fail(format!("{why}; nothing can be moved there over TCP"))
+            .fix(format!("on {}: open TCP {ports} where migrations come in; nft list ruleset", link.to)),
+    })
+}
+
+pub(super) fn machine_types((a, b): &(Fit, Fit)) -> Option<Said> {
+    if a.machines.is_empty() || b.machines.is_empty() {
+        return None;
+    }
+    let common: Vec<&String> = a.machines.iter().filter(|machine| b.machines.contains(machine)).collect();
+    let newest = common.iter().filter(|machine| machine.starts_with("pc-q35-")).max_by(|a, b| natural(a, b));
+    Some(match newest {
+        Some(newest) => Said::ok(format!("{} in common, {newest} is the newest of q35", common.len())),
+        None => Said::fail(format!("QEMU {} and {} have no q35 machine type in common", a.qemu, b.qemu))
+            .fix("the same version of QEMU on both"),
+    })
+}
+
+pub(super) fn qemu_versions((a, b): &(Fit, Fit)) -> Option<Said> {
+    if a.qemu.is_empty() || b.qemu.is_empty() {
+        return None;
+    }
+    Some(match a.qemu == b.qemu {
+        true => Said::ok(&a.qemu),
+        false => Said::note(format!(
+            "{} and {}: a VM that started on the newer one may not go to the older one",
+            a.qemu, b.qemu
+        ))
+        .fix("-p machine_type=… with a type of the older one, see D-PAI-01"),
+    })
+}
+
+pub(super) fn accelerators((a, b): &(Fit, Fit)) -> Option<Said> {
+    let name = |fit: &Fit| if fit.kvm { "KVM" } else { "emulation" };
+    Some(match a.kvm == b.kvm {
+        true => Said::ok(format!("both have {}", name(a))),
+        false => {
+            Said::warn(format!("{} here, {} there: a VM under KVM cannot go on under emulation", name(a), name(b)))
+                .fix("see D-PLT-01 of the host that emulates")
+        }
+    })
+}
+
+pub(super) fn cpus((a, b): &(Fit, Fit)) -> Option<Said> {
+    Some(match a.cpu == b.cpu {
+        true => Said::ok(&a.cpu),
+        false => Said::note(format!("{} and {}", a.cpu, b.cpu))
+            .fix("a named -p cpu_model=… that both have; with cpu_model=host a VM fits only one of them"),
+    })
+}
+
+pub(super) fn storage((a, b): &(Fit, Fit)) -> Option<Said> {
+    let name = |fit: &Fit| if fit.shared { "shared" } else { "its own" };
+    Some(match a.shared == b.shared {
+        true => Said::ok(format!("both say {}", name(a))),
+        false => Said::fail(format!("the pool is {} here and {} there", name(a), name(b)))
+            .fix("the same shared under [pool] in the settings of all hosts"),
+    })
+}
+
+pub(super) fn times((a, b): &(Fit, Fit)) -> Option<Said> {
+    let differ: Vec<String> = a
+        .times_ms
+        .iter()
+        .filter_map(|(key, here)| {
+            let there = b.times_ms.iter().find(|(other, _)| other == key).map(|(_, there)| there)?;
+            (here != there).then(|| format!("{key} {here} and {there} ms"))
+        })
+        .collect();
+    Some(match differ[..] {
+        [] => Said::ok("the same on both"),
+        _ => Said::fail(format!("they differ: {}", differ.join(", ")))
+            .fix("the same [session] and [raft] in the settings of all hosts, then restart vtd one host at a time"),
+    })
+}
+
+pub(super) fn clocks((a, b): &(Fit, Fit)) -> Option<Said> {
+    let apart = a.unix_s.abs_diff(b.unix_s);
+    Some(match apart > CLOCK_S {
+        false => Said::ok("they agree within some seconds"),
+        true => Said::warn(format!("they are {apart} s apart: nothing is decided by them, and logs are hard to read"))
+            .fix("apt-get install chrony; chronyc tracking"),
+    })
+}

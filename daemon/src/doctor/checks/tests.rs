@@ -1,0 +1,270 @@
+//! A healthy host has nothing worse than a note, and each thing that is broken on it is found by its check, with its fix.
+
+use std::time::Duration;
+
+use vt_protocol::{facts::QemuFacts, vm::Accelerator};
+
+use super::{
+    super::seen::{Echo, Folder, Machine, Member, Network, Qemu, Use},
+    *,
+};
+
+const GIB: u64 = 1 << 30;
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+fn folder(purpose: Use, path: &str, mode: u32) -> Folder {
+    let trial = (purpose == Use::Disks).then(|| Ok(vec!["creates, writes, syncs and reads back".to_owned()]));
+    Folder { purpose, path: path.into(), mode: Some(mode), free: Some(40 * GIB), trial }
+}
+
+fn fit() -> Fit {
+    Fit {
+        cpu: "EPYC".into(),
+        kvm: true,
+        qemu: "10.0.2".into(),
+        machines: vec!["pc-q35-9.2".into(), "pc-q35-10.0".into()],
+        shared: true,
+        times_ms: vec![("renew".into(), 1000), ("suspect".into(), 2000)],
+        unix_s: 1_000_000,
+    }
+}
+
+fn healthy() -> Seen {
+    let capabilities = ["late-block-activate", "pause-before-switchover", "events", "multifd", "postcopy-ram"];
+    let more = ["postcopy-preempt", "xbzrle", "auto-converge", "mapped-ram", "return-path"];
+    Seen {
+        machine: Machine {
+            vendor: "AuthenticAMD".into(),
+            virtualisation: true,
+            is_vm: false,
+            dev_kvm: true,
+            nested: Some("1".into()),
+            dev_tun: true,
+            dev_vhost_net: true,
+            root: true,
+            cgroups: Ok("/sys/fs/cgroup/vtmesh".into()),
+            open_files: 1 << 20,
+            userfaultfd: true,
+            memory_available: 8 * GIB,
+        },
+        programs: PROGRAMS.iter().map(|program| program.name).collect(),
+        qemu: Ok(Qemu {
+            facts: QemuFacts {
+                path: "/usr/bin/qemu-system-x86_64".into(),
+                version: "10.0.2".into(),
+                accelerator: Accelerator::Kvm,
+                accelerator_reason: "a guest ran under KVM".into(),
+            },
+            capabilities: capabilities.iter().chain(&more).map(|it| (*it).to_owned()).collect(),
+            machines: vec![("pc-q35-10.0".into(), Some("q35".into()))],
+        }),
+        libvirt: Some(Ok("11.3".into())),
+        network: Network {
+            bridge: Some(("br0".into(), true)),
+            migration: Some(("10.77.0.11".parse().unwrap(), true)),
+            free_ports: (64, 64),
+        },
+        folders: vec![
+            folder(Use::Data, "/var/lib/vtmesh", 0o700),
+            folder(Use::Images, "/srv/images", 0o755),
+            folder(Use::Disks, "/srv/disks", 0o755),
+        ],
+        fsync: Some(Duration::from_millis(2)),
+        builtin_image: true,
+        member: Some(Member {
+            me: Some(name("host1")),
+            witness: false,
+            quorum: true,
+            voters: 3,
+            willing: 3,
+            hosts: ["host1", "host2", "host3"].map(|host| (name(host), true, "0.1.0".to_owned())).to_vec(),
+            two_authorities: false,
+            left_behind: Vec::new(),
+        }),
+        fit: fit(),
+    }
+}
+
+fn found(seen: &Seen) -> Vec<Finding> {
+    of_a_host(seen, &Checks::default()).into_iter().map(|(finding, _)| finding).collect()
+}
+
+fn member(seen: &mut Seen) -> &mut Member {
+    seen.member.as_mut().unwrap()
+}
+
+fn qemu(seen: &mut Seen) -> &mut Qemu {
+    seen.qemu.as_mut().unwrap()
+}
+
+fn emulates(seen: &mut Seen, vendor: &str, (virtualisation, is_vm, dev_kvm): (bool, bool, bool)) {
+    qemu(seen).facts.accelerator = Accelerator::Tcg;
+    seen.machine = Machine { vendor: vendor.into(), virtualisation, is_vm, dev_kvm, ..seen.machine.clone() };
+}
+
+#[test]
+fn a_healthy_host_has_no_finding() {
+    let all = found(&healthy());
+    let bad: Vec<&Finding> = all.iter().filter(|finding| finding.severity > Severity::Ok).collect();
+    assert!(bad.is_empty(), "{bad:#?}");
+    assert_eq!(all.len(), OF_A_HOST.len(), "every check says something of a whole host");
+    assert!(all.iter().all(|finding| finding.host == Some(name("host1")) && !finding.found.is_empty()));
+    // Without a daemon there is nothing of the cluster, and nothing else is missing.
+    let alone = found(&Seen { member: None, libvirt: None, ..healthy() });
+    assert!(alone.iter().all(|finding| finding.severity == Severity::Ok && finding.group != Group::Cluster));
+}
+
+#[test]
+fn ids_are_unique_and_titles_short() {
+    let mut ids: Vec<&str> = OF_A_HOST.iter().map(|check| check.id).collect();
+    ids.extend(OF_A_LINK.iter().map(|check| check.id));
+    ids.extend(OF_A_PAIR.iter().map(|check| check.id));
+    let all = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), all);
+    assert!(all >= 40, "{all}");
+}
+
+/// What is broken, the check that finds it, how bad that is, and a part of what is to be done.
+type Broken = (&'static str, fn(&mut Seen), &'static str, Severity, &'static str);
+
+#[rustfmt::skip]
+const BROKEN: &[Broken] = &[
+    ("an AMD host whose firmware switched it off", |s| emulates(s, "AuthenticAMD", (false, false, false)), "D-PLT-01", Severity::Note, "AMD-V, SVM mode"),
+    ("an Intel host whose firmware switched it off", |s| emulates(s, "GenuineIntel", (false, false, false)), "D-PLT-01", Severity::Note, "Intel VT-x"),
+    ("an Intel VM without vmx", |s| emulates(s, "GenuineIntel", (false, true, true)), "D-PLT-01", Severity::Note, "options kvm_intel nested=1"),
+    ("an AMD VM without svm", |s| emulates(s, "AuthenticAMD", (false, true, true)), "D-PLT-01", Severity::Note, "options kvm_amd nested=1"),
+    ("a VM gets no CPU with svm", |s| emulates(s, "AuthenticAMD", (false, true, true)), "D-PLT-01", Severity::Note, "host-passthrough"),
+    ("the kvm module is not loaded", |s| emulates(s, "AuthenticAMD", (true, false, false)), "D-PLT-01", Severity::Note, "modprobe kvm_amd"),
+    ("a VM whose KVM is filtered", |s| emulates(s, "GenuineIntel", (true, true, true)), "D-PLT-01", Severity::Note, "kvm_intel with nested=1"),
+    ("KVM that does not run guests", |s| emulates(s, "GenuineIntel", (true, false, true)), "D-PLT-01", Severity::Note, "dmesg"),
+    ("a CPU of another maker", |s| emulates(s, "Transmeta", (false, false, false)), "D-PLT-01", Severity::Note, "Intel or AMD"),
+    ("no nesting", |s| s.machine.nested = Some("0".into()), "D-PLT-02", Severity::Note, "modprobe -r kvm_amd"),
+    ("no qemu-img", |s| _ = s.programs.remove("qemu-img"), "D-PLT-03", Severity::Fail, "apt-get install qemu-utils"),
+    ("no ip", |s| _ = s.programs.remove("ip"), "D-PLT-03", Severity::Fail, "iproute2"),
+    ("no nft", |s| _ = s.programs.remove("nft"), "D-PLT-04", Severity::Note, "nftables"),
+    ("no tun", |s| s.machine.dev_tun = false, "D-PLT-05", Severity::Fail, "modprobe tun"),
+    ("no tun, and no bridge", |s| { s.machine.dev_tun = false; s.network.bridge = None }, "D-PLT-05", Severity::Note, "modprobe tun"),
+    ("no vhost", |s| s.machine.dev_vhost_net = false, "D-PLT-05", Severity::Note, "modprobe vhost_net"),
+    ("no cgroup v2", |s| s.machine.cgroups = Err("no cgroup2 file system is mounted".into()), "D-PLT-06", Severity::Warn, "cgroup2"),
+    ("not root", |s| s.machine.root = false, "D-PLT-07", Severity::Warn, "root"),
+    ("few files", |s| s.machine.open_files = 256, "D-PLT-08", Severity::Warn, "LimitNOFILE"),
+    ("no userfaultfd", |s| s.machine.userfaultfd = false, "D-PLT-09", Severity::Warn, "vm.unprivileged_userfaultfd=1"),
+    ("no memory", |s| s.machine.memory_available = GIB / 4, "D-PLT-10", Severity::Warn, "fewer VMs"),
+    ("no bridge", |s| s.network.bridge = Some(("br9".into(), false)), "D-PLT-11", Severity::Fail, "ip link add br9 type bridge"),
+    ("no such address", |s| s.network.migration = Some(("10.9.9.9".parse().unwrap(), false)), "D-PLT-12", Severity::Fail, "[network]"),
+    ("no QEMU", |s| s.qemu = Err("qemu-system-x86_64 is not there".into()), "D-QEM-01", Severity::Fail, "apt-get install qemu-system-x86"),
+    ("an old QEMU", |s| qemu(s).capabilities.retain(|it| it != "late-block-activate"), "D-QEM-02", Severity::Fail, "QEMU 6.0"),
+    ("a QEMU before mapped-ram", |s| qemu(s).capabilities.retain(|it| it != "mapped-ram"), "D-QEM-03", Severity::Note, "QEMU 9.0"),
+    ("a QEMU of another kind", |s| qemu(s).machines.clear(), "D-QEM-04", Severity::Fail, "x86_64"),
+    ("no port", |s| s.network.free_ports = (0, 64), "D-QEM-05", Severity::Fail, "ss -lntp"),
+    ("few ports", |s| s.network.free_ports = (3, 64), "D-QEM-05", Severity::Warn, "ss -lntp"),
+    ("no libvirt", |s| s.libvirt = Some(Err("connection refused".into())), "D-QEM-06", Severity::Fail, "virtqemud"),
+    ("no quorum", |s| member(s).quorum = false, "D-CLU-01", Severity::Fail, "cluster recover"),
+    ("a dead host", |s| member(s).hosts[2].1 = false, "D-CLU-02", Severity::Fail, "vtctl host remove host3"),
+    ("two hosts", |s| { member(s).hosts.pop(); member(s).voters = 1 }, "D-CLU-03", Severity::Note, "witness"),
+    ("one voter of three", |s| { member(s).voters = 1; member(s).willing = 1 }, "D-CLU-03", Severity::Warn, "vtctl host promote"),
+    ("half an upgrade", |s| member(s).hosts[1].2 = "0.2.0".into(), "D-CLU-04", Severity::Warn, "vtmesh.lab.upgrade"),
+    ("half a rotation", |s| member(s).two_authorities = true, "D-CLU-05", Severity::Note, "ca rotate --finish"),
+    ("no images", |s| s.folders[1].mode = None, "D-STO-01", Severity::Fail, "mkdir -p -m 0755 /srv/images"),
+    ("images for anybody", |s| s.folders[1].mode = Some(0o777), "D-STO-02", Severity::Fail, "chmod 0775 /srv/images"),
+    ("a key for anybody", |s| s.folders[0].mode = Some(0o755), "D-STO-02", Severity::Fail, "chmod 0700 /var/lib/vtmesh"),
+    ("a read-only pool", |s| s.folders[2].trial = Some(Err("Read-only file system".into())), "D-STO-03", Severity::Fail, "findmnt"),
+    ("little space", |s| s.folders[2].free = Some(GIB / 2), "D-STO-04", Severity::Warn, "vtctl image gc"),
+    ("no space", |s| s.folders[0].free = Some(1 << 20), "D-STO-04", Severity::Fail, "keep_days"),
+    ("a slow disk", |s| s.fsync = Some(Duration::from_millis(400)), "D-STO-05", Severity::Warn, "SSD"),
+    ("no guest image", |s| s.builtin_image = false, "D-STO-06", Severity::Note, "vtctl image build"),
+    ("a tap of nobody", |s| member(s).left_behind = vec!["tap vt1234".into()], "D-HYG-01", Severity::Warn, "ip link delete vt1234"),
+];
+
+#[test]
+fn every_broken_thing_is_found_and_nothing_else() {
+    for (what, breaks, check, severity, help) in BROKEN {
+        let mut seen = healthy();
+        breaks(&mut seen);
+        let bad: Vec<Finding> = found(&seen).into_iter().filter(|finding| finding.severity > Severity::Ok).collect();
+        let [finding] = &bad[..] else { panic!("{what}: {bad:#?}") };
+        assert_eq!((finding.check.as_str(), finding.severity), (*check, *severity), "{what}: {finding}");
+        assert!(finding.fix.iter().any(|line| line.contains(help)), "{what}: {finding}");
+    }
+}
+
+#[test]
+fn a_witness_needs_no_qemu() {
+    let mut seen = healthy();
+    member(&mut seen).witness = true;
+    seen.qemu = Err("it is not there".into());
+    seen.folders.truncate(1);
+    assert!(found(&seen).iter().all(|finding| finding.severity == Severity::Ok));
+}
+
+#[test]
+fn only_rights_and_directories_are_mended() {
+    let mut seen = healthy();
+    seen.folders[1].mode = Some(0o777);
+    seen.folders[2].mode = None;
+    seen.machine.dev_tun = false;
+    let mended: Vec<_> =
+        of_a_host(&seen, &Checks::default()).into_iter().filter(|(finding, _)| finding.repairable).collect();
+    let ids: Vec<&str> = mended.iter().map(|(finding, _)| finding.check.as_str()).collect();
+    assert_eq!(ids, ["D-STO-01", "D-STO-02"]);
+    assert_eq!(mended[1].1, [Repair::Mode { path: "/srv/images".into(), mode: 0o775 }]);
+    // Sticky, as /tmp is, nobody replaces what is another's.
+    seen.folders[1].mode = Some(0o1777);
+    assert!(found(&seen).iter().all(|finding| finding.check != "D-STO-02" || finding.severity == Severity::Ok));
+}
+
+fn link() -> Link {
+    let quick = Duration::from_micros(300);
+    Link { to: name("host2"), control: Ok(quick), bulk: Ok(quick), migration: Some(Ok(Echo::Whole(quick))) }
+}
+
+#[test]
+fn every_plane_to_another_host_is_told_on_its_own() {
+    let bad = |link: Link| -> Vec<String> {
+        let all = of_a_link(&name("host1"), &link, &Checks::default());
+        assert!(all.iter().all(|finding| finding.other == Some(name("host2"))));
+        all.into_iter()
+            .filter(|f| f.severity == Severity::Fail)
+            .map(|f| format!("{} {}", f.check, f.fix.join(" ")))
+            .collect()
+    };
+    assert!(bad(link()).is_empty());
+    let refused = || Err("connection refused".to_owned());
+    let broken = bad(Link { control: refused(), migration: None, ..link() });
+    assert!(broken.len() == 1 && broken[0].starts_with("D-NET-01") && broken[0].contains("UDP"), "{broken:?}");
+    let broken = bad(Link { bulk: refused(), ..link() });
+    assert!(broken.len() == 1 && broken[0].starts_with("D-NET-02") && broken[0].contains("TCP"), "{broken:?}");
+    let broken = bad(Link { migration: Some(Err("connection refused".into())), ..link() });
+    assert!(broken.len() == 1 && broken[0].starts_with("D-NET-03") && broken[0].contains("49152-49215"), "{broken:?}");
+    let broken = bad(Link { migration: Some(Ok(Echo::Stuck(1448))), ..link() });
+    assert!(broken.len() == 1 && broken[0].contains("MTU"), "{broken:?}");
+}
+
+#[test]
+fn what_does_not_fit_between_hosts_is_told() {
+    #[rustfmt::skip]
+    let broken: &[(&str, fn(&mut Fit), Severity)] = &[
+        ("D-PAI-01", |fit| fit.machines = vec!["pc-q35-6.2".into()], Severity::Fail),
+        ("D-PAI-02", |fit| fit.qemu = "9.2.0".into(), Severity::Note),
+        ("D-PAI-03", |fit| fit.kvm = false, Severity::Warn),
+        ("D-PAI-04", |fit| fit.cpu = "Xeon".into(), Severity::Note),
+        ("D-PAI-05", |fit| fit.shared = false, Severity::Fail),
+        ("D-PAI-06", |fit| fit.times_ms[1].1 = 4000, Severity::Fail),
+        ("D-PAI-07", |fit| fit.unix_s += 60, Severity::Warn),
+    ];
+    let said = |other: &Fit| of_a_pair((&name("host1"), &fit()), (&name("host2"), other), &Checks::default());
+    assert!(said(&fit()).iter().all(|finding| finding.severity == Severity::Ok));
+    assert!(said(&fit())[0].found.contains("pc-q35-10.0 is the newest"), "{:?}", said(&fit())[0]);
+    for (check, breaks, severity) in broken {
+        let mut other = fit();
+        breaks(&mut other);
+        let bad: Vec<Finding> = said(&other).into_iter().filter(|finding| finding.severity > Severity::Ok).collect();
+        assert!(bad.len() == 1 && bad[0].check == *check && bad[0].severity == *severity, "{bad:#?}");
+        assert!(!bad[0].fix.is_empty());
+    }
+}

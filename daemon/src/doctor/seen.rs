@@ -1,0 +1,162 @@
+//! What was seen of a host: plain values. Nothing is judged here, and nothing is read.
+
+use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, time::Duration};
+
+use vt_protocol::{doctor::Fit, facts::QemuFacts, ids::Name};
+
+/// One look at a host.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The machine and its kernel.
+    pub machine: Machine,
+    /// Programs of [`super::checks::PROGRAMS`] that are there.
+    pub programs: BTreeSet<&'static str>,
+    /// QEMU, or why there is none.
+    pub qemu: Result<Qemu, String>,
+    /// What libvirt said, where the settings name one.
+    pub libvirt: Option<Result<String, String>>,
+    /// What the settings say of the network, and what there is of it.
+    pub network: Network,
+    /// The directories of the settings.
+    pub folders: Vec<Folder>,
+    /// How long one write to the log's disk took until it was safe; `None` where it could not be tried.
+    pub fsync: Option<Duration>,
+    /// Whether the image that scenarios use where they are told no other is in the pool.
+    pub builtin_image: bool,
+    /// The cluster, as the daemon sees it; `None` where no daemon was asked.
+    pub member: Option<Member>,
+    /// What is compared with other hosts.
+    pub fit: Fit,
+}
+
+/// The machine and its kernel.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// `vendor_id` of /proc/cpuinfo.
+    pub vendor: String,
+    /// The first CPU has `vmx` or `svm`.
+    pub virtualisation: bool,
+    /// It is itself a VM: the `hypervisor` flag.
+    pub is_vm: bool,
+    /// `/dev/kvm` is there.
+    pub dev_kvm: bool,
+    /// Parameter `nested` of the kvm module; `None` where the module is not loaded.
+    pub nested: Option<String>,
+    /// `/dev/net/tun` is there.
+    pub dev_tun: bool,
+    /// `/dev/vhost-net` is there.
+    pub dev_vhost_net: bool,
+    /// The process runs as root.
+    pub root: bool,
+    /// Where control groups can be made, or why not.
+    pub cgroups: Result<String, String>,
+    /// Most open files.
+    pub open_files: u64,
+    /// Whether a page fault can be handled in user space, which post-copy needs.
+    pub userfaultfd: bool,
+    /// Memory that can be had, bytes.
+    pub memory_available: u64,
+}
+
+/// QEMU.
+#[derive(Debug, Clone)]
+pub struct Qemu {
+    /// Binary, version, accelerator.
+    pub facts: QemuFacts,
+    /// Migration capabilities.
+    pub capabilities: Vec<String>,
+    /// Machine types, versioned, and the alias where there is one.
+    pub machines: Vec<(String, Option<String>)>,
+}
+
+/// The network of the settings.
+#[derive(Debug, Clone, Default)]
+pub struct Network {
+    /// The bridge for guests, and whether it is there.
+    pub bridge: Option<(String, bool)>,
+    /// Where migrations come in, and whether an interface has that address; `None` where it is not set.
+    pub migration: Option<(IpAddr, bool)>,
+    /// Ports for migrations that are free, of all that there are.
+    pub free_ports: (usize, usize),
+}
+
+/// What a directory is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Identity and log.
+    Data,
+    /// Images.
+    Images,
+    /// Disks of VMs.
+    Disks,
+}
+
+impl Use {
+    /// For people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Data => "data",
+            Self::Images => "images",
+            Self::Disks => "disks",
+        }
+    }
+}
+
+/// One directory.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    /// What for.
+    pub purpose: Use,
+    /// Where.
+    pub path: PathBuf,
+    /// Its permissions; `None` where it is not there.
+    pub mode: Option<u32>,
+    /// Bytes that are free on its file system.
+    pub free: Option<u64>,
+    /// What a trial of it said: of the directories for images and disks.
+    pub trial: Option<Result<Vec<String>, String>>,
+}
+
+/// The cluster as the daemon sees it.
+#[derive(Debug, Clone, Default)]
+pub struct Member {
+    /// This host.
+    pub me: Option<Name>,
+    /// It votes and runs nothing.
+    pub witness: bool,
+    /// Whether the cluster can decide.
+    pub quorum: bool,
+    /// How many vote.
+    pub voters: usize,
+    /// Hosts that may vote and answer.
+    pub willing: usize,
+    /// All hosts: name, whether it answers, version of its daemon.
+    pub hosts: Vec<(Name, bool, String)>,
+    /// Two authorities are trusted.
+    pub two_authorities: bool,
+    /// What is on this host and belongs to nothing that the cluster knows.
+    pub left_behind: Vec<String>,
+}
+
+/// How another host was reached.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// The other host.
+    pub to: Name,
+    /// Round trip of a request over QUIC.
+    pub control: Result<Duration, String>,
+    /// An answer over the bulk channel.
+    pub bulk: Result<Duration, String>,
+    /// Bytes there and back where migrations come in.
+    /// `None` where the other host could not be asked to listen.
+    pub migration: Option<Result<Echo, String>>,
+}
+
+/// What came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Echo {
+    /// Everything.
+    Whole(Duration),
+    /// The connection came up, and then this many bytes of [`super::links::SENT`] came back.
+    Stuck(usize),
+}
