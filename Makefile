@@ -6,7 +6,7 @@ help:
 	@echo "make test    all tests, real guests included (root)"
 	@echo "make deb     Debian packages vtd and vtctl, in target/deb"
 	@echo "make rpm     RPM packages of the same, in target/rpm; needs rpmbuild; built and looked into, not installed anywhere yet"
-	@echo "make fleet   the Ansible collection on three fresh Debian machines, emulated (root, about an hour)"
+	@echo "make fleet   the Ansible collection on three fresh Debian machines, emulated (root, about an hour); STEP=recover does one step again, STEP=recover.. and the rest"
 	@echo "make bench   the figures of README.md, measured here"
 	@echo "make bench-ways what carries a VM, compared: cost against bare QMP, throughput against tcp, readings (root)"
 	@echo "make bench-images  images from host to host against scp, rsync and a TLS socket; one image to eight hosts over slow links (root)"
@@ -73,7 +73,7 @@ lint-ansible: $(ANSIBLE)/ansible-lint
 fleet: release $(ANSIBLE)/ansible-lint
 	packaging/deb/build target/release target/fleet/packages $(VERSION)
 	packaging/deb/build target/release target/fleet/packages $(VERSION)+next
-	tests/fleet.sh target/fleet $(VERSION)
+	tests/fleet.sh target/fleet $(VERSION) $(STEP)
 
 bench: release
 	@.ci/install .ci/packages-bench
