@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use vt_protocol::{
     bulk::{BulkError, BulkRequest},
     call::CallError,
@@ -31,6 +31,8 @@ use crate::{
 
 /// How long another host may be examined: QEMU may be slow to say what it can do.
 const EXAMINES: Duration = Duration::from_secs(25);
+/// How long a pool may take to be tried.
+const POOL_ANSWERS: Duration = Duration::from_secs(15);
 /// What belongs to nobody and is gone after this was being cleared up.
 const SETTLES: Duration = Duration::from_secs(2);
 /// Most things that are listed of one kind.
@@ -138,19 +140,32 @@ impl Host {
         let consensus = self.consensus();
         let places = self.places().clone();
         let me = state.hosts.get(&self.me());
+        let witness = me.is_some_and(|host| host.role == Role::Witness);
         let mut hosts: Vec<_> =
             state.hosts.values().map(|host| (host.name.clone(), host.is_live(), host.build.clone())).collect();
         hosts.sort_by(|(a, ..), (b, ..)| natural(a.as_str(), b.as_str()));
         Member {
             me: Some(self.record().name.clone()),
-            witness: me.is_some_and(|host| host.role == Role::Witness),
+            witness,
             quorum: consensus.quorum,
             voters: consensus.voters.len(),
             willing: state.hosts.values().filter(|host| host.role != Role::Learner && host.is_live()).count(),
             hosts,
             two_authorities: state.authority.as_ref().is_some_and(|authority| authority.previous.is_some()),
+            // A witness has no disks.
+            pools: if witness { Vec::new() } else { self.tried_pools(state).await },
             left_behind: self.left_behind(places).await.into_iter().collect(),
         }
+    }
+
+    /// The cluster's pools, each tried from here at the same time.
+    async fn tried_pools(&self, state: &State) -> Vec<(Name, Result<Vec<String>, String>)> {
+        let trials = state.pools.keys().map(|pool| async move {
+            let tried = timeout(POOL_ANSWERS, self.try_pool(pool, None)).await;
+            let late = |_| Err(format!("no answer within {} s", POOL_ANSWERS.as_secs()));
+            (pool.clone(), tried.map_or_else(late, |tried| tried.map_err(|report| doctor::said(&report))))
+        });
+        join_all(trials).await
     }
 
     /// What is on this host and belongs to no VM or attempt. Looked for twice: what is being made or cleared up at this

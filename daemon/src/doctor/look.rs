@@ -25,6 +25,7 @@ use vt_protocol::{
 
 use super::{
     checks::PROGRAMS,
+    said,
     seen::{Folder, Machine, Member, Network, Qemu, Seen, Use},
 };
 use crate::{
@@ -175,10 +176,7 @@ fn folder(purpose: Use, path: &Path, trial: Option<bool>) -> Folder {
     let there = mode.is_some();
     let trial = trial.filter(|_| there).map(|shared| {
         let store = Store { path: path.to_owned(), shared };
-        trial::run(&store, None).map_err(|report| {
-            let said = report.causes.first().or_else(|| report.evidence.last().map(|(_, value)| value));
-            said.map_or_else(|| report.title.clone(), |said| format!("{}: {said}", report.title))
-        })
+        trial::run(&store, None).map_err(|report| said(&report))
     });
     let free = statvfs(path).ok().map(|stat| stat.blocks_available().saturating_mul(stat.fragment_size()));
     Folder { purpose, path: path.to_owned(), mode, free: free.filter(|_| there), trial }

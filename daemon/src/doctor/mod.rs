@@ -65,6 +65,12 @@ async fn repair(judged: &[Judged]) -> Result<bool, Report> {
     done.map(|()| any)
 }
 
+/// A report in one line.
+pub(crate) fn said(report: &Report) -> String {
+    let more = report.causes.first().or_else(|| report.evidence.last().map(|(_, value)| value));
+    more.map_or_else(|| report.title.clone(), |more| format!("{}: {more}", report.title))
+}
+
 /// What is found on the way from one host to another.
 pub fn of_a_link(from: &Name, link: &Link, wanted: &Checks) -> Vec<Finding> {
     checks::of_a_link(from, link, wanted)

@@ -134,6 +134,8 @@ pub struct Member {
     pub hosts: Vec<(Name, bool, String)>,
     /// Two authorities are trusted.
     pub two_authorities: bool,
+    /// Pools beside the host's own directories, and what a trial of each said.
+    pub pools: Vec<(Name, Result<Vec<String>, String>)>,
     /// What is on this host and belongs to nothing that the cluster knows.
     pub left_behind: Vec<String>,
 }

@@ -109,6 +109,7 @@ const OF_A_HOST: &[Check<Seen>] = &[
     check("D-STO-04", Group::Storage, "free space", storage::space),
     check("D-STO-05", Group::Storage, "disk of the log", storage::fsync),
     check("D-STO-06", Group::Storage, "guest image", storage::image),
+    check("D-STO-07", Group::Storage, "pools", storage::pools),
     check("D-HYG-01", Group::Hygiene, "things nobody owns", cluster::left_behind),
 ];
 

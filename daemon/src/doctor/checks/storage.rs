@@ -117,3 +117,17 @@ pub(super) fn image(seen: &Seen) -> Option<Said> {
         }
     })
 }
+
+pub(super) fn pools(seen: &Seen) -> Option<Said> {
+    let pools = &seen.member.as_ref()?.pools;
+    if pools.is_empty() {
+        return None;
+    }
+    let bad = pools.iter().filter_map(|(name, trial)| Some((name, trial.as_ref().err()?)));
+    let said = together(
+        bad.clone().map(|(name, why)| format!("{name}: {why}")).collect(),
+        format!("{} of them do what images and disks need", pools.len()),
+        Said::fail,
+    );
+    Some(bad.fold(said, |said, (name, _)| said.fix(format!("vtctl storage check {name}   (from every host)"))))
+}

@@ -82,6 +82,7 @@ fn healthy() -> Seen {
             willing: 3,
             hosts: ["host1", "host2", "host3"].map(|host| (name(host), true, "0.1.0".to_owned())).to_vec(),
             two_authorities: false,
+            pools: vec![(name("nas"), Ok(vec!["reads back".to_owned()]))],
             left_behind: Vec::new(),
         }),
         fit: fit(),
@@ -178,6 +179,7 @@ const BROKEN: &[Broken] = &[
     ("no space", |s| s.folders[0].free = Some(1 << 20), "D-STO-04", Severity::Fail, "keep_days"),
     ("a slow disk", |s| s.fsync = Some(Duration::from_millis(400)), "D-STO-05", Severity::Warn, "SSD"),
     ("no guest image", |s| s.builtin_image = false, "D-STO-06", Severity::Note, "vtctl image build"),
+    ("a pool that is away", |s| member(s).pools[0].1 = Err("no route to host".into()), "D-STO-07", Severity::Fail, "vtctl storage check nas"),
     ("a tap of nobody", |s| member(s).left_behind = vec!["tap vt1234".into()], "D-HYG-01", Severity::Warn, "ip link delete vt1234"),
 ];
 
