@@ -16,7 +16,10 @@ use vt_daemon::qemu::{
     remains,
     tap::Tap,
 };
-use vt_protocol::{error::ErrorCode, vm::Nic};
+use vt_protocol::{
+    error::ErrorCode,
+    vm::{Nic, NicModel},
+};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -104,7 +107,7 @@ async fn a_qemu_that_is_not_there_or_dies_is_one_clear_error_and_leaves_nothing(
     assert!(report.evidence.iter().any(|(_, text)| text.contains("/no/such.qcow2")), "{report:?}");
 
     let no_bridge = setup_with(|setup| {
-        setup.spec.nics = vec![Nic { mac: [2, 0, 0, 0, 0, 1], address: None, prefix: 24 }];
+        setup.spec.nics = vec![Nic { mac: [2, 0, 0, 0, 0, 1], address: None, prefix: 24, model: NicModel::Virtio }];
     });
     let report = Vm::start(no_bridge, places.vm("vm1")).await.unwrap_err().report();
     assert_eq!(report.code, ErrorCode::NetworkSetup);
@@ -307,8 +310,8 @@ async fn network_cards_are_on_taps_that_come_and_go_with_the_vm() {
     let with_cards = |bridge: &str| {
         setup_with(|setup| {
             let address = Some([10, 9, 9, 9].into());
-            let nic = |last| Nic { mac: [0x52, 0x54, 0, 0, 0, last], address, prefix: 24 };
-            setup.spec.nics = vec![nic(1), nic(2)];
+            let nic = |last, model| Nic { mac: [0x52, 0x54, 0, 0, 0, last], address, prefix: 24, model };
+            setup.spec.nics = vec![nic(1, NicModel::Virtio), nic(2, NicModel::Vmxnet3)];
             setup.bridge = Some(bridge.to_owned());
         })
     };
@@ -330,8 +333,11 @@ async fn network_cards_are_on_taps_that_come_and_go_with_the_vm() {
     assert_eq!((taps.len(), &taps), (2, &Tap::all().unwrap()));
     let on_bridge = ip("-o link show master br0");
     assert!(taps.iter().all(|tap| on_bridge.contains(tap)), "{on_bridge}");
-    let seen = vm.qmp().execute("query-rx-filter", Value::Null, LONG).await.unwrap().to_string();
-    assert!(seen.contains("52:54:00:00:00:01") && seen.contains("52:54:00:00:00:02"), "{seen}");
+    let seen = vm.qmp().execute("query-pci", Value::Null, LONG).await.unwrap();
+    let devices = seen[0]["devices"].as_array().unwrap();
+    let vendor = |id: &str| devices.iter().find(|device| device["qdev_id"] == id).map(|device| &device["id"]["vendor"]);
+    // Red Hat's and VMware's.
+    assert_eq!((vendor("nic0"), vendor("nic1")), (Some(&json!(0x1af4)), Some(&json!(0x15ad))));
     assert!(places.inventory().iter().any(|line| line.starts_with("tap ")));
     let run_dir = vm.run_dir().to_owned();
     // Cleared from this thread, as others are in another namespace; and without a record, by name.

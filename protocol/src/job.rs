@@ -97,19 +97,19 @@ impl ScenarioInfo {
         self.name == name || self.types.iter().any(|other| other == name)
     }
 
-    /// Whether it reads a key, be it the key of one VM, host, disk or CD: `mem`, `mem_vm1`, `mem_vm1_host2`,
+    /// Whether it reads a key, be it the key of one VM, host or device: `mem`, `mem_vm1`, `mem_vm1_host2`,
     /// `image_size_stg`.
     pub fn reads(&self, key: &str) -> bool {
         let known = self.params.iter().map(|(known, ..)| known).chain(&self.also_reads);
         known.into_iter().any(|known| {
-            let of_drive = OF_DRIVES.contains(&known.as_str());
-            key.strip_prefix(known.as_str()).is_some_and(|rest| is_suffix(rest) || of_drive && rest.starts_with('_'))
+            let of_device = OF_DEVICES.contains(&known.as_str());
+            key.strip_prefix(known.as_str()).is_some_and(|rest| is_suffix(rest) || of_device && rest.starts_with('_'))
         })
     }
 }
 
-/// Keys that a disk or CD has for itself, under the name that the configuration gives it.
-const OF_DRIVES: [&str; 10] = [
+/// Keys that a disk, CD or network card has for itself, under the name that the configuration gives it.
+const OF_DEVICES: [&str; 11] = [
     "create_image",
     "force_create_image",
     "image_format",
@@ -120,6 +120,7 @@ const OF_DRIVES: [&str; 10] = [
     "md5sum_1m",
     "sha1sum",
     "skip_hash",
+    "nic_model",
 ];
 
 /// A key of configurations: who reads it, or why nobody does.

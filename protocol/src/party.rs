@@ -20,7 +20,7 @@ use crate::{
     probe,
     scenario::ScenarioText,
     verdict::{Cause, Consequence, Outcome},
-    vm::{Accelerator, Backend, Drive, MigrationResult, MigrationSpec},
+    vm::{Accelerator, Backend, Drive, MigrationResult, MigrationSpec, NicModel},
 };
 
 /// Longest line either side takes, in bytes, newline included.
@@ -180,6 +180,9 @@ pub struct StartVm {
     /// Look into its disks before it starts and after it has ended.
     #[serde(default)]
     pub check_images: bool,
+    /// Its network cards, in order; empty: one of virtio.
+    #[serde(default)]
+    pub nics: Vec<NicModel>,
 }
 
 /// One movement of one VM. Both sides say the same; a repetition with the same number is the same movement.

@@ -121,6 +121,55 @@ pub struct Nic {
     pub address: Option<Ipv4Addr>,
     /// Length of the network prefix of `address`, 0 to 32.
     pub prefix: u8,
+    /// What the guest sees.
+    #[serde(default)]
+    pub model: NicModel,
+}
+
+/// What a network card is for the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NicModel {
+    /// virtio-net, for whose guests QEMU is made.
+    #[default]
+    Virtio,
+    /// Intel 82540EM.
+    E1000,
+    /// Intel 82574L.
+    E1000e,
+    /// Realtek 8139.
+    Rtl8139,
+    /// VMware's.
+    Vmxnet3,
+}
+
+impl NicModel {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Virtio, Self::E1000, Self::E1000e, Self::Rtl8139, Self::Vmxnet3];
+
+    /// Its name, as libvirt and Avocado-VT have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio",
+            Self::E1000 => "e1000",
+            Self::E1000e => "e1000e",
+            Self::Rtl8139 => "rtl8139",
+            Self::Vmxnet3 => "vmxnet3",
+        }
+    }
+
+    /// The model of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|model| model.name() == name)
+    }
+
+    /// QEMU's device.
+    pub fn device(self) -> &'static str {
+        match self {
+            Self::Virtio => "virtio-net-pci",
+            other => other.name(),
+        }
+    }
 }
 
 /// Who starts a VM's QEMU and moves it. What runs is a QEMU either way.

@@ -68,8 +68,9 @@ pub fn xml(vm: &CommandLine<'_>, emulator: &Path) -> String {
         let [a, b, c, d, e, f] = nic.mac;
         line(format!(
             "<interface type='ethernet'><mac address='{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}'/>\
-             <target dev='{}' managed='no'/><model type='virtio'/><rom enabled='no'/></interface>",
-            escaped(tap)
+             <target dev='{}' managed='no'/><model type='{}'/><rom enabled='no'/></interface>",
+            escaped(tap),
+            nic.model.name()
         ));
     }
     line(format!(

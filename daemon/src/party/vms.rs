@@ -14,7 +14,7 @@ use vt_protocol::{
     party::{Answer, Failure, StartVm, VmStarted},
     peer::{PeerReply, PeerRequest},
     verdict::{Blame, Cause, Consequence},
-    vm::{Accelerator, Backend, Nic, VmSpec},
+    vm::{Accelerator, Backend, Nic, NicModel, VmSpec},
 };
 use vt_sync::command::{ClaimVm, ReleaseVm};
 
@@ -104,7 +104,7 @@ impl LocalAttempt {
         self.survey_drives(&mut drives, call.check_images).await.map_err(caused)?;
 
         let (epoch, slot) = self.claim(&call, &image).await?;
-        let nics = self.nics(slot).map_err(caused)?;
+        let nics = self.nics(slot, &call.nics).map_err(caused)?;
         let spec = VmSpec {
             id: self.vm_id(&call.vm),
             image: call.image.clone(),
@@ -160,7 +160,7 @@ impl LocalAttempt {
         }
     }
 
-    fn nics(&self, slot: u16) -> Result<Vec<Nic>, Report> {
+    fn nics(&self, slot: u16, models: &[NicModel]) -> Result<Vec<Nic>, Report> {
         if self.places.bridge.is_none() {
             return Ok(Vec::new());
         }
@@ -175,9 +175,16 @@ impl LocalAttempt {
         }
         let prefix = self.places.guests.map_or(0, |range| range.prefix);
         // Unique in the cluster by its slot, and on a wire that clusters share by the attempt.
-        let [a, b, ..] = *blake3::hash(self.id.to_string().as_bytes()).as_bytes();
+        let of_attempt = blake3::hash(self.id.to_string().as_bytes());
         let [c, d] = slot.to_be_bytes();
-        Ok(vec![Nic { mac: [0x52, 0x54, a, b, c, d], address, prefix }])
+        let models = if models.is_empty() { &[NicModel::Virtio] } else { models };
+        let of_nics = models.iter().zip(of_attempt.as_bytes().as_chunks().0);
+        let mut nics: Vec<_> = of_nics
+            .map(|(model, [a, b])| Nic { mac: [0x52, 0x54, *a, *b, c, d], address: None, prefix, model: *model })
+            .collect();
+        // The kernel command line names one address, and the card that has it.
+        nics[0].address = address;
+        Ok(nics)
     }
 
     async fn run_qemu(

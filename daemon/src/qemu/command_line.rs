@@ -11,7 +11,7 @@
 //! | virtio-blk 0 (`vda`) | the overlay of the image |
 //! | virtio-blk 1… (`vdb`…) | other disks, in order |
 //! | scsi-cd 0… | CDs, in order |
-//! | virtio-net 0… | one a NIC of the spec, on a tap |
+//! | virtio-net 0…, or another model | one a NIC of the spec, on a tap |
 //! | virtio-rng | entropy, so that ssh keys do not keep a boot waiting |
 
 use std::path::{Path, PathBuf};
@@ -224,7 +224,8 @@ impl CommandLine<'_> {
             let [a, b, c, d, e, f] = nic.mac;
             line.option("-netdev", format!("tap,id=net{number},ifname={},script=no,downscript=no", escaped(tap)));
             let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
-            line.option("-device", format!("virtio-net-pci,netdev=net{number},id=nic{number},mac={mac},romfile="));
+            let device = nic.model.device();
+            line.option("-device", format!("{device},netdev=net{number},id=nic{number},mac={mac},romfile="));
         }
         line.option("-object", "rng-builtin,id=rng");
         line.option("-device", "virtio-rng-pci,rng=rng");
@@ -326,7 +327,7 @@ pub(crate) fn uuid(spec: &VmSpec) -> String {
 
 #[cfg(test)]
 mod tests {
-    use vt_protocol::vm::{Backend, Nic};
+    use vt_protocol::vm::{Backend, Nic, NicModel};
 
     use super::*;
 
@@ -339,7 +340,12 @@ mod tests {
             machine: None,
             cpu_model: None,
             accelerator: None,
-            nics: vec![Nic { mac: [0x52, 0x54, 0, 0, 1, 0xff], address: Some([10, 0, 0, 9].into()), prefix: 24 }],
+            nics: vec![Nic {
+                mac: [0x52, 0x54, 0, 0, 1, 0xff],
+                address: Some([10, 0, 0, 9].into()),
+                prefix: 24,
+                model: NicModel::Virtio,
+            }],
             qemu_binary: None,
             extra_args: vec!["-boot".into(), "order=n".into()],
             drives: vec![],

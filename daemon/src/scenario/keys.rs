@@ -42,7 +42,7 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "every VM has devices of the same kinds: virtio disks, one virtio network card, a serial console and the channels of \
+        "every VM has devices of the same kinds: virtio disks, network cards, a serial console and the channels of \
          probe and agent",
         &[
             "drive_format",
@@ -53,8 +53,6 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
             "drive_serial",
             "blk_extra_params",
             "bus_extra_params",
-            "nics",
-            "nic_model",
             "usbs",
             "cpu_model_flags",
             "rtc_drift",

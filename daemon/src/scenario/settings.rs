@@ -6,7 +6,7 @@ use vt_protocol::{
     ids::Name,
     params::{ParamError, Params},
     party::StartVm,
-    vm::{Accelerator, Backend, Drive, MigrationSpec},
+    vm::{Accelerator, Backend, Drive, MigrationSpec, NicModel},
 };
 
 use super::{Documented, Limit, goals::Goal, transfer};
@@ -22,6 +22,12 @@ pub(super) const VM_PARAMS: &[Documented] = &[
     ("cpu_model", "", "QEMU CPU model; default: what fits the accelerator"),
     ("accelerator", "", "kvm or tcg; default: kvm where it works on every host of the case"),
     ("disk_pool", "", "pool of kind nfs that the VM's disk lies in; default: the hosts' own folders of disks"),
+    (
+        "nics",
+        "nic1",
+        "names of the VM's network cards, at most 8; the first has the address, all are on the hosts' bridge",
+    ),
+    ("nic_model", "virtio", "what each is: virtio, e1000, e1000e, rtl8139, vmxnet3; nic_model_nic2 of that one"),
     ("vm_type", "qemu", "who starts and moves the VM: qemu (the daemon, over QMP), or libvirt; --backend sets it"),
     ("login_timeout", "360", "seconds until the guest is up and lets in"),
     ("username", "root", "who logs in on the console"),
@@ -114,6 +120,7 @@ pub(super) struct VmSettings {
     pub(super) drives: Vec<Drive>,
     /// Whether its disks are looked into.
     pub(super) check_images: bool,
+    pub(super) nics: Vec<NicModel>,
 }
 
 /// How a VM is started, moved and watched.
@@ -166,6 +173,7 @@ impl VmSettings {
             extra_args: Vec::new(),
             drives: Vec::new(),
             check_images: false,
+            nics: nics(params)?,
         })
     }
 
@@ -185,6 +193,7 @@ impl VmSettings {
             no_wait: false,
             drives: self.drives.clone(),
             check_images: self.check_images,
+            nics: self.nics.clone(),
         }
     }
 }
@@ -201,6 +210,7 @@ pub(super) fn unequal(one: &Params, other: &Params) -> Vec<(&'static str, String
         ("machine", word(&one.machine), word(&other.machine)),
         ("cpu_model", word(&one.cpu_model), word(&other.cpu_model)),
         ("accelerator", accelerator(&one), accelerator(&other)),
+        ("nics", cards(&one.nics), cards(&other.nics)),
     ];
     all.into_iter().filter(|(_, here, there)| here != there).collect()
 }
@@ -238,6 +248,33 @@ impl Settings {
             vm,
         })
     }
+}
+
+/// Most network cards of a VM.
+const NICS_MAX: usize = 8;
+
+/// What each network card of a VM is.
+fn nics(params: &Params) -> Result<Vec<NicModel>, ParamError> {
+    let model = |params: &Params| match params.text("nic_model").map(str::trim) {
+        None | Some("") => Ok(NicModel::default()),
+        Some(name) => {
+            NicModel::named(name).ok_or_else(|| params.error("nic_model", NicModel::ALL.map(NicModel::name).join(", ")))
+        }
+    };
+    let names = params.objects("nics");
+    if names.len() > NICS_MAX || names.iter().any(|name| name.parse::<Name>().is_err()) {
+        return Err(params.error("nics", format!("at most {NICS_MAX} names")));
+    }
+    if names.is_empty() {
+        Ok(vec![model(params)?])
+    } else {
+        names.iter().map(|nic| model(&params.object(nic))).collect()
+    }
+}
+
+/// The models of network cards, for a reader.
+fn cards(nics: &[NicModel]) -> String {
+    nics.iter().map(|nic| nic.name()).collect::<Vec<_>>().join(" ")
 }
 
 /// A word without blanks; a comma is for the flags of a CPU model, and is escaped everywhere else. `None` where it is empty.
@@ -278,6 +315,9 @@ mod tests {
         assert_eq!(s.spec.timeout_ms, 9000);
         assert_eq!(s.vm.memory_mib, 512);
         assert!(read(&[]).spec.parameters.is_empty(), "QEMU's own defaults are left alone");
+        let s = read(&[("nics", "nic1 nic2"), ("nic_model", "e1000"), ("nic_model_nic2", "vmxnet3")]);
+        assert_eq!(s.vm.nics, [NicModel::E1000, NicModel::Vmxnet3]);
+        assert_eq!(read(&[]).vm.nics, [NicModel::Virtio]);
         let s = read(&[("goal", "must_finish:5m"), ("downtime_limit", "100")]);
         assert_eq!((s.spec.timeout_ms, s.spec.parameters["downtime-limit"]), (300_000, 100));
         assert!(s.goal.unwrap().1.contains("cpu-throttle-initial=30"));

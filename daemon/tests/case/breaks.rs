@@ -41,6 +41,7 @@ fn small(boot_timeout: Duration) -> StartVm {
         no_wait: false,
         drives: Vec::new(),
         check_images: false,
+        nics: Vec::new(),
     }
 }
 
