@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 pub const PORT_NAME: &str = "org.vtmesh.probe.0";
 /// Generation of this protocol. A probe answers calls of its own generation; additive changes do not count it up.
 pub const PROBE_VERSION: u32 = 1;
+/// How a refusal begins that says only that too much is asked at once.
+pub const BUSY: &str = "busy";
 /// Longest line either side takes, in bytes, newline included.
 pub const LINE_MAX: usize = 256 * 1024;
 /// Size of a page of the memory probe and of a record of the disk writer, in bytes.

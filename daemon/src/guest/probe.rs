@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::Instant;
 use vt_protocol::probe::{
-    Call, ClockReport, DiskReport, DiskStart, DiskStarted, Empty, Exec, ExecReport, Hello, LINE_MAX, MemReport,
+    BUSY, Call, ClockReport, DiskReport, DiskStart, DiskStarted, Empty, Exec, ExecReport, Hello, LINE_MAX, MemReport,
     MemStart, NetStarted, Reply, Request,
 };
 
@@ -128,7 +128,7 @@ impl Probe {
         let mut asked = Vec::new();
         loop {
             let patience = if again { (Instant::now() + ASK_AGAIN).min(deadline) } else { deadline };
-            match self.once(&request, &mut asked, patience, deadline).await {
+            match self.once(&request, again, &mut asked, patience, deadline).await {
                 Ok(Some(answer)) => return answer,
                 Ok(None) if Instant::now() < deadline => {}
                 Ok(None) => {
@@ -150,6 +150,7 @@ impl Probe {
     async fn once(
         &mut self,
         request: &Request,
+        again: bool,
         asked: &mut Vec<u64>,
         patience: Instant,
         deadline: Instant,
@@ -173,6 +174,10 @@ impl Probe {
             // Answers to others, half lines of a connection before ours, and nonsense are passed over.
             let Ok(reply) = serde_json::from_slice::<Reply>(&line) else { continue };
             if !reply.id.is_some_and(|id| asked.contains(&id)) {
+                continue;
+            }
+            // A guest that took long to boot finds all of them at once: it answers the first ones.
+            if again && reply.error.as_deref().is_some_and(|said| said.starts_with(BUSY)) {
                 continue;
             }
             let answer = match (reply.ok, reply.error) {
@@ -264,6 +269,18 @@ mod tests {
             ]],
         );
         assert_eq!(Probe::new(&path).net_start(7, soon()).await.unwrap(), NetStarted { port: 7 });
+    }
+
+    #[tokio::test]
+    async fn a_probe_that_is_too_busy_is_asked_again_for_a_question_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("probe");
+        const BUSY: &str = "{\"id\":ID,\"error\":\"busy: too many calls at once\"}\n";
+        probe(&path, &[&[BUSY, STARTED, BUSY]]);
+        let mut client = Probe::new(&path);
+        assert_eq!(client.net_start(7, soon()).await.unwrap(), NetStarted { port: 7 });
+        let stopped = client.ask(Request::MemStop, soon()).await.err().unwrap();
+        assert!(matches!(stopped, GuestError::Refused { .. }), "{stopped:?}");
     }
 
     #[tokio::test]

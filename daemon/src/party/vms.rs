@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     evidence::files::tail,
+    guest::GuestError,
     qemu::{
         Boot, Disk, Resolved, Vm, VmPlaces, VmSetup, command_line::default_cpu_model, qmp::RunState, vm::SERIAL_FILE,
     },
@@ -252,7 +253,7 @@ impl LocalAttempt {
         let deadline = begun + Duration::from_millis(call.boot_timeout_ms);
         let who = self.credentials();
         let up = timeout_at(deadline + Duration::from_secs(1), vm.lines.up(probe, &who, deadline));
-        let why = tokio::select! {
+        let up = tokio::select! {
             biased;
             () = self.closing.cancelled() => {
                 return Err(Failure::Followed(Consequence::Closed));
@@ -260,20 +261,26 @@ impl LocalAttempt {
             died = vm.qemu.died() => {
                 return Err(Failure::Caused(Cause { blame: Blame::Infrastructure, report: died.report() }));
             }
-            up = up => match up {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "no answer".to_owned(),
+            up = up => up,
+        };
+        let late = format!("the guest of {} did not come up within {} s", call.vm, call.boot_timeout_ms / 1000);
+        // A guest that stays silent is the product's; one that cannot be asked is not.
+        let (blame, title, why) = match up {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error @ GuestError::Deadline { .. })) => (Blame::Product, late, error.to_string()),
+            Err(_) => (Blame::Product, late, "no answer".to_owned()),
+            Ok(Err(error)) => {
+                let title = format!("the guest of {} cannot be asked whether it is up", call.vm);
+                (Blame::Infrastructure, title, error.to_string())
             }
         };
         let log = tail(&vm.qemu.evidence().join(SERIAL_FILE), QUOTE);
         let log: String = log.chars().filter(|c| !c.is_control() || *c == '\n').collect();
-        let title = format!("the guest of {} did not come up within {} s", call.vm, call.boot_timeout_ms / 1000);
         let report = Report::new(ErrorCode::GuestNotBooted, title)
             .with("last words on the serial console", if log.trim().is_empty() { "(nothing)" } else { log.trim() })
             .with("waited for", why)
             .help("-p login_timeout=600, where the host is slow");
-        Err(Failure::Caused(Cause { blame: Blame::Product, report }))
+        Err(Failure::Caused(Cause { blame, report }))
     }
 
     async fn started(&self, vm: &LocalVm, reason: String, begun: Instant) -> Result<Answer, Failure> {

@@ -17,7 +17,7 @@ use std::{
 
 use serde::Serialize;
 use serde_json::Value;
-use vt_protocol::probe::{Call, DiskStarted, Empty, LINE_MAX, NetStarted, Reply, Request};
+use vt_protocol::probe::{BUSY, Call, DiskStarted, Empty, LINE_MAX, NetStarted, Reply, Request};
 
 use crate::{beacon, clock::Beacon, disk::Disk, echo, exec, identity, memory::Memory};
 
@@ -97,7 +97,7 @@ fn take(line: Line, probe: &Arc<Probe>, writer: &Arc<Mutex<File>>, running: &Arc
     let refused = |why: &str| send(writer, &Reply { id: Some(id), ok: None, error: Some(why.into()) });
     if running.fetch_add(1, Ordering::Relaxed) >= CALLS_MAX {
         running.fetch_sub(1, Ordering::Relaxed);
-        return refused("busy: too many calls at once");
+        return refused(&format!("{BUSY}: too many calls at once"));
     }
     let (probe, answering, done) = (Arc::clone(probe), Arc::clone(writer), Arc::clone(running));
     let spawned = thread::Builder::new().name("call".into()).spawn(move || {
@@ -110,7 +110,7 @@ fn take(line: Line, probe: &Arc<Probe>, writer: &Arc<Mutex<File>>, running: &Arc
     });
     if let Err(error) = spawned {
         running.fetch_sub(1, Ordering::Relaxed);
-        refused(&format!("busy: {error}"));
+        refused(&format!("{BUSY}: {error}"));
     }
 }
 
