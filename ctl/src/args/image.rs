@@ -236,7 +236,8 @@ pub enum StorageVerb {
     #[command(
         after_help = "Example:\n  vtctl storage check default\n\nCreate, write, fsync, read back, lock, direct I/O, room; where it is shared, each\n\
                       host reads what another one wrote; at a server, that a writer which is over is\n\
-                      refused, and its clock. Says what protects disks there. Exit code 26 where a host cannot use it."
+                      refused, and its clock. Says what protects disks there. Exit code 26 where some hosts\n\
+                      cannot use it, 25 where none can."
     )]
     Check {
         /// Its name

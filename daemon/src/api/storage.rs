@@ -78,15 +78,16 @@ impl Host {
     async fn check_pool(&self, pool: &Name) -> Result<Vec<HostOutcome>, Report> {
         let state = self.state();
         let tried = self.tried(&state, pool)?;
-        let written = match &tried {
-            Tried::Dir(store) if !store.shared => None,
+        let left = match &tried {
+            Tried::Dir(store) if !store.shared => Ok(None),
             Tried::Dir(store) => {
                 let store = store.clone();
-                Some(blocking(move || trial::leave(&store)).await?)
+                blocking(move || trial::leave(&store)).await.map(Some)
             }
-            Tried::Nfs(place) if place.read_only => None,
-            Tried::Nfs(place) => Some(pools::trial::leave(place).await?),
+            Tried::Nfs(place) if place.read_only => Ok(None),
+            Tried::Nfs(place) => pools::trial::leave(place).await.map(Some),
         };
+        let written = left.as_ref().ok().cloned().flatten();
         let hosts: Vec<HostId> = state.hosts.keys().copied().collect();
         let request = |_| PeerRequest::TryPool { pool: pool.clone(), written: written.clone() };
         let outcomes = self.ask_each(hosts, request, DECIDES * 2).await;
@@ -96,7 +97,11 @@ impl Host {
                 Tried::Nfs(place) => pools::trial::forget(&place, &name).await,
             }
         }
-        Ok(outcomes)
+        // Where nothing can be left, no host can write either, and each says why. Else it was this host alone.
+        match left {
+            Err(report) if outcomes.iter().all(|outcome| outcome.trouble.is_none()) => Err(report),
+            _ => Ok(outcomes),
+        }
     }
 
     /// Tries a pool on this host.
