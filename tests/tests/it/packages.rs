@@ -15,17 +15,20 @@ fn said(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// Both packages, each unpacked into `folder/NAME`.
-fn unpacked(folder: &Path) -> [PathBuf; 2] {
+/// All packages, each unpacked into `folder/NAME`.
+fn unpacked(folder: &Path) -> [PathBuf; 3] {
     let programs = program("vtd").parent().unwrap().to_owned();
     let made = said(
         Command::new(project_root().join("packaging/deb/build")).args([&programs, folder]).args(["9.8.7", "none"]),
     );
     let files: Vec<&str> = made.lines().collect();
-    assert_eq!(files.len(), 2, "{made}");
-    ["vtctl", "vtd"].map(|name| {
+    assert_eq!(files.len(), 3, "{made}");
+    ["vtctl", "vtd", "vt-libvirt"].map(|name| {
         let file = files.iter().find(|file| file.contains(&format!("/{name}_9.8.7_"))).unwrap();
-        assert_eq!(said(Command::new("dpkg-deb").args(["--field", file, "Version"])), "9.8.7");
+        let field = |field| said(Command::new("dpkg-deb").args(["--field", file, field]));
+        assert_eq!(field("Version"), "9.8.7");
+        // A host without libvirt has the daemon all the same.
+        assert_eq!(field("Depends").contains("libvirt0 (>= "), name == "vt-libvirt", "{}", field("Depends"));
         let root = folder.join(name);
         said(Command::new("dpkg-deb").arg("--extract").arg(file).arg(&root));
         root
@@ -35,7 +38,9 @@ fn unpacked(folder: &Path) -> [PathBuf; 2] {
 #[test]
 fn packages_hold_programs_that_run_and_what_they_need_on_a_host() {
     let folder = tempfile::tempdir().unwrap();
-    let [vtctl, vtd] = unpacked(folder.path());
+    let [vtctl, vtd, libvirt] = unpacked(folder.path());
+    let usage = Command::new(libvirt.join("usr/bin/vt-libvirt")).output().unwrap();
+    assert!(usage.status.code() == Some(2) && String::from_utf8_lossy(&usage.stderr).contains("vt-libvirt URI"));
     assert!(said(Command::new(vtctl.join("usr/bin/vtctl")).arg("--version")).starts_with("vtctl "));
     for file in [
         "usr/lib/vtmesh/vt-probe",
@@ -75,7 +80,7 @@ fn rpm_packages_hold_the_same_files_and_leave_a_daemon_with_bad_settings_alone()
     let build = project_root().join("packaging/rpm/build");
     let made = said(Command::new(build).args([&programs, folder.path()]).args(["9.8.7", "w1.gzdio"]));
     let files: Vec<&str> = made.lines().collect();
-    let [vtctl, vtd] = files[..] else { panic!("{made}") };
+    let [vtctl, vtd, libvirt] = files[..] else { panic!("{made}") };
     let list = |file: &str| said(Command::new("rpm").args(["-qpl", file]));
     for file in ["/usr/bin/vtctl", "/usr/lib/vtmesh/vt-probe", "/usr/share/zsh/site-functions/_vtctl"] {
         assert!(list(vtctl).lines().any(|line| line == file), "vtctl has no {file}");
@@ -85,6 +90,8 @@ fn rpm_packages_hold_the_same_files_and_leave_a_daemon_with_bad_settings_alone()
     }
     let needs = said(Command::new("rpm").args(["-qp", "--requires", vtd]));
     assert!(needs.contains("vtctl >= 9.8.7") && needs.contains("libc.so.6(GLIBC_"), "{needs}");
+    let of_libvirt = said(Command::new("rpm").args(["-qp", "--requires", libvirt]));
+    assert!(of_libvirt.contains("libvirt.so.0") && !needs.contains("libvirt.so.0"), "{of_libvirt}");
     let scripts = said(Command::new("rpm").args(["-qp", "--scripts", vtd]));
     let (checked, restarted) = (scripts.find("if vtd settings --check"), scripts.find("try-restart vtd.service"));
     assert!(checked.is_some_and(|checked| restarted.is_some_and(|restarted| checked < restarted)), "{scripts}");
