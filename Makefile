@@ -1,11 +1,12 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo deb rpm fleet lint-ansible bench bench-ways bench-images bench-cfg proofs model sim faults faults-mutations matrix cancels notice attacks writers fuzz lint fmt
+.PHONY: help setup build release test demo deb rpm fleet qemu-7.2 lint-ansible bench bench-ways bench-images bench-cfg proofs model sim faults faults-mutations matrix cancels notice attacks writers fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
 	@echo "make test    all tests, real guests included (root)"
 	@echo "make deb     Debian packages vtd and vtctl, in target/deb"
 	@echo "make rpm     RPM packages of the same, in target/rpm; needs rpmbuild; built and looked into, not installed anywhere yet"
+	@echo "make qemu-7.2  an older QEMU in target/qemu-7.2, unpacked from Debian 12's packages and not installed"
 	@echo "make fleet   the Ansible collection on three fresh Debian machines, emulated (root, about an hour); STEP=recover does one step again, STEP=recover.. and the rest"
 	@echo "make bench   the figures of README.md, measured here"
 	@echo "make bench-ways what carries a VM, compared: cost against bare QMP, throughput against tcp, readings (root)"
@@ -46,6 +47,11 @@ test: build
 
 demo: release
 	@tests/demo.sh target/release
+
+# Beside the installed one, for moves between two versions.
+qemu-7.2:
+	@tests/qemu-7.2.sh target/qemu-7.2
+	@echo "vtctl lab up --qemu old=target/qemu-7.2/qemu"
 
 VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 

@@ -27,12 +27,12 @@ pub struct Facts {
 impl Facts {
     /// Gathers all but the QEMU probe.
     pub fn new(settings: Arc<Settings>) -> Arc<Self> {
-        Arc::new(Self { known: watch::Sender::new(gather(&settings, None)), settings })
+        Arc::new(Self { known: watch::Sender::new(gather(&settings)), settings })
     }
 
-    /// Adds what the QEMU probe found.
-    pub fn set_qemu(&self, qemu: Option<QemuFacts>) {
-        self.known.send_modify(|facts| facts.qemu = qemu);
+    /// Adds what the probe found of all QEMUs, the default first.
+    pub fn set_qemus(&self, qemus: Vec<QemuFacts>) {
+        self.known.send_modify(|facts| facts.qemus = qemus);
     }
 
     /// The facts, with the pool as it is at this moment.
@@ -48,8 +48,8 @@ impl Facts {
     }
 }
 
-/// Gathers the facts.
-pub fn gather(settings: &Settings, qemu: Option<QemuFacts>) -> HostFacts {
+/// Gathers the facts but those of QEMU.
+pub fn gather(settings: &Settings) -> HostFacts {
     let unknown = || "unknown".to_owned();
     let line = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_else(|_| unknown());
     let os = fs::read_to_string("/etc/os-release").unwrap_or_default();
@@ -63,7 +63,7 @@ pub fn gather(settings: &Settings, qemu: Option<QemuFacts>) -> HostFacts {
         cpu_model: field(&cpuinfo, "model name", ':').map_or_else(unknown, str::to_owned),
         cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
         memory_bytes: field(&meminfo, "MemTotal", ':').and_then(kibibytes).unwrap_or(0),
-        qemu,
+        qemus: Vec::new(),
         kind: settings.host.kind.as_str().to_owned(),
         pool: pool(&settings.paths.images, settings.pool_shared),
         times_ms: settings.times().map(|(name, time)| (name.to_owned(), time.as_millis() as u64)).collect(),
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn a_linux_host_has_facts() {
-        let facts = gather(&Settings::default(), None);
+        let facts = gather(&Settings::default());
         assert_eq!(facts.boot_id.len(), 36, "{facts:?}");
         assert!(facts.memory_bytes > 1 << 24 && facts.cpus > 0, "{facts:?}");
         assert_eq!(facts.kind, "metal");

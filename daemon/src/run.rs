@@ -35,7 +35,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         .create(&settings.paths.run)
         .with_context(|| format!("make {}", settings.paths.run.display()))?;
     let facts = Facts::new(Arc::clone(&settings));
-    tokio::spawn(examine_qemu(Arc::clone(&settings), Arc::clone(&facts)));
+    tokio::spawn(examine_qemus(Arc::clone(&settings), Arc::clone(&facts)));
     let front = Front::new(Arc::clone(&settings), data, facts);
     let socket = AdminSocket::bind(&settings.socket()).context("listen for vtctl")?;
     front.resume().await.map_err(told)?;
@@ -81,17 +81,21 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     }
 }
 
-/// Finds out what QEMU there is and which accelerator really works with it. That runs a guest for a moment, so the
+/// Finds out what QEMUs there are and which accelerator really works with each. That runs a guest for a moment, so the
 /// daemon does not wait for it.
-async fn examine_qemu(settings: Arc<Settings>, facts: Arc<Facts>) {
-    match installed::examine(&settings.qemu_binary, Some(&settings.paths.data)).await {
-        Ok(qemu) => {
-            let (accelerator, why) = (qemu.accelerator, &qemu.accelerator_reason);
-            tracing::info!(version = qemu.version, ?accelerator, why, "QEMU was found");
-            facts.set_qemu(Some(qemu));
+async fn examine_qemus(settings: Arc<Settings>, facts: Arc<Facts>) {
+    let mut found = Vec::new();
+    for binary in settings.qemus.all() {
+        match installed::examine(binary, Some(&settings.paths.data)).await {
+            Ok(qemu) => {
+                let (accelerator, why) = (qemu.accelerator, &qemu.accelerator_reason);
+                tracing::info!(name = qemu.name, version = qemu.version, ?accelerator, why, "QEMU was found");
+                found.push(qemu);
+            }
+            Err(error) => tracing::warn!(name = binary.name, %error, "this QEMU cannot be used"),
         }
-        Err(error) => tracing::warn!(%error, "this host has no usable QEMU"),
     }
+    facts.set_qemus(found);
 }
 
 /// Tells systemd how the daemon is, and that it lives.

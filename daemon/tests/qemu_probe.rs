@@ -5,12 +5,18 @@
 use std::{path::Path, time::Duration};
 
 use vt_daemon::qemu::{
-    VmError, installed,
+    VmError,
+    binaries::Binary,
+    installed,
     probe::{self, Outcome, Probe},
 };
 use vt_protocol::vm::Accelerator;
 
 const QEMU: &str = "qemu-system-x86_64";
+
+fn named(path: &str) -> Binary<'_> {
+    Binary { name: "default", path }
+}
 
 #[tokio::test]
 async fn the_boot_sector_runs_under_emulation_and_a_hang_is_noticed() {
@@ -28,7 +34,7 @@ async fn the_boot_sector_runs_under_emulation_and_a_hang_is_noticed() {
 #[tokio::test]
 async fn the_probe_tells_what_works_and_its_result_is_kept() {
     let dir = tempfile::tempdir().unwrap();
-    let facts = installed::examine(QEMU, Some(dir.path())).await.unwrap();
+    let facts = installed::examine(named(QEMU), Some(dir.path())).await.unwrap();
     if !Path::new("/dev/kvm").exists() {
         assert_eq!(facts.accelerator, Accelerator::Tcg);
     }
@@ -43,10 +49,10 @@ async fn the_probe_tells_what_works_and_its_result_is_kept() {
     let [file] = &files[..] else { panic!("{files:?}") };
     let other = Probe { accelerator: Accelerator::Kvm, reason: "as kept".into() };
     std::fs::write(file, serde_json::to_vec(&other).unwrap()).unwrap();
-    assert_eq!(installed::examine(QEMU, Some(dir.path())).await.unwrap().accelerator_reason, "as kept");
+    assert_eq!(installed::examine(named(QEMU), Some(dir.path())).await.unwrap().accelerator_reason, "as kept");
     // A torn file is no result.
     std::fs::write(file, b"{").unwrap();
-    assert_ne!(installed::examine(QEMU, Some(dir.path())).await.unwrap().accelerator_reason, "as kept");
+    assert_ne!(installed::examine(named(QEMU), Some(dir.path())).await.unwrap().accelerator_reason, "as kept");
 }
 
 #[tokio::test]
@@ -54,6 +60,6 @@ async fn machine_types_are_resolved_to_versioned_ones() {
     let machines = installed::machines(&installed::find(QEMU).unwrap()).await.unwrap();
     let q35 = installed::versioned(&machines, "q35").unwrap();
     assert!(q35.starts_with("pc-q35-"), "{q35}");
-    assert!(matches!(installed::examine("qemu-of-nowhere", None).await, Err(VmError::Missing(_))));
+    assert!(matches!(installed::examine(named("qemu-of-nowhere"), None).await, Err(VmError::Missing(_))));
     assert!(matches!(installed::version(Path::new("/bin/false")).await, Err(VmError::Missing(_))));
 }

@@ -21,8 +21,8 @@ pub struct HostFacts {
     pub cpus: u32,
     /// RAM, bytes.
     pub memory_bytes: u64,
-    /// The default QEMU, where there is one.
-    pub qemu: Option<QemuFacts>,
+    /// Its QEMUs, the default first; empty while they are looked at, and where there is none.
+    pub qemus: Vec<QemuFacts>,
     /// What kind of host it is: `metal`, `vm`, `namespace`.
     pub kind: String,
     /// The directory of images, and the name of the storage where it is shared with other hosts.
@@ -34,6 +34,8 @@ pub struct HostFacts {
 /// Facts about a QEMU binary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QemuFacts {
+    /// What the host's settings call it.
+    pub name: String,
     /// Its path.
     pub path: String,
     /// Its version, as it says it.

@@ -9,9 +9,9 @@ use crate::{
     doctor::{Examine, Examined},
     error::Report,
     facts::HostFacts,
-    ids::{AttemptId, Digest, Epoch, HostId, MigrationId, Name},
+    ids::{AttemptId, Digest, Epoch, HostId, MigrationId, Name, VmId},
     job::AttemptEvent,
-    vm::{MigrationSpec, Transport, VmSpec},
+    vm::{Accelerator, MigrationSpec, Transport, VmSpec},
 };
 
 /// A request. Variants are only ever appended.
@@ -122,6 +122,8 @@ pub enum PeerRequest {
     Examine(Examine),
     /// Listen for a moment where migrations come in, and send back what comes: your way in is to be tried.
     EchoOnce,
+    /// Which QEMU would you run this VM with?
+    QemuOf(VmId),
 }
 
 /// The private key of the cluster's authority, PKCS#8 in PEM. It is only ever sent from a voter to a voter or one that is to be.
@@ -177,7 +179,7 @@ pub struct Preflight {
     /// CPU model as on the command line.
     pub cpu_model: String,
     /// Accelerator.
-    pub accelerator: crate::vm::Accelerator,
+    pub accelerator: Accelerator,
     /// Capabilities this QEMU has, by its own names.
     pub capabilities: Vec<String>,
     /// What the guest can see of QEMU's command line, as `-option value`; empty where that is not known.
@@ -229,6 +231,8 @@ pub enum PeerReply {
     Examined(Box<Examined>),
     /// Answer to `EchoOnce`: where it listens.
     Echoes(SocketAddr),
+    /// Answer to `QemuOf`.
+    Qemu(Box<QemuOffer>),
 }
 
 /// One side's certificate for one migration, and what the other side's is checked with.
@@ -257,6 +261,21 @@ pub struct Pulling {
     pub shared: u64,
     /// How it ended; `None` while it is under way.
     pub ended: Option<Result<(), Report>>,
+}
+
+/// The QEMU that a host would run a VM with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QemuOffer {
+    /// What the host's settings call it.
+    pub name: String,
+    /// Its version, `10.0.2`.
+    pub version: String,
+    /// Its machine types: name, and the other name where there is one.
+    pub machines: Vec<(String, Option<String>)>,
+    /// What a functional probe found to work with it.
+    pub accelerator: Accelerator,
+    /// Why it is that one, for people.
+    pub accelerator_reason: String,
 }
 
 /// The destination is ready.
@@ -294,6 +313,10 @@ pub enum IncomingState {
     Resumed {
         /// From seeing the decision to QEMU's RESUME event, microseconds.
         elapsed_us: u64,
+        /// Process id of its QEMU.
+        pid: u32,
+        /// Version of its QEMU, `10.0.2`.
+        qemu_version: String,
     },
     /// It ended, and why.
     Failed(Report),

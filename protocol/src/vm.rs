@@ -38,8 +38,6 @@ pub struct VmSpec {
     pub accelerator: Option<Accelerator>,
     /// Network cards, in order.
     pub nics: Vec<Nic>,
-    /// Path or name of the QEMU binary; `None`: the host's default.
-    pub qemu_binary: Option<String>,
     /// Words appended to QEMU's command line, the same on both sides.
     pub extra_args: Vec<String>,
     /// Disks beside the one it boots from, and CDs.
@@ -489,6 +487,12 @@ pub struct MigrationResult {
     pub source_pid: u32,
     /// Process id of the destination QEMU.
     pub destination_pid: u32,
+    /// Version of the source QEMU, `7.2.22`.
+    #[serde(default)]
+    pub source_qemu: String,
+    /// Version of the destination QEMU.
+    #[serde(default)]
+    pub destination_qemu: String,
     /// What was to be done at a moment that never came, in words.
     #[serde(default)]
     pub missed: Vec<String>,

@@ -90,6 +90,14 @@ impl Lab {
         Self::made(hosts, variables, &words)
     }
 
+    /// A lab made with these words of `vtctl lab up` besides.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn up_as(hosts: u32, words: &[&str]) -> Self {
+        Self::made(hosts, Vec::new(), words)
+    }
+
     /// A lab whose hosts share no storage.
     ///
     /// # Panics

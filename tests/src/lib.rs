@@ -16,7 +16,7 @@ pub mod twin;
 pub mod wait;
 pub mod writers;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
 /// The root of the project.
 pub fn project_root() -> PathBuf {
@@ -33,4 +33,24 @@ pub fn program(name: &str) -> PathBuf {
     let path = directory.expect("tests run from a target directory").join(name);
     assert!(path.is_file(), "{} is not built: cargo build --workspace --bins", path.display());
     path
+}
+
+/// A QEMU 7.2 beside the installed one, unpacked where it is not there yet; `None`, and a line that says so, where apt on
+/// this machine knows none.
+///
+/// # Panics
+/// It cannot be unpacked.
+pub fn older_qemu() -> Option<PathBuf> {
+    let profile = program("vtctl").parent().expect("programs are in a folder").to_owned();
+    let folder = profile.with_file_name("qemu-7.2");
+    let made = Command::new(project_root().join("tests/qemu-7.2.sh")).arg(&folder).output().expect("the script runs");
+    let words = String::from_utf8_lossy(&made.stderr);
+    match made.status.code() {
+        Some(0) => Some(folder.join("qemu")),
+        Some(3) => {
+            eprintln!("nothing is compared across versions here: {words}");
+            None
+        }
+        _ => panic!("tests/qemu-7.2.sh: {words}"),
+    }
 }

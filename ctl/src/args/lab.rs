@@ -56,7 +56,7 @@ pub enum LabVerb {
 /// `lab up`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  vtctl lab up --hosts 3\n  vtctl lab up --lab second --hosts 2\n  vtctl lab up --separate-pools"
+    after_help = "Examples:\n  vtctl lab up --hosts 3\n  vtctl lab up --lab second --hosts 2\n  vtctl lab up --separate-pools\n  vtctl lab up --qemu old=target/qemu-7.2/qemu"
 )]
 pub struct LabUpArgs {
     /// How many hosts: host1, host2, …
@@ -74,7 +74,19 @@ pub struct LabUpArgs {
     /// Each host has a libvirtd too, for vtctl run --backend libvirt
     #[arg(long)]
     pub libvirt: bool,
+    /// A further QEMU of each host under a name, for vtctl run -p qemu_binary=NAME; may be given several times
+    #[arg(long = "qemu", value_name = "NAME=FILE", value_parser = named_file)]
+    pub qemus: Vec<(Name, PathBuf)>,
     /// Log filter of the daemons
     #[arg(long, value_name = "FILTER", default_value = "info,openraft=error")]
     pub log: String,
+}
+
+fn named_file(text: &str) -> Result<(Name, PathBuf), String> {
+    let (name, file) =
+        text.split_once('=').filter(|(_, file)| !file.is_empty()).ok_or("NAME=FILE, e.g. old=/opt/qemu")?;
+    let name = name.parse().map_err(|_| format!("{name:?} is no name"))?;
+    // Daemons are started with another working directory.
+    let file = std::path::absolute(file).map_err(|error| error.to_string())?;
+    Ok((name, file))
 }

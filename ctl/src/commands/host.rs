@@ -247,13 +247,13 @@ fn text(detail: &HostDetail, style: Style) -> String {
             lines.push(("system", format!("{}, kernel {}", facts.os, facts.kernel)));
             lines.push(("cpu", format!("{} × {}", facts.cpus, facts.cpu_model)));
             lines.push(("memory", bytes(facts.memory_bytes)));
-            match &facts.qemu {
-                None => lines.push(("qemu", "not found".to_owned())),
-                Some(qemu) => {
-                    let accelerator = format!("{:?}", qemu.accelerator).to_lowercase();
-                    lines.push(("qemu", format!("{} at {}", qemu.version, qemu.path)));
-                    lines.push(("accelerator", format!("{accelerator}: {}", qemu.accelerator_reason)));
-                }
+            if facts.qemus.is_empty() {
+                lines.push(("qemu", "not found".to_owned()));
+            }
+            for qemu in &facts.qemus {
+                let accelerator = format!("{:?}", qemu.accelerator).to_lowercase();
+                lines.push(("qemu", format!("{}: {} at {}", qemu.name, qemu.version, qemu.path)));
+                lines.push(("accelerator", format!("{accelerator}: {}", qemu.accelerator_reason)));
             }
             let shared = if facts.pool.shared { "shared by all hosts" } else { "of this host alone" };
             lines.push(("pool", format!("{}, {shared}", facts.pool.path)));
@@ -286,7 +286,8 @@ fn detail_json(detail: &HostDetail) -> Value {
             "cpus": facts.cpus,
             "memory_bytes": facts.memory_bytes,
             "kind": facts.kind,
-            "qemu": facts.qemu,
+            "qemu": facts.qemus.first(),
+            "qemus": facts.qemus,
             "pool": facts.pool,
         })
     });

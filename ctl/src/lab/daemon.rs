@@ -10,7 +10,7 @@ use std::{
 use vt_protocol::error::{ErrorCode, Report};
 
 use super::{
-    libvirtd, network,
+    UpOptions, libvirtd, network,
     record::{HostRecord, LabRecord, trouble},
 };
 
@@ -37,7 +37,7 @@ pub(crate) fn find_vtd(wanted: Option<&Path>) -> Result<PathBuf, Report> {
 }
 
 /// Writes the settings of a host's daemon, and makes its directories.
-pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, log: &str) -> Result<(), Report> {
+pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, options: &UpOptions) -> Result<(), Report> {
     let (images, disks) = match lab.separate_pools {
         true => (host.own_images(), host.own_disks()),
         false => (lab.images.clone(), lab.disks.clone()),
@@ -63,8 +63,12 @@ pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, log: &str) -> R
         images = quoted(&images),
         disks = quoted(&disks),
         shared = !lab.separate_pools,
-        log = toml_string(log),
+        log = toml_string(&options.log),
     );
+    if !options.qemus.is_empty() {
+        text += "\n[qemu.binaries]\n";
+        text.extend(options.qemus.iter().map(|(name, file)| format!("\"{name}\" = {}\n", quoted(file))));
+    }
     if lab.libvirt {
         let (uri, peer) = (toml_string(&libvirtd::uri(host)), toml_string(&libvirtd::peer(host)));
         text += &format!("\n[libvirt]\nuri = {uri}\npeer = {peer}\n");

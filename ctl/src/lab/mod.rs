@@ -46,6 +46,8 @@ pub struct UpOptions {
     pub separate_pools: bool,
     /// Each host has a libvirtd.
     pub libvirt: bool,
+    /// Further QEMUs of each host: name and file.
+    pub qemus: Vec<(Name, PathBuf)>,
     /// Log filter of the daemons.
     pub log: String,
 }
@@ -91,7 +93,7 @@ pub async fn up(options: UpOptions, say: &mut (dyn FnMut(String) + Send)) -> Res
     }
     let mut lab = LabRecord::plan(&options, vtd);
     record::write(&paths, &lab)?;
-    let made = make(&mut lab, &paths, &options.log, say).await;
+    let made = make(&mut lab, &paths, &options, say).await;
     if let Err(report) = made {
         // The reason matters more than a trouble with clearing up; that one is shown by the next `lab up`.
         let cleared = leftovers::remove(&options.name, &mut |_| {});
@@ -108,7 +110,7 @@ pub async fn up(options: UpOptions, say: &mut (dyn FnMut(String) + Send)) -> Res
 async fn make(
     lab: &mut LabRecord,
     paths: &Paths,
-    log: &str,
+    options: &UpOptions,
     say: &mut (dyn FnMut(String) + Send),
 ) -> Result<(), Report> {
     network::make(lab)?;
@@ -117,7 +119,7 @@ async fn make(
         if lab.libvirt {
             libvirtd::start(lab, host)?;
         }
-        daemon::write_settings(lab, host, log)?;
+        daemon::write_settings(lab, host, options)?;
         daemon::start(lab, host)?;
     }
     for host in &lab.hosts {

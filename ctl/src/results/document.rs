@@ -18,8 +18,8 @@ pub fn results(material: &Material<'_>) -> Value {
             "kernel": facts.kernel,
             "os": facts.os,
             "cpu_model": facts.cpu_model,
-            "qemu_version": facts.qemu.as_ref().map(|qemu| &qemu.version),
-            "accelerator": facts.qemu.as_ref().map(|qemu| qemu.accelerator),
+            "qemu_version": facts.qemus.first().map(|qemu| &qemu.version),
+            "accelerator": facts.qemus.first().map(|qemu| qemu.accelerator),
         })
     });
     value["hosts"] = json!(hosts.collect::<Vec<_>>());

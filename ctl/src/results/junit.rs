@@ -115,7 +115,7 @@ fn testcase(text: &mut String, material: &Material<'_>, index: &Index<'_>, case:
 }
 
 fn properties(text: &mut String, material: &Material<'_>, case: &CaseView, hosts: &str) {
-    let qemu = |host: Option<&Name>| Some(material.hosts.get(host?)?.qemu.as_ref()?.version.clone());
+    let qemu = |host: Option<&Name>| Some(material.hosts.get(host?)?.qemus.first()?.version.clone());
     let number = |n: Option<u64>| n.map(|n| n.to_string());
     text.push_str("      <properties>\n");
     let lines = [

@@ -74,6 +74,10 @@ impl Host {
                 Some(supervisor) => refused_or(supervisor.prepare_incoming(*prepare).await, PeerReply::Prepared),
                 None => starting(),
             },
+            PeerRequest::QemuOf(vm) => match self.supervisor() {
+                Some(supervisor) => refused_or(supervisor.qemu_of(vm).await.map(Box::new), PeerReply::Qemu),
+                None => starting(),
+            },
             PeerRequest::RecoverIncoming { migration, transport } => match self.supervisor() {
                 Some(supervisor) => {
                     refused_or(supervisor.recover_incoming(&migration, transport).await, PeerReply::Recovering)

@@ -46,9 +46,7 @@ pub struct Features {
 impl Features {
     /// The versioned name of a machine type; `None` where this QEMU has it under neither name.
     pub fn machine(&self, name: &str) -> Option<&str> {
-        let by_name = self.machines.iter().find(|(machine, _)| machine == name);
-        let by_alias = || self.machines.iter().find(|(_, alias)| alias.as_deref() == Some(name));
-        by_name.or_else(by_alias).map(|(machine, _)| machine.as_str())
+        machine_in(&self.machines, name)
     }
 
     /// Whether it has the CPU model of that `-cpu` word, which may carry flags behind a comma.
@@ -56,6 +54,13 @@ impl Features {
         let name = word.split(',').next().unwrap_or(word);
         self.cpus.iter().any(|cpu| cpu == name)
     }
+}
+
+/// The versioned name of a machine type among those of a QEMU, each with its other name.
+pub(crate) fn machine_in<'m>(machines: &'m [(String, Option<String>)], name: &str) -> Option<&'m str> {
+    let by_name = machines.iter().find(|(machine, _)| machine == name);
+    let by_alias = || machines.iter().find(|(_, alias)| alias.as_deref() == Some(name));
+    by_name.or_else(by_alias).map(|(machine, _)| machine.as_str())
 }
 
 type Key = (PathBuf, Option<SystemTime>, u64);

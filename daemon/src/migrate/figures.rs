@@ -73,6 +73,8 @@ impl Sender {
             postcopy_requests: ram.postcopy_requests,
             source_pid: self.vm.qemu.pid(),
             destination_pid: self.ready.pid,
+            source_qemu: self.vm.qemu.version(),
+            destination_qemu: self.ready.qemu_version.clone(),
             stalled_ms: stalled_ms(&samples),
             missed: self.interventions.missed().iter().map(|(at, what)| format!("{at}: {what:?}")).collect(),
             samples,

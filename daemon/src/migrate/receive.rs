@@ -18,7 +18,7 @@ use vt_protocol::{
     party::{Failure, Migrated, Move},
     peer::{IncomingDomain, IncomingState, Preflight, PrepareIncoming, Prepared},
     verdict::Consequence,
-    vm::{Accelerator, Backend, How, MigrationSpec, Moment, Transport, VmSpec},
+    vm::{Backend, How, MigrationSpec, Moment, Transport, VmSpec},
 };
 use vt_sync::{
     command::{AbortMigration, MigrationPrepared},
@@ -193,8 +193,9 @@ impl LocalAttempt {
             return Err(refused(format!("{id} is not under way to this host")));
         }
         let (from, me) = (self.name_of(record.from), self.name_of(self.me()));
-        let features = self.features.of(&self.places.qemu).await?;
-        let accelerator = self.local_accelerator().await;
+        let qemu = self.qemu(&id.vm.name)?;
+        let features = self.features.of(qemu.path).await?;
+        let (accelerator, _) = self.accelerator_of(qemu.name).await;
         let resolved = Resolved {
             machine: asked.preflight.machine.clone(),
             accelerator: asked.preflight.accelerator,
@@ -337,16 +338,11 @@ impl LocalAttempt {
             Report::new(ErrorCode::MigrationRefused, title)
         })?;
         let how = How::of(spec);
-        self.evidence.events.say(format!("{id}: how: {how}; at {} (QEMU process {})", prepared.uri, prepared.pid));
+        let qemu = &prepared.preflight.qemu_version;
+        self.evidence
+            .events
+            .say(format!("{id}: how: {how}; at {} (QEMU {qemu}, process {})", prepared.uri, prepared.pid));
         Ok(())
-    }
-
-    async fn local_accelerator(&self) -> Accelerator {
-        use vt_protocol::peer::{PeerReply, PeerRequest};
-        match self.cluster.ask(self.me(), PeerRequest::Facts, DECIDES).await {
-            Ok(PeerReply::Facts(facts)) => facts.qemu.map_or(Accelerator::Tcg, |qemu| qemu.accelerator),
-            _ => Accelerator::Tcg,
-        }
     }
 
     /// Takes up again what came in here when the daemon ended.

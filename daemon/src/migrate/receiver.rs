@@ -208,7 +208,8 @@ impl Receiver {
                 self.incoming.set_vm(None);
                 self.attempt.put_vm(self.vm.clone());
                 let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-                self.incoming.state.send_replace(IncomingState::Resumed { elapsed_us });
+                let (pid, qemu_version) = (self.vm.qemu.pid(), self.vm.qemu.version());
+                self.incoming.state.send_replace(IncomingState::Resumed { elapsed_us, pid, qemu_version });
                 // The decision may have been told before it was applied here: the guard asks for the epoch it gave.
                 let me = self.attempt.me();
                 let owned =

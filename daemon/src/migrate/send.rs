@@ -54,7 +54,10 @@ const PREPARES: Duration = Duration::from_secs(90);
 pub struct Ready {
     pub(super) id: MigrationId,
     pub(super) uri: String,
+    /// Of the destination's QEMU; where libvirt starts it, known when it runs.
     pub(super) pid: u32,
+    /// Of the same; known when it runs.
+    pub(super) qemu_version: String,
     /// Where the destination takes the disk, where it is copied.
     pub(super) disk: Option<String>,
     /// What libvirt has to know, where it moves the VM.
@@ -64,7 +67,7 @@ pub struct Ready {
 impl Ready {
     fn new(id: MigrationId, prepared: Prepared) -> Self {
         let Prepared { uri, pid, disk, domain, .. } = prepared;
-        Self { id, uri, pid, disk, domain }
+        Self { id, uri, pid, qemu_version: String::new(), disk, domain }
     }
 }
 
@@ -122,11 +125,13 @@ impl LocalAttempt {
                 }
                 state::Phase::Prepared { address, detail } => {
                     let (pid, disk) = receive::read_detail(detail);
-                    return Ok(Ready { id, uri: address.clone(), pid, disk, domain: None });
+                    let (uri, qemu_version) = (address.clone(), String::new());
+                    return Ok(Ready { id, uri, pid, qemu_version, disk, domain: None });
                 }
                 state::Phase::Aborted { why } => return Err(aborted(why.clone())),
                 state::Phase::Moved { .. } => {
-                    return Ok(Ready { id, uri: String::new(), pid: 0, disk: None, domain: None });
+                    let (uri, qemu_version) = (String::new(), String::new());
+                    return Ok(Ready { id, uri, pid: 0, qemu_version, disk: None, domain: None });
                 }
                 state::Phase::Begun => {}
             }
@@ -178,10 +183,9 @@ impl LocalAttempt {
     async fn source_preflight(&self, vm: &LocalVm) -> Result<Preflight, Report> {
         let qmp = vm.qemu.qmp();
         let capabilities = qmp.query_migrate_capabilities().await.map_err(|error| error.report())?;
-        let (major, minor, micro) = qmp.greeting().version;
         let record = vm.qemu.record();
         Ok(Preflight {
-            qemu_version: format!("{major}.{minor}.{micro}"),
+            qemu_version: vm.qemu.version(),
             machine: record.machine.clone(),
             cpu_model: record.cpu_model.clone(),
             accelerator: record.accelerator,
@@ -211,8 +215,7 @@ impl LocalAttempt {
         };
         match self.cluster.ask(to, PeerRequest::PrepareIncoming(Box::new(request)), PREPARES).await {
             Ok(PeerReply::Prepared(prepared)) => {
-                let here = vm.qemu.qmp().greeting().version;
-                let here = format!("{}.{}.{}", here.0, here.1, here.2);
+                let here = vm.qemu.version();
                 if prepared.preflight.qemu_version != here {
                     let there = &prepared.preflight.qemu_version;
                     self.evidence.events.say(format!("{id}: QEMU {here} moves the VM to QEMU {there}"));

@@ -443,7 +443,7 @@ impl Sender {
         Ok(Migrated { result: Some(result), ..Migrated::default() })
     }
 
-    async fn await_arrival(&self) -> Result<(), Failure> {
+    async fn await_arrival(&mut self) -> Result<(), Failure> {
         let until = Instant::now() + RESUMES;
         loop {
             let ask = PeerRequest::IncomingState { migration: self.ready.id.clone(), wait_ms: 5000 };
@@ -453,7 +453,10 @@ impl Sender {
             };
             let gone = |text: String| Failure::Followed(Consequence::PeerGone(text));
             match asked {
-                Ok(PeerReply::Incoming(IncomingState::Resumed { .. })) => return Ok(()),
+                Ok(PeerReply::Incoming(IncomingState::Resumed { pid, qemu_version, .. })) => {
+                    (self.ready.pid, self.ready.qemu_version) = (pid, qemu_version);
+                    return Ok(());
+                }
                 // The VM is the destination's, and so is the story of its loss.
                 Ok(PeerReply::Incoming(IncomingState::Failed(report))) => return Err(gone(report.title)),
                 _ => {}

@@ -7,7 +7,7 @@
 //! | [`supervisor`], [`tend`] | which parties are wanted here; the life of one |
 //! | [`attempt`], [`calls`], [`server`] | what this host holds for an attempt; its party's calls; the socket |
 //! | [`barrier`], [`vms`], [`guests`] | what calls do |
-//! | [`local_vm`], `disk`, `image`, `monitor` | a VM of this host; its disk; what it boots from; what its QEMU is told |
+//! | [`local_vm`], `disk`, `qemu`, `image`, `monitor` | a VM of this host; its disk; which QEMU runs it; what it boots from; what its QEMU is told |
 //! | `firewall` | packets of migrations dropped on purpose |
 //! | [`giveback`] | the end: nothing is left |
 //! | [`places`], [`record`], [`failure`] | where things are; what is on disk; who is to blame |
@@ -30,6 +30,7 @@ pub mod local_vm;
 mod monitor;
 pub mod places;
 pub mod program;
+mod qemu;
 pub mod record;
 pub mod server;
 pub mod supervisor;

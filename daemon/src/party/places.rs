@@ -16,7 +16,7 @@ use crate::{
     guard::Times,
     libvirt::Libvirt,
     migrate::lanes::Lanes,
-    qemu::remains,
+    qemu::{binaries::Binaries, remains},
     settings::{GuestRange, Settings},
 };
 
@@ -33,8 +33,8 @@ pub struct Places {
     pub disks: PathBuf,
     /// Whether all hosts see the same images and disks.
     pub shared: bool,
-    /// QEMU, by path or by name in PATH.
-    pub qemu: String,
+    /// The QEMUs of this host.
+    pub qemus: Binaries,
     /// The bridge of the taps.
     pub bridge: Option<String>,
     /// Addresses for guests.
@@ -74,7 +74,7 @@ impl Places {
             images: settings.paths.images.clone(),
             disks: settings.paths.disks.clone(),
             shared: settings.pool_shared,
-            qemu: settings.qemu_binary.clone(),
+            qemus: settings.qemus.clone(),
             bridge: settings.network.bridge.clone(),
             guests: settings.network.guests,
             migration: settings.network.migration.unwrap_or(migration),

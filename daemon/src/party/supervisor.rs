@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -15,8 +16,8 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vt_protocol::{
     error::{ErrorCode, Report},
-    ids::{AttemptId, HostId, JobId, MigrationId},
-    peer::{IncomingState, PrepareIncoming, Prepared},
+    ids::{AttemptId, HostId, JobId, MigrationId, VmId},
+    peer::{IncomingState, PrepareIncoming, Prepared, QemuOffer},
     vm::Transport,
 };
 use vt_sync::State;
@@ -41,6 +42,8 @@ pub trait Plans: Send + Sync + 'static {
     async fn plan(&self, job: JobId) -> Result<Arc<OpenPlan>, Report>;
 }
 
+/// How long this host may be behind another one that asks about an attempt.
+const KNOWS: Duration = Duration::from_secs(20);
 /// No entry: without a session nothing is begun.
 const NO_SESSION: u64 = u64::MAX;
 
@@ -239,9 +242,21 @@ impl Supervisor {
     /// # Errors
     /// As the source is told.
     pub async fn prepare_incoming(&self, asked: PrepareIncoming) -> Result<Prepared, Report> {
-        let id = asked.migration.vm.attempt;
-        // The source may be ahead of this host by some entries: its attempt is about to be known here.
-        let found = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        self.awaited(asked.migration.vm.attempt).await?.prepare_incoming(asked).await
+    }
+
+    /// Answers [`vt_protocol::peer::PeerRequest::QemuOf`].
+    ///
+    /// # Errors
+    /// As [`LocalAttempt::offer`].
+    pub async fn qemu_of(&self, vm: VmId) -> Result<QemuOffer, Report> {
+        self.awaited(vm.attempt).await?.offer(&vm.name).await
+    }
+
+    /// What this host holds for an attempt that whoever asks knows of: they may be ahead of this host by some entries, and
+    /// it is about to be known here.
+    async fn awaited(&self, id: AttemptId) -> Result<Arc<LocalAttempt>, Report> {
+        let found = tokio::time::timeout(KNOWS, async {
             let mut count = self.count.subscribe();
             loop {
                 if let Some(attempt) = self.attempt(id) {
@@ -252,10 +267,8 @@ impl Supervisor {
                 }
             }
         });
-        match found.await {
-            Ok(attempt) => attempt.prepare_incoming(asked).await,
-            Err(_) => Err(Report::new(ErrorCode::MigrationRefused, format!("this host takes no part in attempt {id}"))),
-        }
+        let stranger = |_| Report::new(ErrorCode::MigrationRefused, format!("this host takes no part in attempt {id}"));
+        found.await.map_err(stranger)
     }
 
     /// Answers [`vt_protocol::peer::PeerRequest::RecoverIncoming`].
@@ -293,10 +306,10 @@ impl Supervisor {
     }
 
     /// Answers [`vt_protocol::peer::PeerRequest::IncomingState`].
-    pub async fn incoming_state(&self, migration: &MigrationId, wait: std::time::Duration) -> IncomingState {
+    pub async fn incoming_state(&self, migration: &MigrationId, wait: Duration) -> IncomingState {
         let incoming = self.attempt(migration.vm.attempt).and_then(|attempt| attempt.incoming(migration));
         match incoming {
-            Some(incoming) => incoming.state(wait.min(std::time::Duration::from_secs(5))).await,
+            Some(incoming) => incoming.state(wait.min(Duration::from_secs(5))).await,
             None => IncomingState::Unknown,
         }
     }

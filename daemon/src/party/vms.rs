@@ -9,12 +9,10 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, timeout_at};
 use vt_protocol::{
     error::{ErrorCode, Report},
-    facts::QemuFacts,
     ids::{Digest, Epoch, Name},
     party::{Answer, Failure, StartVm, VmStarted},
-    peer::{PeerReply, PeerRequest},
     verdict::{Blame, Cause, Consequence},
-    vm::{Accelerator, Backend, Nic, NicModel, VmSpec},
+    vm::{Backend, Nic, NicModel, VmSpec},
 };
 use vt_sync::command::{ClaimVm, ReleaseVm};
 
@@ -23,6 +21,7 @@ use super::{
     failure::caused,
     image::Image,
     local_vm::LocalVm,
+    qemu::Common,
 };
 use crate::{
     evidence::files::tail,
@@ -32,30 +31,10 @@ use crate::{
     },
 };
 
-/// How long another host may take to say what it can do.
-const FACTS: Duration = Duration::from_secs(10);
 /// How much of the serial log is quoted, bytes.
 const QUOTE: u64 = 1200;
 
 impl LocalAttempt {
-    /// The accelerator of a VM that nobody named one for: KVM where a functional probe passed on every host.
-    async fn accelerator(&self, wanted: Option<Accelerator>) -> (Accelerator, String) {
-        if let Some(wanted) = wanted {
-            return (wanted, "asked for".to_owned());
-        }
-        for (host, name) in &self.hosts {
-            match self.cluster.ask(*host, PeerRequest::Facts, FACTS).await {
-                Ok(PeerReply::Facts(facts)) => match facts.qemu {
-                    Some(QemuFacts { accelerator: Accelerator::Kvm, .. }) => {}
-                    Some(qemu) => return (Accelerator::Tcg, format!("{name}: {}", qemu.accelerator_reason)),
-                    None => return (Accelerator::Tcg, format!("{name} knows of no QEMU yet")),
-                },
-                Ok(_) | Err(_) => return (Accelerator::Tcg, format!("{name} did not say what works on it")),
-            }
-        }
-        (Accelerator::Kvm, "a probe passed on every host of the case".to_owned())
-    }
-
     /// Starts a VM on this host and waits for its guest. Answered from what runs where it was started before.
     ///
     /// # Errors
@@ -80,23 +59,22 @@ impl LocalAttempt {
         let image = self.image(&call.image).map_err(caused)?;
         let place = self.disk_place(&self.vm_id(&call.vm)).map_err(caused)?;
         place.suits(&call).map_err(caused)?;
-        let features = self.features.of(&self.places.qemu).await.map_err(caused)?;
-        let (accelerator, reason) = self.accelerator(call.accelerator).await;
+        let qemu = self.qemu(&call.vm).map_err(caused)?;
+        let features = self.features.of(qemu.path).await.map_err(caused)?;
+        let Common { machine, older, accelerator, reason } =
+            self.common(&call.vm, call.machine.as_deref(), call.accelerator).await?;
         let word = format!("{accelerator:?}").to_lowercase();
         self.evidence.events.say(format!("accelerator {word}: {reason}"));
-        let wanted = call.machine.as_deref().unwrap_or("q35");
-        let Some(machine) = features.machine(wanted) else {
-            let host = self.name_of(self.me());
-            let title = format!("QEMU {} of {host} has no machine type {wanted}", features.version);
-            let report = Report::new(ErrorCode::CannotRunHere, title);
-            return Err(caused(report.help(format!("{} -machine help   (on {host})", self.places.qemu))));
-        };
+        self.evidence.events.say(format!("QEMU {qemu}, version {}", features.version));
+        if let Some(older) = older {
+            self.evidence.events.say(format!("machine type {machine}: {older}"));
+        }
         let cpu_model = call.cpu_model.clone().unwrap_or_else(|| default_cpu_model(accelerator).to_owned());
         if !features.cpus.is_empty() && !features.has_cpu(&cpu_model) {
             let title = format!("QEMU {} has no CPU model {cpu_model}", features.version);
             return Err(caused(Report::new(ErrorCode::BadParameter, title).with("parameter", "cpu_model")));
         }
-        let resolved = Resolved { machine: machine.to_owned(), accelerator, cpu_model: cpu_model.clone() };
+        let resolved = Resolved { machine, accelerator, cpu_model: cpu_model.clone() };
 
         let mut drives = call.drives.clone();
         if call.check_images {
@@ -115,7 +93,6 @@ impl LocalAttempt {
             cpu_model: Some(cpu_model),
             accelerator: Some(accelerator),
             nics,
-            qemu_binary: Some(self.places.qemu.clone()),
             extra_args: call.extra_args.clone(),
             drives,
             check_images: call.check_images,
@@ -236,7 +213,7 @@ impl LocalAttempt {
             cgroups: self.places.cgroups.clone(),
         };
         let setup = VmSetup {
-            qemu: self.places.qemu.clone(),
+            qemu: self.qemu(&spec.id.name)?.path.to_owned(),
             boot,
             disk: Some(disk),
             drives: self.drives(&spec)?,
@@ -285,13 +262,12 @@ impl LocalAttempt {
 
     async fn started(&self, vm: &LocalVm, reason: String, begun: Instant) -> Result<Answer, Failure> {
         let record = vm.qemu.record();
-        let (major, minor, micro) = vm.qemu.qmp().greeting().version;
         Ok(Answer::Vm(Box::new(VmStarted {
             accelerator: record.accelerator,
             accelerator_reason: reason,
             machine: record.machine.clone(),
             cpu_model: record.cpu_model.clone(),
-            qemu_version: format!("{major}.{minor}.{micro}"),
+            qemu_version: vm.qemu.version(),
             address: vm.address(),
             boot_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
             pid: vm.qemu.pid(),

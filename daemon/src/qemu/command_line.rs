@@ -346,7 +346,6 @@ mod tests {
                 prefix: 24,
                 model: NicModel::Virtio,
             }],
-            qemu_binary: None,
             extra_args: vec!["-boot".into(), "order=n".into()],
             drives: vec![],
             check_images: false,

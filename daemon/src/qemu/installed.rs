@@ -9,19 +9,20 @@ use std::{
 use tokio::{process::Command, time::timeout};
 use vt_protocol::facts::QemuFacts;
 
-use super::{probe, process::resolve_program, qmp::Machine, vm::VmError};
+use super::{binaries::Binary, probe, process::resolve_program, qmp::Machine, vm::VmError};
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Looks at the QEMU called `qemu` (a path or a name in `PATH`). `cache`: a folder where the probe's result is kept.
-pub async fn examine(qemu: &str, cache: Option<&Path>) -> Result<QemuFacts, VmError> {
-    let path = find(qemu)?;
+/// Looks at a QEMU. `cache`: a folder where the probe's result is kept.
+pub async fn examine(qemu: Binary<'_>, cache: Option<&Path>) -> Result<QemuFacts, VmError> {
+    let path = find(qemu.path)?;
     let version = version(&path).await?;
     let found = match cache {
         Some(folder) => probe::probe_cached(&path, &version, folder).await,
         None => probe::probe(&path).await,
     };
     Ok(QemuFacts {
+        name: qemu.name.to_owned(),
         path: path.to_string_lossy().into_owned(),
         version,
         accelerator: found.accelerator,

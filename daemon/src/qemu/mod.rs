@@ -7,13 +7,15 @@
 //! | [`launch`], [`process`] | a process that outlives the daemon |
 //! | [`pipe`] | the helper command of a migration over `exec` |
 //! | `site`, [`record`], [`vm`], [`remains`] | a VM, what is made for it before, what is on disk about it, what exists of it |
-//! | [`installed`], [`probe`] | what this host's QEMU can do |
+//! | [`binaries`] | the QEMUs of this host by name |
+//! | [`installed`], [`probe`] | what one can do |
 //! | [`tap`] | its network |
 //! | [`sampler`] | readings of its migration |
 //!
 //! What may not happen here: decisions about owners and migrations. Those are made elsewhere, from what this module
 //! reports.
 
+pub mod binaries;
 pub mod command_line;
 pub mod installed;
 pub mod launch;

@@ -312,6 +312,12 @@ impl Vm {
         self.at.process.pid()
     }
 
+    /// QEMU's version, as its monitor greets with it: `10.0.2`.
+    pub fn version(&self) -> String {
+        let (major, minor, micro) = self.qmp.greeting().version;
+        format!("{major}.{minor}.{micro}")
+    }
+
     /// QEMU's process.
     pub fn process(&self) -> &Process {
         &self.at.process

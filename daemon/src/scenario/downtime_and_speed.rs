@@ -206,6 +206,8 @@ mod tests {
             parts_ms: vec![],
             source_pid: 1,
             destination_pid: 2,
+            source_qemu: String::new(),
+            destination_qemu: String::new(),
             missed: vec![],
             stalled_ms: 0,
             samples,

@@ -92,8 +92,8 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "programs of a host are named in its settings ([qemu]), by who runs the host",
-        &["qemu_binary", "qemu_img_binary", "qemu_dst_binary"],
+        "programs of a host are named in its settings, by who runs the host; qemu-img is the one in its PATH",
+        &["qemu_img_binary"],
     ),
     (
         "words for QEMU's command line come from scenarios alone: both hosts must have the same, and they reach files of the host",

@@ -28,6 +28,13 @@ pub(super) const VM_PARAMS: &[Documented] = &[
         "names of the VM's network cards, at most 8; the first has the address, all are on the hosts' bridge",
     ),
     ("nic_model", "virtio", "what each is: virtio, e1000, e1000e, rtl8139, vmxnet3; nic_model_nic2 of that one"),
+    (
+        "qemu_binary",
+        "",
+        "which QEMU of its host runs the VM: a name or path of those in the host's settings ([qemu.binaries]); default: [qemu] \
+         binary",
+    ),
+    ("qemu_dst_binary", "", "the same on the hosts behind host1, where it is another one there"),
     ("vm_type", "qemu", "who starts and moves the VM: qemu (the daemon, over QMP), or libvirt; --backend sets it"),
     ("login_timeout", "360", "seconds until the guest is up and lets in"),
     ("username", "root", "who logs in on the console"),
@@ -150,6 +157,13 @@ impl VmSettings {
         }
         // Who logs in is the daemon's to know: it reads the same parameter.
         word(params, "username", "the name of a user")?;
+        // So is which QEMU of its host that is.
+        for key in ["qemu_binary", "qemu_dst_binary"] {
+            let said = params.text(key).map(str::trim).unwrap_or_default();
+            if said.starts_with('-') || said.chars().any(|c| c.is_whitespace() || c.is_control()) {
+                return Err(params.error(key, "the name or path of a QEMU in the host's settings"));
+            }
+        }
         let memory = params.size("mem", MIB, 32 * MIB..=MIB << 20)?.unwrap_or(256 * MIB);
         let accelerator = match params.text("accelerator").map(str::trim) {
             None | Some("") => None,

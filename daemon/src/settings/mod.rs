@@ -20,6 +20,8 @@ use vt_protocol::{
 
 use sources::Layer;
 
+use crate::qemu::binaries::Binaries;
+
 pub use self::{
     read::{Mistake, SettingsError},
     sources::{Flags, Origin},
@@ -43,8 +45,8 @@ pub struct Settings {
     pub network: Network,
     /// How many VMs leave this host at once.
     pub moves: Moves,
-    /// The QEMU binary: a path, or a name in PATH.
-    pub qemu_binary: String,
+    /// The QEMUs of this host.
+    pub qemus: Binaries,
     /// libvirt of this host; `None`: it is not used.
     pub libvirt: Option<LibvirtSettings>,
     /// Times of the session.
@@ -235,7 +237,7 @@ impl Default for Settings {
             pool_shared: false,
             network: Network { bridge: None, guests: None, migration: None },
             moves: Moves { at_once: 8, per_link: 4 },
-            qemu_binary: "qemu-system-x86_64".into(),
+            qemus: Binaries::only("qemu-system-x86_64"),
             libvirt: None,
             session: SessionTimes {
                 renew: Duration::from_millis(1000),

@@ -11,7 +11,10 @@ use std::{
 };
 
 use toml::de::{DeTable, DeValue};
-use vt_protocol::error::{ErrorCode, Report};
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::Name,
+};
 
 use super::{
     GuestRange, Kind, Settings,
@@ -181,7 +184,9 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
     migration.finish();
 
     let qemu = root.section("qemu");
-    qemu.text("binary", |binary| settings.qemu_binary = binary);
+    qemu.text("binary", |binary| settings.qemus.set_default(binary));
+    let binaries = qemu.section("binaries");
+    binaries.named("a name that is free (a to z, 0 to 9, - _ .)", |name, path| settings.qemus.add(name, path));
     qemu.finish();
 
     let libvirt = root.section("libvirt");
@@ -314,6 +319,20 @@ impl<'r, 't, 'd> Section<'r, 't, 'd> {
             None => {}
             Some((DeValue::String(text), _)) if !text.trim().is_empty() => set(text.to_string()),
             Some((_, place)) => self.wrong(key, place, "a text in quotes"),
+        }
+    }
+
+    /// A section whose keys are names of the user's own, each with a text. `add` says whether a name can be had.
+    fn named(self, want: &str, mut add: impl FnMut(Name, String) -> bool) {
+        for (key, value) in self.table.into_iter().flatten() {
+            let (name, place) = (key.get_ref(), value.span());
+            match (name.parse(), value.get_ref()) {
+                (_, value) if !matches!(value, DeValue::String(text) if !text.trim().is_empty()) => {
+                    self.wrong(name, place, "a text in quotes");
+                }
+                (Ok(free), DeValue::String(text)) if add(free, text.to_string()) => {}
+                _ => self.reader.mistake(key.span(), format!("{name} is not {want}"), None),
+            }
         }
     }
 
@@ -458,6 +477,10 @@ mod tests {
                 "",
             ),
             ("[pool]\nshared = \"yes\"", 2, "true or false", ""),
+            ("[qemu.binaries]\nold = 7", 2, "old = 7 is not a text in quotes", ""),
+            ("[qemu.binaries]\ndefault = \"/q\"", 2, "default is not a name that is free", ""),
+            ("[qemu.binaries]\n\"Old 7\" = \"/q\"", 2, "Old 7 is not a name", ""),
+            ("[qemu]\nbinaries = \"/q\"", 2, "write [binaries]", ""),
             ("[network]\nguests = \"10.0.0.9-10.0.0.1/24\"", 2, "is not a range", ""),
             ("[network]\nguests = \"10.0.0.1-10.0.1.1/24\"", 2, "is not a range", ""),
             ("[network]\nbridge = \"a-name-that-is-too-long\"", 2, "interface name", ""),

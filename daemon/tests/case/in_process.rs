@@ -19,6 +19,7 @@ use vt_daemon::{
     migrate::lanes::Lanes,
     party::{Party, Places, Plans, Supervisor, giveback::cgroup_name, places::secret_file},
     plan::OpenPlan,
+    qemu::binaries::Binaries,
 };
 use vt_protocol::{
     error::{ErrorCode, Report},
@@ -143,6 +144,7 @@ impl Cluster for View {
                     let wait = Duration::from_millis(wait_ms.into());
                     PeerReply::Incoming(supervisor()?.incoming_state(&migration, wait).await)
                 }
+                PeerRequest::QemuOf(vm) => PeerReply::Qemu(Box::new(supervisor()?.qemu_of(vm).await.map_err(refused)?)),
                 PeerRequest::Facts => PeerReply::Facts(Box::new(facts())),
                 PeerRequest::EvidenceList(attempt) => PeerReply::EvidenceList(store.list(attempt).map_err(refused)?),
                 PeerRequest::EvidenceRead { attempt, path, offset, length } => {
@@ -164,12 +166,13 @@ fn facts() -> HostFacts {
         cpu_model: String::new(),
         cpus: 2,
         memory_bytes: 1 << 32,
-        qemu: Some(QemuFacts {
+        qemus: vec![QemuFacts {
+            name: "default".into(),
             path: "qemu-system-x86_64".into(),
             version: "10".into(),
             accelerator: Accelerator::Tcg,
             accelerator_reason: "the test says so".into(),
-        }),
+        }],
         kind: "namespace".into(),
         pool: PoolFacts { path: String::new(), shared: true, images: Vec::new() },
         times_ms: Vec::new(),
@@ -259,7 +262,7 @@ impl World {
             images: std::env::var_os("VTMESH_IMAGES").map_or_else(|| "/var/lib/vtmesh/images".into(), PathBuf::from),
             disks: self.dir.path().join("disks"),
             shared: true,
-            qemu: "qemu-system-x86_64".into(),
+            qemus: Binaries::only("qemu-system-x86_64"),
             bridge: None,
             guests: None,
             migration: IpAddr::V4(Ipv4Addr::LOCALHOST),

@@ -70,7 +70,6 @@ pub(crate) fn setup(name: &str) -> VmSetup {
             cpu_model: None,
             accelerator: None,
             nics: vec![],
-            qemu_binary: None,
             extra_args: vec![],
             drives: vec![],
             check_images: false,

@@ -11,3 +11,4 @@ mod moves;
 mod pools;
 mod scenario;
 mod trouble;
+mod versions;
