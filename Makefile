@@ -1,5 +1,5 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo deb rpm fleet qemu-7.2 lint-ansible bench bench-ways bench-images bench-cfg proofs model sim faults faults-mutations matrix cancels notice attacks writers fuzz lint fmt
+.PHONY: help setup build release test demo deb rpm fleet qemu-7.2 lint-ansible bench bench-ways bench-images bench-cfg proofs model sim faults faults-mutations matrix versions cancels notice attacks writers fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
@@ -17,6 +17,7 @@ help:
 	@echo "make sim     whole hosts under simulated faults for MINUTES (60); SEED=17 tells one run"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600) each; needs g++"
 	@echo "make matrix  one guest moved in every way: transports, modes, both together, as a table (root); WAYS=\"tcp tls\" HOSTS=2"
+	@echo "make versions the same between QEMU 7.2 and the installed one, over QMP and by libvirt, in target/versions as JSON and HTML (root); WAYS=\"tcp tls\""
 	@echo "make cancels every phase of a migration cancelled TIMES (20) times, the guest alive and moved after each (root)"
 	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=2"
 	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
@@ -161,6 +162,9 @@ HOSTS ?= 2
 MATRIX = cargo run --locked -p vt-tests --bin matrix --
 matrix: build
 	$(MATRIX) --hosts $(HOSTS) --json matrix.json $(WAYS)
+
+versions: build
+	$(MATRIX) --versions target/versions $(WAYS)
 
 cancels: build
 	$(MATRIX) --hosts $(HOSTS) --rounds $(TIMES) --json cancels.json cancels

@@ -391,6 +391,9 @@ pub struct VmStarted {
     pub cpu_model: String,
     /// Version of QEMU.
     pub qemu_version: String,
+    /// Versions of the QEMUs that the hosts of the case run it with, this one's included, of those that said so.
+    #[serde(default)]
+    pub qemus: BTreeMap<Name, String>,
     /// The guest's address, where it has one.
     pub address: Option<std::net::Ipv4Addr>,
     /// From the start of QEMU until the guest was up, ms.

@@ -342,6 +342,11 @@ impl MigrationSpec {
         self.capabilities.get(capability).is_some_and(|on| *on)
     }
 
+    /// The capabilities that are asked for.
+    pub fn asked(&self) -> impl Iterator<Item = &String> {
+        self.capabilities.iter().filter(|(_, on)| **on).map(|(name, _)| name)
+    }
+
     /// Whether the transfer may go over to post-copy: then it is decided before the switch-over, not after it.
     pub fn is_postcopy(&self) -> bool {
         self.wants("postcopy-ram") || self.interventions.iter().any(|(_, what)| *what == Intervention::Postcopy)
@@ -462,6 +467,12 @@ pub struct MigrationResult {
     /// How it went.
     #[serde(default)]
     pub how: How,
+    /// Who moved it.
+    #[serde(default)]
+    pub backend: Backend,
+    /// Migration capabilities that were asked for, by QEMU's names.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
     /// QEMU's own total time, ms.
     pub total_ms: u64,
     /// QEMU's own downtime, ms: what it knows of, without our decision and the resume.

@@ -13,6 +13,7 @@ mod lab;
 mod later;
 mod provider;
 mod recovery;
+mod results;
 mod run;
 mod variants;
 
@@ -38,6 +39,7 @@ pub use self::{
     later::Later,
     provider::{GuestArgs, GuestDefineArgs, GuestSystem, GuestVerb, ProviderVerb, ProvidersArgs, SetArgs},
     recovery::{RecoverArgs, RestoreArgs, SnapshotVerb},
+    results::{CoverageArgs, ResultsVerb},
     run::{GroupHosts, Outcome, ReportFile, RunArgs},
     variants::{CfgVerb, ExpandArgs, Selection, VariantsVerb},
 };
@@ -91,6 +93,9 @@ pub enum Command {
     /// Jobs: what was run, what runs
     #[command(subcommand, after_help = "Example:\n  vtctl job list")]
     Job(Later<JobVerb>),
+    /// Stored results, looked at together
+    #[command(subcommand, after_help = "Example:\n  vtctl results coverage")]
+    Results(Later<ResultsVerb>),
     /// The test matrix of a Cartesian configuration
     #[command(subcommand, after_help = "Example:\n  vtctl variants list -c tests.cfg")]
     Variants(Later<VariantsVerb>),

@@ -19,6 +19,7 @@ mod parity;
 mod provider;
 mod recovery;
 mod rerun;
+mod results;
 mod run;
 mod scenario;
 mod scenario_file;
@@ -57,6 +58,7 @@ pub fn run(cli: Cli) -> u8 {
         Command::Cfg(Later(verb)) => cfg::cfg(&ui, verb),
         Command::Variants(Later(verb)) if !verb.asks() => variants::variants(&ui, verb),
         Command::Guest(Later(verb)) => guest::guest(&ui, verb),
+        Command::Results(Later(verb)) => results::results(&ui, verb),
         Command::Completion { shell } => explain::completion(&ui, *shell),
         Command::Man { directory } => explain::man(directory),
         _ => with_runtime(cli, ui.clone()),
@@ -121,7 +123,9 @@ async fn dispatch(cli: Cli, ui: Ui) -> Result<Code, Report> {
         Command::Doctor(args) => doctor::doctor(&mut app, args).await,
         Command::Version => explain::version(&mut app).await,
         Command::Variants(Later(verb)) => variants::lint_keys(&mut app, &verb).await,
-        Command::Explain(_) | Command::Cfg(_) | Command::Guest(_) | Command::Man { .. } => Ok(Exit::Ok.into()),
+        Command::Explain(_) | Command::Cfg(_) | Command::Guest(_) | Command::Results(_) | Command::Man { .. } => {
+            Ok(Exit::Ok.into())
+        }
         Command::Config(_) | Command::Completion { .. } | Command::Lab(_) | Command::Provider(_) => Ok(Exit::Ok.into()),
     }
 }

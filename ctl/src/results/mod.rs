@@ -1,6 +1,7 @@
 //! The evidence of a job on the user's disk: fetched whole or not at all, and the reports made from it.
 
 pub mod bundle;
+pub mod coverage;
 pub mod document;
 pub mod junit;
 pub mod logs;
@@ -89,7 +90,7 @@ fn write_also(material: &Material<'_>, also: &[ReportFile]) -> Result<(), Report
 }
 
 /// Writes a report beside its goal and renames it, so that a reader never sees half of one.
-fn write(path: &Path, text: &str) -> Result<(), Report> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), Report> {
     let failed = |error: std::io::Error| trouble("write", path, &error);
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(failed)?;

@@ -25,7 +25,7 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
     let number = |name: &str| spec.parameters.get(name).copied();
     let percent = |name: &str| number(name).and_then(|value| u32::try_from(value).ok());
     let mut known: Vec<&str> = vec!["max-bandwidth", "downtime-limit"];
-    for (name, _) in spec.capabilities.iter().filter(|(_, on)| **on) {
+    for name in spec.asked() {
         match name.as_str() {
             name if OF_ITSELF.contains(&name) => {}
             "multifd" => {

@@ -52,6 +52,8 @@ impl Sender {
             from: self.call.from.clone(),
             to: self.call.to.clone(),
             how: How::of(&self.call.spec),
+            backend: self.vm.qemu.record().spec.backend,
+            capabilities: self.call.spec.asked().cloned().collect(),
             total_ms: number(info.as_ref().map(|info| info.total_ms)),
             qemu_downtime_ms: number(info.as_ref().map(|info| info.downtime_ms)),
             setup_ms: number(info.as_ref().map(|info| info.setup_ms)),

@@ -4,12 +4,15 @@
 //! A host runs a VM with one QEMU from the beginning of a case to its end, however often the VM comes by. Which one is in
 //! the parameters, and asked of each host, because only it knows what its settings call by that name.
 
+use std::collections::BTreeMap;
+
 use futures_util::future::join_all;
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::Name,
     party::Failure,
     peer::{PeerReply, PeerRequest, QemuOffer},
+    verdict::Consequence,
     vm::Accelerator,
 };
 
@@ -27,7 +30,7 @@ const ELSEWHERE: &str = "qemu_dst_binary";
 const MACHINE: &str = "q35";
 
 /// What the QEMUs of all hosts of a case have in common.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Common {
     /// Versioned machine type.
     pub(super) machine: String,
@@ -37,6 +40,8 @@ pub(super) struct Common {
     pub(super) accelerator: Accelerator,
     /// Why that way.
     pub(super) reason: String,
+    /// Versions of those that said so.
+    pub(super) versions: BTreeMap<Name, String>,
 }
 
 impl LocalAttempt {
@@ -100,30 +105,33 @@ impl LocalAttempt {
         let others = self.hosts.iter().filter(|(host, _)| *host != self.me()).map(|(host, name)| async move {
             let asked = self.cluster.ask(*host, PeerRequest::QemuOf(self.vm_id(vm)), DECIDES).await;
             match asked {
-                Ok(PeerReply::Qemu(offer)) => Ok((name.to_string(), Some(*offer))),
+                Ok(PeerReply::Qemu(offer)) => Ok((name.clone(), Some(*offer))),
                 Ok(PeerReply::Refused(report)) if report.code == ErrorCode::CannotRunHere => Err(report),
                 Err(AskError::Refused(report)) if report.code == ErrorCode::CannotRunHere => Err(*report),
                 // Whether it can take the VM is seen when that comes.
-                Ok(_) | Err(_) => Ok((name.to_string(), None)),
+                Ok(_) | Err(_) => Ok((name.clone(), None)),
             }
         });
         let (mine, others) = tokio::join!(self.offer(vm), join_all(others));
         let others: Vec<_> = others.into_iter().collect::<Result<_, _>>().map_err(caused)?;
-        let mine = (self.name_of(self.me()), mine.map_err(caused)?);
+        let Some((_, me)) = self.hosts.get(self.place) else { return Err(Failure::Followed(Consequence::Closed)) };
+        let mine = (me.clone(), mine.map_err(caused)?);
         let (machine, older) = machine_of_all(&mine, &others, machine.unwrap_or(MACHINE)).map_err(caused)?;
         let (accelerator, reason) = match accelerator {
             Some(wanted) => (wanted, "asked for".to_owned()),
             None => accelerator_of_all(&mine, &others),
         };
-        Ok(Common { machine, older, accelerator, reason })
+        let said = others.into_iter().filter_map(|(name, offer)| Some((name, offer?))).chain([mine]);
+        let versions = said.map(|(name, offer)| (name, offer.version)).collect();
+        Ok(Common { machine, older, accelerator, reason, versions })
     }
 }
 
 /// The machine type that `wanted` stands for: as it is where it names a version, else the newest of its kind that every host
 /// knows, with the reason where that is not the first host's newest.
 fn machine_of_all(
-    (host, mine): &(String, QemuOffer),
-    others: &[(String, Option<QemuOffer>)],
+    (host, mine): &(Name, QemuOffer),
+    others: &[(Name, Option<QemuOffer>)],
     wanted: &str,
 ) -> Result<(String, Option<String>), Report> {
     let Some(newest) = machine_in(&mine.machines, wanted) else {
@@ -158,10 +166,7 @@ fn version(text: &str) -> Vec<u32> {
 }
 
 /// KVM where a functional probe passed on every host.
-fn accelerator_of_all(
-    (host, mine): &(String, QemuOffer),
-    others: &[(String, Option<QemuOffer>)],
-) -> (Accelerator, String) {
+fn accelerator_of_all((host, mine): &(Name, QemuOffer), others: &[(Name, Option<QemuOffer>)]) -> (Accelerator, String) {
     for (name, offer) in std::iter::once((host, Some(mine))).chain(others.iter().map(|(name, o)| (name, o.as_ref()))) {
         match offer {
             None => return (Accelerator::Tcg, format!("{name} did not say what works on it")),
@@ -193,6 +198,10 @@ mod tests {
         }
     }
 
+    fn host(number: u32) -> Name {
+        format!("host{number}").parse().unwrap()
+    }
+
     fn old() -> QemuOffer {
         offer("7.2.22", &["pc-q35-7.2", "pc-q35-7.1", "pc-i440fx-7.2"], Accelerator::Kvm)
     }
@@ -207,8 +216,8 @@ mod tests {
         others: Vec<Option<QemuOffer>>,
         wanted: &str,
     ) -> Result<(String, Option<String>), Report> {
-        let others: Vec<_> = (2..).map(|number| format!("host{number}")).zip(others).collect();
-        machine_of_all(&("host1".into(), mine), &others, wanted)
+        let others: Vec<_> = (2..).map(host).zip(others).collect();
+        machine_of_all(&(host(1), mine), &others, wanted)
     }
 
     #[test]
@@ -238,10 +247,10 @@ mod tests {
 
     #[test]
     fn kvm_is_for_a_case_all_of_whose_hosts_have_it() {
-        let all = |others: &[(String, Option<QemuOffer>)]| accelerator_of_all(&("host1".into(), new()), others);
-        assert_eq!(all(&[("host2".into(), Some(old()))]).0, Accelerator::Kvm);
-        let (accelerator, reason) = all(&[("host2".into(), Some(offer("7.2.22", &["x-1"], Accelerator::Tcg)))]);
+        let all = |offer: Option<QemuOffer>| accelerator_of_all(&(host(1), new()), &[(host(2), offer)]);
+        assert_eq!(all(Some(old())).0, Accelerator::Kvm);
+        let (accelerator, reason) = all(Some(offer("7.2.22", &["x-1"], Accelerator::Tcg)));
         assert_eq!((accelerator, reason.as_str()), (Accelerator::Tcg, "host2: no KVM"));
-        assert_eq!(all(&[("host2".into(), None)]).0, Accelerator::Tcg);
+        assert_eq!(all(None).0, Accelerator::Tcg);
     }
 }

@@ -4,7 +4,7 @@
 //! the log, the overlay disk, QEMU with its CPUs stopped, the guard, `cont`, and the guest's first word. A start that
 //! fails gives back what it made. What may not happen here: `cont` before the claim is in the log.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use vt_protocol::{
@@ -51,7 +51,7 @@ impl LocalAttempt {
                 let probe = self.image(&call.image).map_err(caused)?.has_probe();
                 self.await_guest(&vm, &call, probe, begun).await?;
             }
-            return self.started(&vm, "as before".to_owned(), begun).await;
+            return self.started(&vm, "as before".to_owned(), BTreeMap::new(), begun).await;
         }
         if call.backend == Backend::Libvirt {
             self.libvirt().map_err(caused)?;
@@ -61,7 +61,7 @@ impl LocalAttempt {
         place.suits(&call).map_err(caused)?;
         let qemu = self.qemu(&call.vm).map_err(caused)?;
         let features = self.features.of(qemu.path).await.map_err(caused)?;
-        let Common { machine, older, accelerator, reason } =
+        let Common { machine, older, accelerator, reason, versions } =
             self.common(&call.vm, call.machine.as_deref(), call.accelerator).await?;
         let word = format!("{accelerator:?}").to_lowercase();
         self.evidence.events.say(format!("accelerator {word}: {reason}"));
@@ -111,7 +111,7 @@ impl LocalAttempt {
         if !call.no_wait {
             self.await_guest(&vm, &call, image.has_probe(), begun).await?;
         }
-        self.started(&vm, reason, begun).await
+        self.started(&vm, reason, versions, begun).await
     }
 
     async fn claim(&self, call: &StartVm, image: &Image) -> Result<(Epoch, u16), Failure> {
@@ -260,7 +260,13 @@ impl LocalAttempt {
         Err(Failure::Caused(Cause { blame, report }))
     }
 
-    async fn started(&self, vm: &LocalVm, reason: String, begun: Instant) -> Result<Answer, Failure> {
+    async fn started(
+        &self,
+        vm: &LocalVm,
+        reason: String,
+        qemus: BTreeMap<Name, String>,
+        begun: Instant,
+    ) -> Result<Answer, Failure> {
         let record = vm.qemu.record();
         Ok(Answer::Vm(Box::new(VmStarted {
             accelerator: record.accelerator,
@@ -268,6 +274,7 @@ impl LocalAttempt {
             machine: record.machine.clone(),
             cpu_model: record.cpu_model.clone(),
             qemu_version: vm.qemu.version(),
+            qemus,
             address: vm.address(),
             boot_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
             pid: vm.qemu.pid(),

@@ -172,7 +172,7 @@ mod tests {
     use vt_protocol::{
         ids::{MigrationId, VmId},
         params::Origin,
-        vm::{How, Sample},
+        vm::{Backend, How, Sample},
     };
 
     use super::*;
@@ -188,6 +188,8 @@ mod tests {
     fn result(downtime: u64, passes: u64, samples: Vec<Sample>) -> MigrationResult {
         MigrationResult {
             how: How::default(),
+            backend: Backend::Qmp,
+            capabilities: vec![],
             id: MigrationId {
                 vm: VmId { attempt: "7f3k2a.1.1".parse().unwrap(), name: "vm1".parse().unwrap() },
                 number: 1,

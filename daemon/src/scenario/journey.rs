@@ -7,7 +7,7 @@
 //! All parties make the same calls in the same order, those included that have nothing to do: they count barriers and
 //! moves alike. What only the host with the guest does stands behind [`Journey::is_here`].
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -59,6 +59,8 @@ pub(super) struct Journey<'a> {
     address: Option<std::net::Ipv4Addr>,
     /// Whether its instructions are emulated.
     emulated: bool,
+    /// Versions of the QEMUs that hosts run it with.
+    qemus: BTreeMap<Name, String>,
     /// Place of the host that has the guest.
     at: usize,
     hearing: Option<Hearing>,
@@ -88,6 +90,7 @@ pub(super) struct Departure {
 struct Booted {
     address: Option<std::net::Ipv4Addr>,
     emulated: bool,
+    qemus: BTreeMap<Name, String>,
 }
 
 /// The VM of a scenario that has one.
@@ -137,6 +140,7 @@ impl<'a> Journey<'a> {
             settings,
             address: None,
             emulated: false,
+            qemus: BTreeMap::new(),
             at,
             hearing,
             figures: Figures::default(),
@@ -156,11 +160,12 @@ impl<'a> Journey<'a> {
                 party.metric("boot_ms", started.boot_ms);
             }
             step.done(described(&started)).await?;
-            booted = Some(Booted { address: started.address, emulated: started.accelerator == Accelerator::Tcg });
+            let VmStarted { address, accelerator, qemus, .. } = started;
+            booted = Some(Booted { address, emulated: accelerator == Accelerator::Tcg, qemus });
         }
         let told = party.exchange(&journey.named("booted"), &booted, journey.settings.vm.login_timeout + SLACK).await?;
         if let Some(booted) = told.into_iter().find_map(|(_, booted)| booted) {
-            (journey.address, journey.emulated) = (booted.address, booted.emulated);
+            (journey.address, journey.emulated, journey.qemus) = (booted.address, booted.emulated, booted.qemus);
         }
         Ok(journey)
     }
@@ -168,6 +173,11 @@ impl<'a> Journey<'a> {
     /// The name of a step or barrier of this guest: guests that go at the same time meet each at its own.
     pub(super) fn named(&self, what: &str) -> String {
         if self.vm.as_str() == ONLY { what.to_owned() } else { format!("{what} ({})", self.vm) }
+    }
+
+    /// The version of the QEMU that a host runs the guest with, where it said so.
+    pub(super) fn qemu_of(&self, host: &Name) -> Option<&str> {
+        self.qemus.get(host).map(String::as_str)
     }
 
     /// Whether the guest is on this party's host.

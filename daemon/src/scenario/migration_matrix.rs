@@ -13,7 +13,7 @@ use vt_protocol::{
     params::{ParamError, Params},
     party::{Failure, Migrated},
     verdict::{Blame, Cause, Consequence},
-    vm::{How, Intervention, MigrationResult, MigrationSpec, Moment},
+    vm::{Backend, How, Intervention, MigrationResult, MigrationSpec, Moment},
 };
 
 use super::{
@@ -39,7 +39,17 @@ pub(super) const SCENARIO: Scenario = Scenario {
         VM_PARAMS,
         MOVE_PARAMS,
         &[
-            ("ways", "all", "which cells: all, sample, cancels, or names of ways, e.g. \"tcp tls multifd-zstd\""),
+            (
+                "ways",
+                "all",
+                "which cells: all, modes (each transport as it is, each mode over tcp), sample, cancels, or names of ways, e.g. \
+                 \"tcp tls multifd-zstd\"",
+            ),
+            (
+                "both_ways",
+                "no",
+                "yes: every cell from the guest's host to the next and again from there, as two hosts with different QEMUs want it",
+            ),
             ("migrate_count", "1", "how often every cell is done"),
         ],
     ],
@@ -55,6 +65,7 @@ struct Plan {
     settings: Settings,
     ways: Vec<&'static Way>,
     rounds: u32,
+    both_ways: bool,
 }
 
 impl Plan {
@@ -68,7 +79,8 @@ impl Plan {
             settings.rewrite_bytes_s = 4 << 20;
         }
         let rounds = fit(params.number("migrate_count", 1..=1000)?.unwrap_or(1));
-        Ok(Self { settings, ways: chosen(params)?, rounds })
+        let both_ways = params.flag("both_ways")?.unwrap_or(false);
+        Ok(Self { settings, ways: chosen(params)?, rounds, both_ways })
     }
 }
 
@@ -157,6 +169,9 @@ struct Row<'a> {
     typed: String,
     from: &'a Name,
     to: &'a Name,
+    backend: Backend,
+    source_qemu: Option<&'a str>,
+    destination_qemu: Option<&'a str>,
     fate: Fate,
     why: Option<String>,
     evidence: Vec<(String, String)>,
@@ -177,12 +192,12 @@ struct Walk<'a> {
 }
 
 async fn run(party: &Party) -> Result<Option<String>, Failure> {
-    let Plan { settings, ways, rounds } = taken(party.params(), Plan::read)?;
+    let Plan { settings, ways, rounds, both_ways } = taken(party.params(), Plan::read)?;
     let journey = Journey::begin(party, settings).await?;
     let mut walk = Walk { journey, cells: 0, first: None, counts: BTreeMap::new() };
     for _ in 0..rounds {
         for way in &ways {
-            walk.cell(way).await?;
+            walk.cell(way, both_ways).await?;
         }
     }
     let counts: Vec<String> = walk.counts.iter().map(|(fate, count)| format!("{count} {fate}")).collect();
@@ -202,17 +217,31 @@ async fn run(party: &Party) -> Result<Option<String>, Failure> {
 }
 
 impl Walk<'_> {
-    async fn cell(&mut self, way: &Way) -> Result<(), Failure> {
-        self.cells += 1;
+    /// One way, from the guest's host to the next; where both are wanted, from that one as well.
+    async fn cell(&mut self, way: &Way, both_ways: bool) -> Result<(), Failure> {
         let (from, to) = (self.journey.here().clone(), self.journey.next().clone());
-        let seen = match way.spec(self.journey.party.params()) {
-            Ok(spec) => self.done(&spec).await?,
+        let directions = if both_ways { 2 } else { 1 };
+        match way.spec(self.journey.party.params()) {
+            Ok(spec) => {
+                for direction in 0..directions {
+                    if direction == 1 && *self.journey.here() == from {
+                        let spec = self.journey.settings.spec.clone();
+                        self.journey.go("to the other side", &spec).await?;
+                    }
+                    let (from, to) = (self.journey.here().clone(), self.journey.next().clone());
+                    let seen = self.done(&spec).await?;
+                    self.note(way, (&from, &to), seen).await?;
+                }
+            }
             // Every party reads the same table: nothing needs to be told.
             Err(rule) => {
-                Seen { trouble: Some(Trouble::refused(Report::new(ErrorCode::BadParameter, rule))), ..Seen::default() }
+                for (from, to) in [(&from, &to), (&to, &from)].into_iter().take(directions) {
+                    let trouble = Trouble::refused(Report::new(ErrorCode::BadParameter, rule.clone()));
+                    self.note(way, (from, to), Seen { trouble: Some(trouble), ..Seen::default() }).await?;
+                }
             }
-        };
-        self.note(way, (&from, &to), seen).await
+        }
+        Ok(())
     }
 
     /// One move; where it is to be cancelled, another one after it.
@@ -283,6 +312,7 @@ impl Walk<'_> {
     /// Counts a cell, and has the guest's host keep what it found.
     async fn note(&mut self, way: &Way, (from, to): (&Name, &Name), seen: Seen) -> Result<(), Failure> {
         let Seen { result, trouble, found, downtime, .. } = seen;
+        self.cells += 1;
         let fate = trouble.as_ref().map_or(Fate::Pass, |trouble| trouble.fate);
         *self.counts.entry(fate.to_string()).or_default() += 1;
         let row = Row {
@@ -291,6 +321,9 @@ impl Walk<'_> {
             typed: way.typed(),
             from,
             to,
+            backend: self.journey.settings.vm.backend,
+            source_qemu: self.journey.qemu_of(from),
+            destination_qemu: self.journey.qemu_of(to),
             fate,
             why: trouble.as_ref().map(|trouble| trouble.report.title.clone()),
             evidence: trouble.as_ref().map(|trouble| trouble.report.evidence.clone()).unwrap_or_default(),

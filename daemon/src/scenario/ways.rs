@@ -9,7 +9,7 @@ use vt_protocol::{
 };
 
 use super::transfer;
-use crate::{migrate::rules, nearest::nearest};
+use crate::{libvirt::modes::modes, migrate::rules, nearest::nearest};
 
 /// A way of moving a VM.
 #[derive(Debug, Clone, Copy)]
@@ -131,6 +131,7 @@ pub(super) fn chosen(params: &Params) -> Result<Vec<&'static Way>, ParamError> {
         [] | ["all"] => Ok(WAYS.iter().collect()),
         ["sample"] => Ok(SAMPLE.iter().filter_map(named).collect()),
         ["cancels"] => Ok(CANCELS.iter().filter_map(named).collect()),
+        ["modes"] => Ok(WAYS.iter().filter(|way| way.is_mode()).collect()),
         names => names.iter().map(known).collect(),
     }
 }
@@ -138,10 +139,17 @@ pub(super) fn chosen(params: &Params) -> Result<Vec<&'static Way>, ParamError> {
 fn known_ways(name: &str) -> String {
     let near = nearest(name, WAYS.iter().map(|way| way.name));
     let near = near.map(|near| format!("; did you mean {near}")).unwrap_or_default();
-    format!("all, sample, cancels, or names of ways ({name} is none{near})")
+    format!("all, modes, sample, cancels, or names of ways ({name} is none{near})")
 }
 
 impl Way {
+    /// Whether it is a transport as it is, or a mode over tcp.
+    fn is_mode(&self) -> bool {
+        let (carried, other): (Vec<_>, Vec<_>) = self.params.iter().partition(|(key, _)| *key == PROTOCOL);
+        let paused = other.iter().any(|(key, _)| key.ends_with("mig_offline"));
+        !paused && (carried.is_empty() || other.is_empty()) && !self.name.starts_with("cancel-")
+    }
+
     /// As it would be typed.
     pub(super) fn typed(&self) -> String {
         let words = self.params.iter().map(|(key, value)| {
@@ -154,14 +162,19 @@ impl Way {
     /// What it means, upon what is set for all.
     ///
     /// # Errors
-    /// The rule that it breaks.
+    /// The rule that it breaks, of ours or, where libvirt is to move the VM, of what is done through that.
     pub(super) fn spec(&self, all: &Params) -> Result<MigrationSpec, String> {
         let mut params = all.clone();
         for (key, value) in self.params {
             params.set(*key, *value, Origin { file: self.name.to_owned(), line: 0 });
         }
         let spec = transfer::read_any(&params).map_err(|error| error.to_string())?;
-        rules::broken(&spec).map_or(Ok(spec), Err)
+        let by_libvirt = params.text("vm_type").is_some_and(|kind| kind.trim() == "libvirt");
+        match rules::broken(&spec) {
+            Some(rule) => Err(rule),
+            None if by_libvirt => modes(&spec).map(|_| spec),
+            None => Ok(spec),
+        }
     }
 }
 
@@ -175,8 +188,15 @@ mod tests {
     fn every_way_has_a_name_of_its_own_and_is_a_spec_or_breaks_a_rule() {
         let names: BTreeSet<&str> = WAYS.iter().map(|way| way.name).collect();
         assert_eq!(names.len(), WAYS.len());
+        let modes: Vec<&str> = WAYS.iter().filter(|way| way.is_mode()).map(|way| way.name).collect();
+        assert_eq!(modes[..9], ["tcp", "tcp6", "tls", "mesh", "fd", "exec", "file", "rdma", "multifd"]);
+        assert!(modes.contains(&"speed") && !modes.contains(&"multifd-tls") && modes.len() > 30, "{modes:?}");
         assert!(SAMPLE.iter().chain(CANCELS).all(|name| names.contains(name)));
         let none = Params::new();
+        let mut by_libvirt = Params::new();
+        by_libvirt.set("vm_type", "libvirt", Origin { file: "-p".into(), line: 0 });
+        let fd = WAYS.iter().find(|way| way.name == "fd").unwrap();
+        assert!(fd.spec(&none).is_ok() && fd.spec(&by_libvirt).unwrap_err().contains("through libvirt"));
         let barred: Vec<&str> = WAYS.iter().filter(|way| way.spec(&none).is_err()).map(|way| way.name).collect();
         let want = [
             "multifd-fd",

@@ -2,19 +2,23 @@
 //!
 //! ```text
 //! matrix [--hosts N] [--rounds N] [--json FILE] [WAY…]
+//! matrix --versions DIR [WAY…]
 //! ```
 //!
-//! A WAY is a name of `vtctl run migration_matrix -p ways=…`, or `all`, `sample` or `cancels`. None: all of them, and some
-//! between hosts that share no storage, where the disk is copied with the VM. Needs root, QEMU and the programs beside it.
+//! A WAY is a name of `vtctl run migration_matrix -p ways=…`, or `all`, `modes`, `sample` or `cancels`. None: all of them,
+//! and some between hosts that share no storage, where the disk is copied with the VM. With `--versions` it is the table of
+//! [`versions`], kept in DIR; none: `modes`. Needs root, QEMU and the programs beside it.
 //! Exit code 1: a cell is FAIL or ERROR or was skipped without a good reason, or too few passed.
 
-use std::{collections::BTreeMap, fs, process::ExitCode, time::Instant};
+mod versions;
+
+use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, time::Instant};
 
 use anyhow::Context as _;
 use serde_json::Value;
 use vt_tests::lab::{Lab, vtctl};
 
-const USAGE: &str = "usage: matrix [--hosts N] [--rounds N] [--json FILE] [WAY…]";
+const USAGE: &str = "usage: matrix [--hosts N] [--rounds N] [--json FILE] | [--versions DIR]  [WAY…]";
 /// Ways in which the disk is copied as well.
 const WITH_DISK: &str = "tcp tcp-offline tls mesh multifd xbzrle auto-converge";
 /// The image that was built, for hosts that share none.
@@ -28,11 +32,12 @@ struct Words {
     hosts: u32,
     rounds: u32,
     json: Option<String>,
+    versions: Option<String>,
     ways: Vec<String>,
 }
 
 fn parse(arguments: &[String]) -> Result<Words, String> {
-    let mut words = Words { hosts: 2, rounds: 1, json: None, ways: Vec::new() };
+    let mut words = Words { hosts: 2, rounds: 1, json: None, versions: None, ways: Vec::new() };
     let mut rest = arguments.iter();
     while let Some(word) = rest.next() {
         let mut value = || rest.next().cloned().ok_or_else(|| format!("{word} wants a value"));
@@ -41,6 +46,7 @@ fn parse(arguments: &[String]) -> Result<Words, String> {
             "--hosts" => words.hosts = number(value()?)?.clamp(2, 9),
             "--rounds" => words.rounds = number(value()?)?.clamp(1, 1000),
             "--json" => words.json = Some(value()?),
+            "--versions" => words.versions = Some(value()?),
             word if word.starts_with('-') => return Err(USAGE.to_owned()),
             way => words.ways.push(way.to_owned()),
         }
@@ -70,6 +76,10 @@ fn main() -> ExitCode {
 /// Whether every cell is as it may be.
 fn play(words: &Words) -> anyhow::Result<bool> {
     vtctl(&["image", "build", "--if-missing"]).expect(0);
+    if let Some(results) = &words.versions {
+        let ways = if words.ways.is_empty() { "modes".to_owned() } else { words.ways.join(" ") };
+        return versions::play(&ways, Path::new(results));
+    }
     let begun = Instant::now();
     let all = words.ways.is_empty() || words.ways == ["all"];
     let ways = if all { "all".to_owned() } else { words.ways.join(" ") };
@@ -106,28 +116,46 @@ fn play(words: &Words) -> anyhow::Result<bool> {
     Ok(good && !cells.is_empty())
 }
 
-/// One guest through these ways: what each cell kept, and whether none was FAIL or ERROR.
+/// One guest through these ways, in a lab of shared or separate pools.
 fn walk(lab: &Lab, words: &Words, ways: &str) -> anyhow::Result<(Vec<Value>, bool)> {
     let results = tempfile::tempdir().context("a folder for the results")?;
     let bundle = results.path().join("job");
-    let hosts: Vec<String> = (1..=words.hosts).map(|number| format!("host{number}")).collect();
-    let params = [format!("ways={ways}"), format!("migrate_count={}", words.rounds), "mem=96M".to_owned()];
-    let (hosts, bundle_text) = (hosts.join(","), bundle.display().to_string());
-    let mut typed = vec!["run", "migration_matrix", "-m", &hosts, "-r", &bundle_text, "--case-timeout", "6h"];
-    typed.extend(params.iter().flat_map(|param| ["-p", param.as_str()]));
-    let ran = lab.vtctl(&typed);
-    let text = fs::read_to_string(bundle.join("job.json"))
-        .with_context(|| format!("no results; vtctl said\n{}{}", ran.stdout, ran.stderr))?;
-    let job: Value = serde_json::from_str(&text).context("job.json")?;
-    let case = &job["cases"][0];
-    let checks = case["checks"].as_object().cloned().unwrap_or_default();
-    let mut cells: Vec<Value> = checks.into_values().filter(|check| check["cell"].is_u64()).collect();
-    cells.sort_by_key(|cell| cell["cell"].as_u64());
-    let passed = case["verdict"] == "pass";
-    if !passed {
-        println!("{}{}", ran.stdout, ran.stderr);
+    let params = [format!("ways={ways}"), format!("migrate_count={}", words.rounds)];
+    Walk { lab, hosts: words.hosts, backend: "qmp", params: &params, bundle: &bundle }.go()
+}
+
+/// A guest that is sent through ways.
+struct Walk<'a> {
+    lab: &'a Lab,
+    hosts: u32,
+    backend: &'a str,
+    params: &'a [String],
+    /// Where the evidence of its job goes.
+    bundle: &'a Path,
+}
+
+impl Walk<'_> {
+    /// What each cell kept, and whether none was FAIL or ERROR.
+    fn go(self) -> anyhow::Result<(Vec<Value>, bool)> {
+        let hosts: Vec<String> = (1..=self.hosts).map(|number| format!("host{number}")).collect();
+        let (hosts, bundle) = (hosts.join(","), self.bundle.display().to_string());
+        let mut typed = vec!["run", "migration_matrix", "-m", &hosts, "-r", &bundle, "--backend", self.backend];
+        typed.extend(["--case-timeout", "6h", "-p", "mem=96M"]);
+        typed.extend(self.params.iter().flat_map(|param| ["-p", param.as_str()]));
+        let ran = self.lab.vtctl(&typed);
+        let text = fs::read_to_string(self.bundle.join("job.json"))
+            .with_context(|| format!("no results; vtctl said\n{}{}", ran.stdout, ran.stderr))?;
+        let job: Value = serde_json::from_str(&text).context("job.json")?;
+        let case = &job["cases"][0];
+        let checks = case["checks"].as_object().cloned().unwrap_or_default();
+        let mut cells: Vec<Value> = checks.into_values().filter(|check| check["cell"].is_u64()).collect();
+        cells.sort_by_key(|cell| cell["cell"].as_u64());
+        let passed = case["verdict"] == "pass";
+        if !passed {
+            println!("{}{}", ran.stdout, ran.stderr);
+        }
+        Ok((cells, passed))
     }
-    Ok((cells, passed))
 }
 
 /// Whether a cell was skipped for want of RDMA, or of a capability that is not in the list which that side's QEMU gave.
@@ -194,7 +222,7 @@ mod tests {
         let words = |text: &str| parse(&text.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
         assert_eq!(
             words("--hosts 3 tcp tls"),
-            Ok(Words { hosts: 3, rounds: 1, json: None, ways: vec!["tcp".into(), "tls".into()] })
+            Ok(Words { hosts: 3, rounds: 1, json: None, versions: None, ways: vec!["tcp".into(), "tls".into()] })
         );
         assert!(words("--fast").is_err() && words("--rounds many").is_err() && words("--json").is_err());
     }
