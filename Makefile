@@ -1,5 +1,5 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo deb rpm fleet qemu-7.2 lint-ansible bench bench-ways bench-images bench-cfg proofs model sim faults faults-mutations matrix versions cancels notice attacks writers fuzz lint fmt
+.PHONY: help setup build release test demo deb rpm fleet qemu-7.2 lint-ansible bench bench-ways bench-libvirt bench-images bench-cfg proofs model sim faults faults-mutations matrix versions cancels notice attacks writers fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
@@ -10,6 +10,7 @@ help:
 	@echo "make fleet   the Ansible collection on three fresh Debian machines, emulated (root, about an hour); STEP=recover does one step again, STEP=recover.. and the rest"
 	@echo "make bench   the figures of README.md, measured here"
 	@echo "make bench-ways what carries a VM, compared: cost against bare QMP, throughput against tcp, readings (root)"
+	@echo "make bench-libvirt  the same move by virsh, by vtctl through libvirt and over QMP, and by bare QMP (root)"
 	@echo "make bench-images  images from host to host against scp, rsync and a TLS socket; one image to eight hosts over slow links (root)"
 	@echo "make bench-cfg  the configuration language against the reference implementation, and its other figures"
 	@echo "make proofs  the counts that the tests take a share of: 100 joins, 20 reboots, 20 leaders killed at a barrier, 20 moves with the disk and no shared storage, 4000 power failures, 4000 changed bytes (root)"
@@ -88,6 +89,10 @@ bench: release
 
 bench-ways: release
 	cargo run --locked --release -p vt-tests --bin bench -- --ways
+
+bench-libvirt: release
+	@.ci/install .ci/packages-bench
+	cargo run --locked --release -p vt-tests --bin bench -- --libvirt
 
 # Real configurations with the reference's own results, and a Python with the reference in it.
 CORPUS ?= ../shared/corpus/cartesian

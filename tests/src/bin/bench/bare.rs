@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// The bridge of a lab's host.
 const BRIDGE: &str = "br0";
 /// The tap of the bare guest, one in each of the two hosts.
-const TAP: &str = "bare0";
+pub(crate) const TAP: &str = "bare0";
 /// How long the guest works between two moves, as it does while a scenario checks it.
 const BETWEEN: Duration = Duration::from_secs(2);
 
@@ -128,8 +128,10 @@ async fn exchange(source: &Qmp, destination: &Qmp, uri: &str) -> anyhow::Result<
     destination.cont().await?;
     resumed.wait_for(|event| event.name == "RESUME", deadline).await?;
     let wall_ms = begun.elapsed().as_secs_f64() * 1000.0;
-    let total_ms = source.query_migrate().await?.total_ms.context("QEMU says how long it took")?;
-    Ok(Move { wall_ms, total_ms: total_ms as f64, parts_ms: Vec::new() })
+    let info = source.query_migrate().await?;
+    let ms = |value: Option<u64>| value.map(|ms| ms as f64).context("QEMU says how long it took");
+    let (total_ms, down_ms) = (ms(info.total_ms)?, ms(info.downtime_ms)?);
+    Ok(Move { wall_ms, total_ms, down_ms, parts_ms: Vec::new() })
 }
 
 pub(crate) fn places(lab: &Lab) -> anyhow::Result<Vec<Place>> {
@@ -149,12 +151,12 @@ pub(crate) fn inside(place: &Place, program: &str) -> Command {
 }
 
 /// The tap of one host; gone with the value, and with the lab in any case.
-struct TapGuard<'a> {
+pub(crate) struct TapGuard<'a> {
     place: &'a Place,
 }
 
 impl<'a> TapGuard<'a> {
-    fn new(place: &'a Place) -> anyhow::Result<Self> {
+    pub(crate) fn new(place: &'a Place) -> anyhow::Result<Self> {
         let guard = Self { place };
         for words in [
             &["tuntap", "add", "dev", TAP, "mode", "tap"][..],
@@ -173,7 +175,7 @@ impl Drop for TapGuard<'_> {
     }
 }
 
-fn overlay(words: &[String], work: &TempDir) -> anyhow::Result<PathBuf> {
+pub(crate) fn overlay(words: &[String], work: &TempDir) -> anyhow::Result<PathBuf> {
     let kernel = after(words, "-kernel").context("the guest boots from a kernel")?;
     let image = Path::new(kernel).with_file_name("disk.qcow2");
     let disk = work.path().join("disk.qcow2");
@@ -224,7 +226,7 @@ async fn listen(qmp: &Qmp, address: &str) -> anyhow::Result<String> {
 }
 
 /// The load that `multihost_migration` puts on its guest where nobody says otherwise.
-async fn load(dir: &Path) -> anyhow::Result<()> {
+pub(crate) async fn load(dir: &Path) -> anyhow::Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let mut probe = Probe::new(dir.join("probe"));
     probe.hello(deadline).await?;

@@ -3,6 +3,7 @@
 //! ```text
 //! bench [--quick]            fewer rounds and a shorter look at idle daemons: for a glance, not for the record
 //! bench --ways [--quick]     what carries a VM, compared: cost, throughput, readings
+//! bench --libvirt [--quick]  a move by virsh, by libvirt, over QMP, and by a bare QMP exchange
 //! bench --images [--quick]   images from host to host, against scp, rsync and a TLS socket
 //! ```
 //!
@@ -15,6 +16,7 @@ mod etcd;
 mod figures;
 mod idle;
 mod images;
+mod libvirt;
 mod overhead;
 mod raw;
 mod start;
@@ -57,6 +59,8 @@ enum What {
     Cluster(Extent),
     /// What carries a VM; in so many rounds.
     Ways(usize),
+    /// The same move with and without libvirt; in so many rounds.
+    Libvirt(usize),
     Images(images::Extent),
 }
 
@@ -67,6 +71,8 @@ fn what(arguments: &[String]) -> Option<What> {
         ["--quick"] => Some(What::Cluster(QUICK)),
         ["--ways"] => Some(What::Ways(FULL.rounds)),
         ["--ways", "--quick"] => Some(What::Ways(QUICK.rounds)),
+        ["--libvirt"] => Some(What::Libvirt(FULL.rounds)),
+        ["--libvirt", "--quick"] => Some(What::Libvirt(QUICK.rounds)),
         ["--images"] => Some(What::Images(IMAGES)),
         ["--images", "--quick"] => Some(What::Images(QUICK_IMAGES)),
         _ => None,
@@ -85,7 +91,7 @@ fn main() -> ExitCode {
         };
     }
     let Some(what) = what(&arguments) else {
-        eprintln!("usage: bench [--ways | --images] [--quick]");
+        eprintln!("usage: bench [--ways | --libvirt | --images] [--quick]");
         return ExitCode::from(2);
     };
     match run(what) {
@@ -106,6 +112,7 @@ fn run(what: What) -> anyhow::Result<bool> {
     let all = match what {
         What::Cluster(extent) => cluster(extent)?,
         What::Ways(rounds) => shown(ways::measure(rounds)?),
+        What::Libvirt(rounds) => shown(libvirt::measure(rounds)?),
         What::Images(extent) => shown(images::measure(extent)?),
     };
     let missed: Vec<&str> = all.iter().filter(|figure| !figure.kept()).map(|figure| figure.name.trim()).collect();

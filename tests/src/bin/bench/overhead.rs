@@ -16,6 +16,8 @@ pub(crate) struct Move {
     pub(crate) wall_ms: f64,
     /// QEMU's own `total-time`.
     pub(crate) total_ms: f64,
+    /// QEMU's own downtime.
+    pub(crate) down_ms: f64,
     /// Named parts of `wall_ms`, where they are known.
     pub(crate) parts_ms: Vec<(String, f64)>,
 }
@@ -58,7 +60,12 @@ pub(crate) fn moves(job: &Value) -> anyhow::Result<Vec<Move>> {
     let read = |row: &Value| {
         let parts = row["parts_ms"].as_array().into_iter().flatten();
         let parts = parts.filter_map(|part| Some((part[0].as_str()?.to_owned(), part[1].as_f64()?)));
-        Ok(Move { wall_ms: number(row, "wall_ms")?, total_ms: number(row, "total_ms")?, parts_ms: parts.collect() })
+        Ok(Move {
+            wall_ms: number(row, "wall_ms")?,
+            total_ms: number(row, "total_ms")?,
+            down_ms: number(row, "qemu_downtime_ms")?,
+            parts_ms: parts.collect(),
+        })
     };
     rows.iter().map(read).collect()
 }
@@ -95,7 +102,7 @@ mod tests {
 
     #[test]
     fn moves_are_read_from_job_json_and_overhead_is_what_qemu_did_not_take() {
-        let row = json!({"wall_ms": 1030.5, "total_ms": 1000, "parts_ms": [["start", 4.0], ["resume", 2.5]]});
+        let row = json!({"wall_ms": 1030.5, "total_ms": 1000, "qemu_downtime_ms": 7, "parts_ms": [["start", 4.0], ["resume", 2.5]]});
         let found = moves(&json!({"cases": [{"migrations": [row]}]})).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].overhead_ms(), 30.5);
@@ -111,8 +118,12 @@ mod tests {
 
     #[test]
     fn the_floor_is_on_the_overhead_and_the_peer_is_its_median() {
-        let moved =
-            |wall_ms: f64| Move { wall_ms, total_ms: 1000.0, parts_ms: vec![("start".into(), wall_ms - 1000.0)] };
+        let moved = |wall_ms: f64| Move {
+            wall_ms,
+            total_ms: 1000.0,
+            down_ms: 5.0,
+            parts_ms: vec![("start".into(), wall_ms - 1000.0)],
+        };
         let shown = figures(&[moved(1060.0), moved(1040.0), moved(1020.0)], &[moved(1010.0)]);
         assert_eq!(shown[0].percentile(50.0), Some(40.0));
         assert_eq!(shown[0].peer, Some(("bare QMP".to_owned(), 10.0)));

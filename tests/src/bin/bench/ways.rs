@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn costs_are_told_by_transport_and_rates_by_way() {
-        let moved = |wall_ms: f64| Move { wall_ms, total_ms: 1000.0, parts_ms: Vec::new() };
+        let moved = |wall_ms: f64| Move { wall_ms, total_ms: 1000.0, down_ms: 5.0, parts_ms: Vec::new() };
         let job = json!({"cases": [{"migrations": [{"how": {"transport": "tcp"}}, {"how": {"transport": "mesh"}}]}]});
         let shown = costs(&[moved(1010.0), moved(1030.0)], &job, &[moved(1005.0)]).unwrap();
         assert_eq!((shown[0].percentile(50.0), shown[3].percentile(50.0)), (Some(10.0), Some(30.0)));
