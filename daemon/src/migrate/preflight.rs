@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use vt_protocol::{
     error::{ErrorCode, Report},
     peer::Preflight,
-    vm::{Accelerator, MigrationSpec},
+    vm::{Accelerator, MigrationSpec, Transport},
 };
 
 use super::{
@@ -84,6 +84,14 @@ pub fn differences(source: &Preflight, here: Here<'_>, spec: &MigrationSpec) -> 
     for word in here.shows.iter().filter(|word| !source.shows.is_empty() && !source.shows.contains(word)) {
         unfit(format!("the destination would run with `{word}`, and the source does not"));
     }
+    if spec.transport == Transport::File {
+        let sides = [("source", &source.qemu_version), ("destination", version)];
+        lacks.extend(sides.into_iter().filter(|(_, version)| !knows_files(version)).map(|(side, version)| {
+            Difference::Lacks(format!(
+                "QEMU {version} of the {side} cannot migrate by a file, as 8.2 is the first to do"
+            ))
+        }));
+    }
     // What the order of a move needs has words of its own below.
     let asked = capabilities(spec).into_iter().filter(|(name, on)| *on && name != LATE_BLOCK_ACTIVATE);
     for (name, side, has) in asked.flat_map(|(name, _)| {
@@ -100,6 +108,12 @@ pub fn differences(source: &Preflight, here: Here<'_>, spec: &MigrationSpec) -> 
     }
     all.append(&mut lacks);
     all
+}
+
+/// Whether a QEMU of that version has `file:` migrations.
+fn knows_files(version: &str) -> bool {
+    let parts: Vec<u32> = version.split('.').map_while(|part| part.parse().ok()).collect();
+    parts[..] >= [8, 2][..]
 }
 
 /// The model of a device on a command line.
@@ -208,6 +222,7 @@ mod tests {
                 s.capabilities.push("postcopy-ram".into());
                 w.interventions.push((Moment::Pass(1), Intervention::Postcopy));
             }),
+            ("QEMU 7.2.0 of the source cannot migrate by a file", |_, _, w| w.transport = Transport::File),
             ("late-block-activate", |_, f, _| f.capabilities.retain(|c| c != "late-block-activate")),
         ];
         for (says, change) in cases {
@@ -219,7 +234,8 @@ mod tests {
             assert!(found[0].text().contains(says), "{says}: {found:?}");
             let report = report(&found, "host1", "host2").unwrap();
             let lacks = found[0].is_lack();
-            assert_eq!(lacks, says.contains("not known to QEMU of") || says.contains("q35"), "{says}");
+            let lack = ["not known to QEMU of", "q35", "by a file"].iter().any(|words| says.contains(words));
+            assert_eq!(lacks, lack, "{says}");
             assert_eq!(report.code, if lacks { ErrorCode::CannotRunHere } else { ErrorCode::Preflight });
             let quoted = report.evidence.iter().any(|(key, list)| {
                 key.starts_with("query-migrate-capabilities of the ") && list.split(' ').any(|name| name == "events")

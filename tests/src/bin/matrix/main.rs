@@ -158,10 +158,11 @@ impl Walk<'_> {
     }
 }
 
-/// Whether a cell was skipped for want of RDMA, or of a capability that is not in the list which that side's QEMU gave.
+/// Whether a cell was skipped for want of RDMA, of a QEMU that knows files, or of a capability that is not in the list which that side's QEMU gave.
 fn is_good_skip(cell: &Value) -> bool {
     let why = cell["why"].as_str().unwrap_or_default();
-    if why.starts_with("there is no RDMA device") {
+    // Of a QEMU whose version says it.
+    if why.starts_with("there is no RDMA device") || why.contains("cannot migrate by a file") {
         return true;
     }
     let Some(name) = why.strip_prefix("migration capability ").and_then(|rest| rest.split(' ').next()) else {
