@@ -67,6 +67,8 @@ pub struct Migrate {
     pub uri: String,
     /// The domain as the destination is to have it.
     pub xml: String,
+    /// The name that the certificate of the destination has, where it goes with TLS.
+    pub tls: Option<String>,
     /// How.
     pub modes: Modes,
 }
@@ -84,10 +86,33 @@ pub struct Modes {
     pub parallel: Option<u32>,
     /// Slow the guest down until it converges; where it begins and by how much, percent.
     pub auto_converge: Option<Throttle>,
-    /// XBZRLE, with the size of its cache in bytes.
-    pub xbzrle_cache: Option<u64>,
+    /// How its memory is compressed.
+    pub compression: Option<Compression>,
     /// Through the connection of the two libvirts instead of one between the QEMUs.
     pub tunnelled: bool,
+    /// With its own disks, of which the destination has what they are built upon.
+    pub copy_disks: bool,
+}
+
+/// How memory is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Pages that were sent before, by what changed in them.
+    Xbzrle {
+        /// The size of its cache, bytes.
+        cache: u64,
+    },
+    /// Each connection of [`Modes::parallel`], by zlib.
+    Zlib {
+        /// 0 to 9; the library's own where there is none.
+        level: Option<u32>,
+    },
+    /// The same by zstd.
+    Zstd {
+        /// 0 to 20.
+        level: Option<u32>,
+    },
 }
 
 /// How much a guest is slowed down. Percent of its CPU time.
@@ -153,6 +178,9 @@ pub struct Refusal {
     pub code: u32,
     /// What it said.
     pub message: String,
+    /// The connection to it broke meanwhile: it may have been done all the same.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 impl Refusal {
@@ -161,7 +189,7 @@ impl Refusal {
 
     /// Of the helper itself.
     pub fn ours(message: impl Into<String>) -> Self {
-        Self { code: 0, message: message.into() }
+        Self { code: 0, message: message.into(), lost: false }
     }
 }
 
@@ -178,6 +206,9 @@ mod tests {
         let line = r#"{"id":7,"result":{"Ok":{"state":{"cpus":"paused","busy":true}}}}"#;
         assert_eq!(serde_json::to_string(&answer).unwrap(), line);
         let refused = Answer { id: 8, result: Err(Refusal::ours("no")) };
-        assert_eq!(serde_json::to_string(&refused).unwrap(), r#"{"id":8,"result":{"Err":{"code":0,"message":"no"}}}"#);
+        assert_eq!(
+            serde_json::to_string(&refused).unwrap(),
+            r#"{"id":8,"result":{"Err":{"code":0,"message":"no","lost":false}}}"#
+        );
     }
 }

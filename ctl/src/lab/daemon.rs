@@ -71,7 +71,8 @@ pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, options: &UpOpt
     }
     if lab.libvirt {
         let (uri, peer) = (toml_string(&libvirtd::uri(host)), toml_string(&libvirtd::peer(host)));
-        text += &format!("\n[libvirt]\nuri = {uri}\npeer = {peer}\n");
+        let certificates = quoted(&libvirtd::certificates(host));
+        text += &format!("\n[libvirt]\nuri = {uri}\npeer = {peer}\ncertificates = {certificates}\n");
     }
     let path = host.data.join("vtd.toml");
     fs::write(&path, text).map_err(|e| trouble("write", &path, &e))

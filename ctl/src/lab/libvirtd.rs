@@ -53,6 +53,11 @@ fn socket(host: &HostRecord) -> PathBuf {
     folder(host).join("run/libvirt-sock")
 }
 
+/// Where its QEMUs find their certificates.
+pub(super) fn certificates(host: &HostRecord) -> PathBuf {
+    folder(host).join("etc/pki")
+}
+
 /// How the host's daemon reaches it.
 pub(super) fn uri(host: &HostRecord) -> String {
     format!("qemu+unix:///system?socket={}", socket(host).display())
@@ -61,6 +66,11 @@ pub(super) fn uri(host: &HostRecord) -> String {
 /// How the other hosts' libvirts reach it.
 pub(super) fn peer(host: &HostRecord) -> String {
     format!("qemu+tcp://{}/system", host.address)
+}
+
+/// Whether it can be reached.
+pub(super) fn answers(host: &HostRecord) -> bool {
+    std::os::unix::net::UnixStream::connect(socket(host)).is_ok()
 }
 
 /// Starts it, and waits until it can be reached. It ends with its host's namespace.
@@ -75,7 +85,9 @@ pub(super) fn start(lab: &LabRecord, host: &HostRecord) -> Result<(), Report> {
         }
         script += &format!("mount --bind '{}' {there}\n", here.display());
     }
-    write(own.join("etc/qemu.conf"), QEMU_CONF)?;
+    let certificates = certificates(host);
+    fs::create_dir_all(&certificates).map_err(|e| trouble("make", &certificates, &e))?;
+    write(own.join("etc/qemu.conf"), &qemu_conf(&certificates))?;
     write(own.join("etc/libvirtd.conf"), &libvirtd_conf(host, &own))?;
     // A host name that cannot be looked up costs seconds in every move.
     write(own.join("hosts"), &hosts_file(lab))?;
@@ -94,7 +106,7 @@ pub(super) fn start(lab: &LabRecord, host: &HostRecord) -> Result<(), Report> {
         .spawn()
         .map_err(|error| failed(host, &log).caused_by(&error))?;
     let begun = Instant::now();
-    while std::os::unix::net::UnixStream::connect(socket(host)).is_err() {
+    while !answers(host) {
         if begun.elapsed() > START_DEADLINE {
             return Err(failed(host, &log).with("waited", format!("{} s", START_DEADLINE.as_secs())));
         }
@@ -109,6 +121,11 @@ fn failed(host: &HostRecord, log: &Path) -> Report {
     Report::new(ErrorCode::LabPrecondition, format!("libvirtd of {} cannot be reached", host.name))
         .with("it said", words)
         .with("its log", folder(host).join("log").display().to_string())
+}
+
+fn qemu_conf(certificates: &Path) -> String {
+    let folder = certificates.display();
+    format!("{QEMU_CONF}migrate_tls_x509_cert_dir = \"{folder}\"\nmigrate_tls_x509_verify = 1\n")
 }
 
 fn libvirtd_conf(host: &HostRecord, own: &Path) -> String {

@@ -192,18 +192,20 @@ pub fn kill(name: &Name, host: &Name) -> Result<usize, Report> {
     Ok(killed)
 }
 
-/// Starts the daemon of a host that was killed.
+/// Starts the daemon of a host that was killed, and its libvirtd.
 ///
 /// # Errors
 /// There is no such lab or host, it runs, or the daemon dies at start.
 pub async fn start(name: &Name, host: &Name) -> Result<(), Report> {
     let lab = existing(name)?;
     let host = lab.host(host)?;
-    if daemon::answers(host).await {
-        return Err(Report::new(ErrorCode::LabExists, format!("the daemon of {} runs already", host.name)));
-    }
-    if lab.libvirt {
+    let without_libvirt = lab.libvirt && !libvirtd::answers(host);
+    if without_libvirt {
         libvirtd::start(&lab, host)?;
+    }
+    if daemon::answers(host).await {
+        let runs = || Report::new(ErrorCode::LabExists, format!("the daemon of {} runs already", host.name));
+        return if without_libvirt { Ok(()) } else { Err(runs()) };
     }
     daemon::start(&lab, host)?;
     daemon::wait_until_it_answers(host).await

@@ -45,7 +45,7 @@ struct Version(Vec<u32>);
 
 impl Version {
     fn read(value: &Value) -> Option<Self> {
-        let parts: Result<Vec<u32>, _> = value.as_str()?.split('.').map(str::parse).collect();
+        let parts: Result<Vec<u32>, _> = value.as_str()?.split('.').map(str::parse::<u32>).collect();
         parts.ok().map(Self)
     }
 }

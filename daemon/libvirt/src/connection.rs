@@ -77,7 +77,7 @@ impl Connection {
 
 /// An error of libvirt, as it is handed on.
 pub(crate) fn refusal(error: &error::Error) -> Refusal {
-    Refusal { code: error.code().to_raw(), message: error.message().to_owned() }
+    Refusal { code: error.code().to_raw(), message: error.message().to_owned(), lost: false }
 }
 
 /// `1002003` is `1.2.3`.

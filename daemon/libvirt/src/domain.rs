@@ -6,7 +6,7 @@ use virt::{
     error::Error,
 };
 use virt_sys as sys;
-use vt_protocol::libvirt::{DomainState, Migrate, Modes, Refusal, Reply, Running};
+use vt_protocol::libvirt::{Compression, DomainState, Migrate, Refusal, Reply, Running};
 
 use crate::{connection::refusal, missing::abort_job};
 
@@ -53,25 +53,30 @@ pub(crate) fn abort(connect: &Connect, name: &str) -> Result<Reply, Refusal> {
 
 /// Moves it. At the end it is at the destination, paused, and here no more.
 pub(crate) fn migrate(connect: &Connect, move_: &Migrate) -> Result<Reply, Refusal> {
-    for one in [&move_.to, &move_.uri, &move_.xml] {
+    for one in [&move_.to, &move_.uri, &move_.xml].into_iter().chain(&move_.tls) {
         text(one)?;
     }
     let domain = find(connect, &move_.domain)?;
     if let Some(ms) = move_.modes.downtime {
         domain.migrate_set_max_downtime(ms, 0).map_err(|error| refusal(&error))?;
     }
-    done(domain.migrate_to_uri3(Some(&move_.to), parameters(move_), flags(&move_.modes)))
+    let moved = done(domain.migrate_to_uri3(Some(&move_.to), parameters(move_), flags(move_)));
+    // libvirt that has gone away has refused nothing.
+    moved.map_err(|refusal| Refusal { lost: !connect.is_alive().unwrap_or(false), ..refusal })
 }
 
 /// `UNSAFE` takes from libvirt a guess that it cannot make: whether both hosts see one disk is known by who calls.
-fn flags(modes: &Modes) -> sys::virDomainMigrateFlags {
+fn flags(move_: &Migrate) -> sys::virDomainMigrateFlags {
+    let modes = &move_.modes;
     let mut flags = sys::VIR_MIGRATE_PEER2PEER | sys::VIR_MIGRATE_PAUSED | sys::VIR_MIGRATE_UNSAFE;
     for (wanted, flag) in [
         (!modes.offline, sys::VIR_MIGRATE_LIVE),
         (modes.parallel.is_some(), sys::VIR_MIGRATE_PARALLEL),
         (modes.auto_converge.is_some(), sys::VIR_MIGRATE_AUTO_CONVERGE),
-        (modes.xbzrle_cache.is_some(), sys::VIR_MIGRATE_COMPRESSED),
+        (modes.compression.is_some(), sys::VIR_MIGRATE_COMPRESSED),
         (modes.tunnelled, sys::VIR_MIGRATE_TUNNELLED),
+        (modes.copy_disks, sys::VIR_MIGRATE_NON_SHARED_INC),
+        (move_.tls.is_some(), sys::VIR_MIGRATE_TLS),
     ] {
         if wanted {
             flags |= flag;
@@ -81,31 +86,53 @@ fn flags(modes: &Modes) -> sys::virDomainMigrateFlags {
 }
 
 fn parameters(move_: &Migrate) -> MigrateParameters {
-    let percent = |value: Option<u32>| value.map(|value| i32::try_from(value).unwrap_or(i32::MAX));
+    let number = |value: Option<u32>| value.map(|value| i32::try_from(value).unwrap_or(i32::MAX));
     let modes = &move_.modes;
+    let mut compressed = MigrateParameters::default();
+    let method = match modes.compression {
+        None => None,
+        Some(Compression::Xbzrle { cache }) => {
+            compressed.compression_xbzrle_cache = Some(cache);
+            Some("xbzrle")
+        }
+        Some(Compression::Zlib { level }) => {
+            compressed.compression_zlib_level = number(level);
+            Some("zlib")
+        }
+        Some(Compression::Zstd { level }) => {
+            compressed.compression_zstd_level = number(level);
+            Some("zstd")
+        }
+    };
     MigrateParameters {
         // A tunnel has no address of its own.
         uri: (!modes.tunnelled).then(|| move_.uri.clone()),
         dest_xml: Some(move_.xml.clone()),
         bandwidth: modes.bandwidth.map(|mib| mib.max(1)),
-        parallel_connections: percent(modes.parallel),
-        auto_converge_initial: percent(modes.auto_converge.and_then(|throttle| throttle.initial)),
-        auto_converge_increment: percent(modes.auto_converge.and_then(|throttle| throttle.increment)),
-        compression: modes.xbzrle_cache.map(|_| "xbzrle".to_owned()),
-        compression_xbzrle_cache: modes.xbzrle_cache,
-        ..MigrateParameters::default()
+        parallel_connections: number(modes.parallel),
+        auto_converge_initial: number(modes.auto_converge.and_then(|throttle| throttle.initial)),
+        auto_converge_increment: number(modes.auto_converge.and_then(|throttle| throttle.increment)),
+        compression: method.map(str::to_owned),
+        tls_destination: move_.tls.clone(),
+        ..compressed
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use vt_protocol::libvirt::Modes;
+
     use super::*;
 
     #[test]
     fn a_domain_never_runs_at_the_destination_by_itself() {
+        let of = |modes: Modes| {
+            let [domain, to, uri, xml] = [const { String::new() }; 4];
+            Migrate { domain, to, uri, xml, tls: None, modes }
+        };
         for modes in [Modes::default(), Modes { offline: true, tunnelled: true, ..Modes::default() }] {
-            assert_ne!(flags(&modes) & sys::VIR_MIGRATE_PAUSED, 0, "{modes:?}");
+            assert_ne!(flags(&of(modes.clone())) & sys::VIR_MIGRATE_PAUSED, 0, "{modes:?}");
         }
-        assert_eq!(flags(&Modes { offline: true, ..Modes::default() }) & sys::VIR_MIGRATE_LIVE, 0);
+        assert_eq!(flags(&of(Modes { offline: true, ..Modes::default() })) & sys::VIR_MIGRATE_LIVE, 0);
     }
 }

@@ -88,7 +88,7 @@ pub(super) async fn look(settings: &Settings, member: Option<Member>) -> Seen {
 async fn qemu(settings: &Settings) -> Result<Qemu, String> {
     // The accelerator's probe is kept in the daemon's directory, which is not made here.
     let kept = Some(&*settings.paths.data).filter(|data| data.is_dir());
-    let facts = installed::examine(&settings.qemu_binary, kept).await.map_err(|error| error.to_string())?;
+    let facts = installed::examine(settings.qemus.usual(), kept).await.map_err(|error| error.to_string())?;
     let features = FeatureCache::default().of(&facts.path).await.map_err(|report| report.title)?;
     Ok(Qemu { facts, capabilities: features.capabilities.clone(), machines: features.machines.clone() })
 }

@@ -5,6 +5,7 @@
 //! | [`process`] | vt-libvirt, the process that libvirt is linked into |
 //! | [`domain`] | a VM as libvirt describes one, pure |
 //! | [`modes`] | a way of moving, in libvirt's words, pure |
+//! | [`certificates`] | where its QEMUs find theirs |
 //!
 //! What runs is a QEMU as ever, and it has our two monitors beside libvirt's own: the daemon reads its events and lets it
 //! run over one, the guard stops it over the other, and nobody asks libvirt for what QEMU says itself. libvirt notices all
@@ -14,6 +15,7 @@
 //! decision is in the log: a destination that dies between the two loses the guest, and the verdict says so. It also lets
 //! the source run on by itself when a move fails; that is before our vote, and so before anybody else may own the VM.
 
+pub mod certificates;
 pub mod domain;
 pub mod modes;
 pub mod process;
@@ -25,7 +27,10 @@ use vt_protocol::{
     libvirt::{DomainState, Hello, Migrate, PROGRAM, Reply, Request},
 };
 
-use self::process::{Helper, HelperError};
+use self::{
+    certificates::Certificates,
+    process::{Helper, HelperError},
+};
 use crate::settings::LibvirtSettings;
 
 /// How long libvirt may take for what is not a move.
@@ -36,6 +41,8 @@ const ANSWERS: Duration = Duration::from_secs(60);
 pub struct Libvirt {
     /// How other hosts' libvirts reach it.
     pub peer: String,
+    /// Where its QEMUs find their certificates.
+    pub certificates: Option<Certificates>,
     uri: String,
     helper: Helper,
 }
@@ -46,6 +53,7 @@ impl Libvirt {
         let program = vtd.with_file_name(PROGRAM);
         Self {
             peer: settings.peer.clone(),
+            certificates: settings.certificates.clone().map(Certificates::new),
             uri: settings.uri.clone(),
             helper: Helper::new(program, settings.uri.clone()),
         }

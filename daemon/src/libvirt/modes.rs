@@ -1,12 +1,14 @@
 //! A way of moving, in libvirt's words: pure.
 
 use vt_protocol::{
-    libvirt::{Modes, Throttle},
+    libvirt::{Compression, Modes, Throttle},
     vm::{Intervention, MigrationSpec, Transport},
 };
 
 /// Capabilities that libvirt turns on by itself where they are needed: asking for them changes nothing.
 const OF_ITSELF: [&str; 4] = ["events", "pause-before-switchover", "return-path", "late-block-activate"];
+/// QEMU's word for the compression of multifd's connections.
+const METHOD: &str = "multifd-compression";
 const MIB: u64 = 1 << 20;
 
 /// How libvirt is told to move a VM.
@@ -17,7 +19,8 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
     let only_qmp = |what: &str| Err(format!("{what} is not offered through libvirt; --backend qmp has it"));
     let mut modes = Modes { offline: spec.offline, ..Modes::default() };
     match spec.transport {
-        Transport::Tcp => {}
+        // With TLS it is TCP with certificates, which are made when it begins.
+        Transport::Tcp | Transport::Tls => {}
         // Both carry the stream in the connection of the two daemons.
         Transport::Mesh => modes.tunnelled = true,
         other => return only_qmp(&format!("the transport {other}")),
@@ -25,12 +28,25 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
     let number = |name: &str| spec.parameters.get(name).copied();
     let percent = |name: &str| number(name).and_then(|value| u32::try_from(value).ok());
     let mut known: Vec<&str> = vec!["max-bandwidth", "downtime-limit"];
+    let mut xbzrle = None;
     for name in spec.asked() {
         match name.as_str() {
             name if OF_ITSELF.contains(&name) => {}
             "multifd" => {
                 known.push("multifd-channels");
                 modes.parallel = Some(percent("multifd-channels").unwrap_or(2));
+                match spec.words.get(METHOD).map(String::as_str) {
+                    None | Some("none") => {}
+                    Some("zlib") => {
+                        known.push("multifd-zlib-level");
+                        modes.compression = Some(Compression::Zlib { level: percent("multifd-zlib-level") });
+                    }
+                    Some("zstd") => {
+                        known.push("multifd-zstd-level");
+                        modes.compression = Some(Compression::Zstd { level: percent("multifd-zstd-level") });
+                    }
+                    Some(method) => return only_qmp(&format!("{METHOD}={method}")),
+                }
             }
             "auto-converge" => {
                 known.extend(["cpu-throttle-initial", "cpu-throttle-increment"]);
@@ -42,7 +58,7 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
             "xbzrle" => {
                 known.push("xbzrle-cache-size");
                 // QEMU's own default.
-                modes.xbzrle_cache = Some(number("xbzrle-cache-size").unwrap_or(64 * MIB));
+                xbzrle = Some(Compression::Xbzrle { cache: number("xbzrle-cache-size").unwrap_or(64 * MIB) });
             }
             // It decides by itself when to go over, and a post-copy has to be decided before.
             "postcopy-ram" => return only_qmp("post-copy"),
@@ -52,9 +68,13 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
     if let Some(name) = spec.parameters.keys().find(|name| !known.contains(&name.as_str())) {
         return only_qmp(&format!("the parameter {name}"));
     }
-    if let Some(name) = spec.words.keys().next() {
+    if let Some(name) = spec.words.keys().find(|name| *name != METHOD || modes.parallel.is_none()) {
         return only_qmp(&format!("the parameter {name}"));
     }
+    if modes.compression.is_some() && xbzrle.is_some() {
+        return only_qmp("two compressions at once");
+    }
+    modes.compression = modes.compression.or(xbzrle);
     if modes.tunnelled && modes.parallel.is_some() {
         return Err("libvirt's tunnel is one connection, and multifd needs several".to_owned());
     }
@@ -88,6 +108,16 @@ mod tests {
         let found = modes(&spec(&["auto-converge"], &[("cpu-throttle-initial", 30), ("downtime-limit", 50)]));
         let throttle = Throttle { initial: Some(30), increment: None };
         assert_eq!(found, Ok(Modes { auto_converge: Some(throttle), downtime: Some(50), ..Modes::default() }));
+        let zstd = |parameters: &[(&str, u64)]| {
+            let words = [("multifd-compression".to_owned(), "zstd".to_owned())].into();
+            modes(&MigrationSpec { words, ..spec(&["multifd"], parameters) })
+        };
+        let compression = Some(Compression::Zstd { level: Some(3) });
+        assert_eq!(
+            zstd(&[("multifd-zstd-level", 3)]),
+            Ok(Modes { parallel: Some(2), compression, ..Modes::default() })
+        );
+        assert!(zstd(&[("multifd-zlib-level", 3)]).is_err(), "the level of another method");
         let tunnel = MigrationSpec { transport: Transport::Mesh, offline: true, ..MigrationSpec::default() };
         assert_eq!(modes(&tunnel), Ok(Modes { tunnelled: true, offline: true, ..Modes::default() }));
     }
@@ -101,6 +131,17 @@ mod tests {
             (spec(&["postcopy-ram"], &[]), "post-copy"),
             (spec(&["zero-copy-send"], &[]), "zero-copy-send"),
             (spec(&[], &[("multifd-channels", 4)]), "multifd-channels"),
+            (
+                MigrationSpec {
+                    words: [("multifd-compression".into(), "qpl".into())].into(),
+                    ..spec(&["multifd"], &[])
+                },
+                "qpl",
+            ),
+            (
+                MigrationSpec { words: [("multifd-compression".into(), "zstd".into())].into(), ..spec(&[], &[]) },
+                "multifd-compression",
+            ),
             (at(Intervention::Break), "at a moment"),
             (MigrationSpec { transport: Transport::Mesh, ..spec(&["multifd"], &[]) }, "tunnel"),
         ] {

@@ -39,7 +39,7 @@ pub enum HelperError {
     /// It answered something else.
     #[error("vt-libvirt answered {0}")]
     Garbled(String),
-    /// libvirt refused.
+    /// libvirt refused, or was lost.
     #[error("libvirt refused")]
     Refused(#[source] Refusal),
 }
@@ -47,7 +47,7 @@ pub enum HelperError {
 impl HelperError {
     /// Whether libvirt has said that what was asked for was not done. Else nobody knows.
     pub fn is_verdict(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::NotStarted { .. })
+        matches!(self, Self::Refused(Refusal { lost: false, .. }) | Self::NotStarted { .. })
     }
 }
 

@@ -22,6 +22,7 @@ use vt_protocol::{
 };
 
 use crate::{
+    libvirt::certificates::Held,
     party::{attempt::LocalAttempt, local_vm::LocalVm},
     qemu::qmp::Qmp,
 };
@@ -56,6 +57,27 @@ impl LocalAttempt {
         side: Side,
         spec: &MigrationSpec,
     ) -> Result<MigrationSpec, Report> {
+        let (key, certified) = self.certified(id).await?;
+        let folder = vm.qemu.run_dir().join(format!("tls-{}", id.number));
+        write(&folder, &files(side, &key.to_pem(), &certified)).map_err(|error| unwritten(&error))?;
+        let names = offer(vm.qemu.qmp(), &folder, id.number, side, &certified).await?;
+        let mut spec = spec.clone();
+        spec.words.extend(names.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        Ok(spec)
+    }
+
+    /// Gives the next QEMU of this host's libvirt what it needs. Returns the name in the other side's certificate.
+    pub(super) async fn libvirt_with_tls(&self, id: &MigrationId, side: Side) -> Result<(String, Held), Report> {
+        let libvirt = self.libvirt()?;
+        let Some(folder) = &libvirt.certificates else { return Err(no_folder(&self.name_of(self.me()))) };
+        let (key, certified) = self.certified(id).await?;
+        let key = key.to_pem();
+        let held = folder.take(side == Side::Destination, &files(side, &key, &certified)).await;
+        Ok((certified.other, held.map_err(|error| unwritten(&error))?))
+    }
+
+    /// A key for this side of a migration, and what the authority says of it.
+    async fn certified(&self, id: &MigrationId) -> Result<(PrivateKey, Certified), Report> {
         let unmade = |error: &dyn std::error::Error| {
             Report::new(ErrorCode::Internal, "no key for the migration could be made").caused_by(error)
         };
@@ -65,30 +87,39 @@ impl LocalAttempt {
             Report::new(ErrorCode::Preflight, "the cluster's authority gave no certificate for the migration")
                 .caused_by(&error)
         })?;
-        let folder = vm.qemu.run_dir().join(format!("tls-{}", id.number));
-        write(&folder, side, &key, &certified).map_err(|error| {
-            Report::new(ErrorCode::Internal, "the credentials of the migration could not be written").caused_by(&error)
-        })?;
-        let names = offer(vm.qemu.qmp(), &folder, id.number, side, &certified).await?;
-        let mut spec = spec.clone();
-        spec.words.extend(names.into_iter().map(|(name, value)| (name.to_owned(), value)));
-        Ok(spec)
+        Ok((key, certified))
     }
 }
 
-fn write(folder: &Path, side: Side, key: &PrivateKey, certified: &Certified) -> io::Result<()> {
+/// Why libvirt of a host moves no VM with TLS.
+pub(super) fn no_folder(host: &str) -> Report {
+    let title = format!("the settings of {host} do not say where libvirt's QEMUs find certificates");
+    Report::new(ErrorCode::CannotRunHere, title)
+        .help("[libvirt] certificates, as migrate_tls_x509_cert_dir in qemu.conf")
+}
+
+fn unwritten(error: &io::Error) -> Report {
+    Report::new(ErrorCode::Internal, "the credentials of the migration could not be written").caused_by(error)
+}
+
+/// The files of a side, as QEMU looks for them.
+fn files<'a>(side: Side, key: &'a str, certified: &'a Certified) -> [(String, &'a str); 3] {
+    let endpoint = side.endpoint();
+    [
+        ("ca-cert.pem".to_owned(), &certified.authority),
+        (format!("{endpoint}-cert.pem"), &certified.certificate),
+        (format!("{endpoint}-key.pem"), key),
+    ]
+}
+
+fn write(folder: &Path, files: &[(String, &str)]) -> io::Result<()> {
     // Left by a daemon that ended in the middle: what is in it is of no use to anybody.
     match std::fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     DirBuilder::new().mode(0o700).create(folder)?;
-    let endpoint = side.endpoint();
-    for (name, text) in [
-        ("ca-cert.pem".to_owned(), &certified.authority),
-        (format!("{endpoint}-cert.pem"), &certified.certificate),
-        (format!("{endpoint}-key.pem"), &key.to_pem()),
-    ] {
+    for (name, text) in files {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(name))?;
         file.write_all(text.as_bytes())?;
     }

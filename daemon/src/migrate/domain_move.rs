@@ -19,13 +19,13 @@ use vt_protocol::{
     party::{Failure, Move},
     peer::IncomingState,
     verdict::Consequence,
-    vm::{How, MigrationSpec},
+    vm::{How, MigrationSpec, Transport},
 };
 use vt_sync::{command::AbortMigration, state};
 
-use super::{destination, receive::Incoming, receiver::Receiver, send::Ready, source::Phase};
+use super::{credentials::Side, destination, receive::Incoming, receiver::Receiver, send::Ready, source::Phase};
 use crate::{
-    libvirt::{Libvirt, domain, modes::modes, not_there, process::HelperError},
+    libvirt::{Libvirt, certificates::Held, domain, modes::modes, not_there, process::HelperError},
     party::{
         attempt::{DECIDES, LocalAttempt},
         disk::DiskPlace,
@@ -33,8 +33,12 @@ use crate::{
         local_vm::LocalVm,
     },
     qemu::{
-        Found, Vm, VmError, VmPlaces, VmSetup, command_line::QMP_SOCKET, process::resolve_program, qmp::MigrationInfo,
-        remains, site::Site,
+        Found, Vm, VmError, VmPlaces, VmSetup,
+        command_line::QMP_SOCKET,
+        process::resolve_program,
+        qmp::{MigrationInfo, MigrationStatus},
+        remains,
+        site::Site,
     },
 };
 
@@ -48,6 +52,10 @@ const LOOKS: Duration = Duration::from_millis(20);
 const ASKS: Duration = Duration::from_millis(500);
 /// How often in a row libvirt has to be found idle, with the guest running: it may not have begun when it is first asked.
 const LOOKS_IDLE: u32 = 4;
+/// How long libvirt may be away before its move is ended without it. One that is started again ends it by itself.
+const AWAY: Duration = Duration::from_secs(30);
+/// How long QEMU may take to end a transfer.
+const ENDS: Duration = Duration::from_secs(20);
 /// How often it is asked whether it has let go of a domain whose QEMU has ended.
 const LOOKS_GONE: u32 = 40;
 
@@ -57,13 +65,15 @@ pub(super) struct DomainMove {
     domain: String,
     libvirt: Arc<Libvirt>,
     answer: oneshot::Receiver<Result<(), Report>>,
+    /// The certificates of this side, where it goes with TLS: nobody else has them meanwhile.
+    _certificates: Option<Held>,
     /// What QEMU said of the transfer when it had completed: libvirt ends it soon after.
     pub(super) last: Option<MigrationInfo>,
 }
 
 impl DomainMove {
     /// Has libvirt begin it.
-    pub(super) fn begin(
+    pub(super) async fn begin(
         attempt: &Arc<LocalAttempt>,
         vm: &Arc<LocalVm>,
         ready: &Ready,
@@ -74,16 +84,21 @@ impl DomainMove {
         let Some(incoming) = ready.domain.clone() else {
             return Err(Report::new(ErrorCode::Internal, "the destination did not say how libvirt is to have the VM"));
         };
-        let migrate = Migrate {
-            domain: domain.clone(),
-            to: ready.uri.clone(),
-            uri: incoming.listens,
-            xml: incoming.xml,
-            modes: modes(&call.spec).map_err(|rule| Report::new(ErrorCode::BadParameter, rule))?,
+        let mut modes = modes(&call.spec).map_err(|rule| Report::new(ErrorCode::BadParameter, rule))?;
+        modes.copy_disks = !attempt.places.shared;
+        let (tls, certificates) = match call.spec.transport {
+            Transport::Tls => {
+                let (name, held) = attempt.libvirt_with_tls(&ready.id, Side::Source).await?;
+                (Some(name), Some(held))
+            }
+            _ => (None, None),
         };
+        let (to, uri, xml) = (ready.uri.clone(), incoming.listens, incoming.xml);
+        let migrate = Migrate { domain, to, uri, xml, tls, modes };
         let within = Duration::from_millis(call.spec.timeout_ms) + BESIDES;
         let asked = Arc::clone(&libvirt);
-        Ok(Self::follow(attempt, vm, libvirt, async move { asked.migrate(migrate, within).await }))
+        let begun = Self::follow(attempt, vm, libvirt, async move { asked.migrate(migrate, within).await });
+        Ok(Self { _certificates: certificates, ..begun })
     }
 
     /// Follows one that a daemon before this one had libvirt begin.
@@ -116,7 +131,7 @@ impl DomainMove {
             // Nobody waits once the attempt is over.
             let _ = tell.send(said);
         });
-        Self { domain, libvirt, answer, last: None }
+        Self { domain, libvirt, answer, _certificates: None, last: None }
     }
 
     /// Waits for libvirt's answer; pending for ever once that was given.
@@ -127,9 +142,13 @@ impl DomainMove {
         }
     }
 
-    /// Has libvirt give it up. Its answer says whether that was in time.
-    pub(super) async fn abort(&self) -> Result<(), Report> {
-        self.libvirt.abort(&self.domain).await
+    /// Has libvirt give it up, and QEMU where libvirt is gone. The answer says whether that was in time.
+    pub(super) async fn abort(&self, vm: &LocalVm) -> Result<(), Report> {
+        let told = self.libvirt.abort(&self.domain).await;
+        if told.is_err() && self.libvirt.hello().await.is_err() {
+            return vm.qemu.qmp().migrate_cancel().await.map_err(|error| error.report());
+        }
+        told
     }
 }
 
@@ -147,12 +166,18 @@ async fn find_out(libvirt: &Libvirt, vm: &LocalVm, lost: &HelperError) -> Result
     let mut ticks = interval(ASKS);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = 0;
+    let mut answered = Instant::now();
     while idle < LOOKS_IDLE {
         tokio::select! {
             _ = vm.qemu.process().ended() => break,
             _ = ticks.tick() => {}
         }
         let state = libvirt.state(&domain::name(&vm.id)).await;
+        match state {
+            Ok(_) => answered = Instant::now(),
+            Err(_) if answered.elapsed() < AWAY => {}
+            Err(_) => return end_without(libvirt, vm, lost).await,
+        }
         let over = matches!(state, Ok(Some(DomainState { cpus: Running::Yes, busy: false })));
         idle = if over { idle + 1 } else { 0 };
     }
@@ -167,6 +192,20 @@ async fn find_out(libvirt: &Libvirt, vm: &LocalVm, lost: &HelperError) -> Result
         ticks.tick().await;
     }
     Ok(())
+}
+
+/// Ends a move whose libvirt is gone: what has completed is for the destination to know, everything else is given up.
+async fn end_without(libvirt: &Libvirt, vm: &LocalVm, lost: &HelperError) -> Result<(), Report> {
+    let (qmp, until) = (vm.qemu.qmp(), Instant::now() + ENDS);
+    let said = |why: String| refused(libvirt, lost).with("QEMU", why);
+    let mut events = qmp.events();
+    let mut status = qmp.query_migrate().await.map_err(|error| said(error.to_string()))?.status;
+    if !status.is_final() {
+        qmp.migrate_cancel().await.map_err(|error| said(error.to_string()))?;
+        let ended = qmp.wait_migration(&mut events, MigrationStatus::is_final, until).await;
+        status = ended.map_err(|error| said(error.to_string()))?;
+    }
+    if status == MigrationStatus::Completed { Ok(()) } else { Err(refused(libvirt, lost)) }
 }
 
 impl LocalAttempt {
@@ -193,7 +232,7 @@ impl LocalAttempt {
         if vm.take_prepared(&ready.id) {
             self.place("source-sends").await;
             self.evidence.events.say(format!("{}: how: {}, by libvirt", ready.id, How::of(&call.spec)));
-            return match DomainMove::begin(self, vm, ready, call) {
+            return match DomainMove::begin(self, vm, ready, call).await {
                 Ok(begun) => Ok((Phase::Sending, Some(begun))),
                 Err(report) => {
                     self.abort_move(&ready.id, report.clone()).await;
@@ -236,11 +275,11 @@ impl LocalAttempt {
             why = self.is_aborted(&id) => {
                 incoming.state.send_replace(IncomingState::Failed(why.clone()));
                 let gone = Err(Failure::Followed(Consequence::PeerGone(why.title)));
-                self.clear(run_dir).await;
+                self.clear(&incoming, run_dir).await;
                 incoming.arrival.send_replace(Some(gone));
                 return;
             }
-            () = self.closing.cancelled() => return self.clear(run_dir).await,
+            () = self.closing.cancelled() => return self.clear(&incoming, run_dir).await,
         };
         let ready = match qemu {
             Ok(qemu) => {
@@ -254,7 +293,7 @@ impl LocalAttempt {
             Ok(vm) => vm,
             Err(why) => {
                 self.evidence.events.warn(format!("{id}: {}", why.title));
-                self.clear(run_dir).await;
+                self.clear(&incoming, run_dir).await;
                 let abort = AbortMigration { migration: id.clone(), host: self.me(), why };
                 // Not known to be in the log: the source learns from libvirt that its QEMU here is gone.
                 let _ = self.propose("abort", &id.to_string(), abort, DECIDES).await;
@@ -280,11 +319,14 @@ impl LocalAttempt {
         }
     }
 
-    async fn clear(&self, run_dir: PathBuf) {
+    /// Gives back the place of a VM that does not come, and the disks that were made for it.
+    async fn clear(&self, incoming: &Incoming, run_dir: PathBuf) {
         let cleared = tokio::task::spawn_blocking(move || remains::clear(&run_dir)).await;
         for left in cleared.unwrap_or_default() {
             self.evidence.events.warn(format!("left behind: {left}"));
         }
+        incoming.close_inlet();
+        self.forget_copy(&incoming.id.vm.name).await;
     }
 }
 

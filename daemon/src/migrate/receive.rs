@@ -26,7 +26,7 @@ use vt_sync::{
 };
 
 use super::{
-    credentials::Side,
+    credentials::{Side, no_folder},
     destination::{Event, Phase},
     inlet::{Listen, ipv6_beside, no_ipv6},
     outlet::StateFile,
@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     guard::GuardHandle,
-    libvirt::not_there,
+    libvirt::{certificates::Held, not_there},
     party::{
         attempt::{DECIDES, LocalAttempt},
         disk::DiskPlace,
@@ -44,7 +44,7 @@ use crate::{
     },
     qemu::{
         Disk, Resolved,
-        command_line::{CommandLine, Extra, seen_by_guest},
+        command_line::{CommandLine, Extra, Medium, seen_by_guest},
     },
 };
 
@@ -78,6 +78,8 @@ pub struct Incoming {
     held: Mutex<Option<UnixStream>>,
     /// The file that QEMU reads from, as long as it does.
     state_file: Mutex<Option<StateFile>>,
+    /// The certificates of libvirt's QEMU.
+    certificates: Mutex<Option<Held>>,
 }
 
 impl Incoming {
@@ -91,6 +93,7 @@ impl Incoming {
             unheard: Mutex::default(),
             held: Mutex::default(),
             state_file: Mutex::default(),
+            certificates: Mutex::default(),
         })
     }
 
@@ -106,10 +109,15 @@ impl Incoming {
         *self.state_file.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
     }
 
+    fn keep_certificates(&self, held: Held) {
+        *self.certificates.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+    }
+
     /// Lets go of what the stream came in by.
     pub(super) fn close_inlet(&self) {
         self.take_held();
         self.state_file.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Its QEMU, until it is torn down or becomes a VM of this host.
@@ -168,6 +176,7 @@ impl LocalAttempt {
                     if let Some(vm) = task_incoming.take_vm() {
                         vm.qemu.clone().kill().await;
                     }
+                    task_incoming.close_inlet();
                     attempt.forget_copy(&task_incoming.id.vm.name).await;
                     task_incoming.state.send_replace(IncomingState::Failed(report.clone()));
                 }
@@ -206,12 +215,14 @@ impl LocalAttempt {
             differences(&asked.preflight, Here { features: &features, accelerator, shows: &shows }, &asked.spec);
         if asked.vm.backend == Backend::Libvirt {
             if asked.copies_upon.is_some() {
-                found.push(Difference::Lacks(
-                    "a way to copy the disk through libvirt: its pool has to be shared".to_owned(),
-                ));
+                found.extend(copies_by_libvirt(&asked.vm, &asked.spec));
             }
-            if self.places.libvirt.is_none() {
-                found.push(Difference::Lacks(not_there(&me).title));
+            match &self.places.libvirt {
+                None => found.push(Difference::Lacks(not_there(&me).title)),
+                Some(libvirt) if libvirt.certificates.is_none() && asked.spec.transport == Transport::Tls => {
+                    found.push(Difference::Lacks(no_folder(&me).title));
+                }
+                Some(_) => {}
             }
         }
         let image = self.image(&asked.vm.image)?;
@@ -239,6 +250,10 @@ impl LocalAttempt {
         let (setup, places) = self.setup(asked.vm, resolved, boot, disk, &incarnation)?;
         if setup.spec.backend == Backend::Libvirt {
             let libvirt = self.libvirt()?;
+            if asked.spec.transport == Transport::Tls {
+                let (_, held) = self.libvirt_with_tls(id, Side::Destination).await?;
+                incoming.keep_certificates(held);
+            }
             let prepared = Prepared {
                 uri: libvirt.peer.clone(),
                 preflight: Preflight {
@@ -460,6 +475,17 @@ fn url_host(address: std::net::IpAddr) -> String {
         std::net::IpAddr::V4(address) => address.to_string(),
         std::net::IpAddr::V6(address) => format!("[{address}]"),
     }
+}
+
+/// What libvirt does not copy with a VM, which QEMU does when it is asked itself.
+fn copies_by_libvirt(vm: &VmSpec, spec: &MigrationSpec) -> Option<Difference> {
+    let own_cd = vm.drives.iter().any(|drive| Medium::of(&drive.content) == Medium::OwnCd);
+    let lacks = match spec.transport {
+        Transport::Mesh => "libvirt copies no disk through its tunnel",
+        _ if own_cd => "libvirt copies no CD",
+        _ => return None,
+    };
+    Some(Difference::Lacks(format!("{lacks}, and the pool is not shared; --backend qmp does")))
 }
 
 /// Why this host has no RDMA; `None` where a device is there.

@@ -192,7 +192,7 @@ impl Sender {
     /// Has the transfer given up; an event tells whether that was in time.
     async fn cancel(&self) {
         let told = match &self.domain_move {
-            Some(domain) => domain.abort().await,
+            Some(domain) => domain.abort(&self.vm).await,
             None => self.vm.qemu.qmp().migrate_cancel().await.map_err(|error| error.report()),
         };
         if let Err(report) = told {

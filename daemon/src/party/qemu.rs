@@ -54,7 +54,7 @@ impl LocalAttempt {
         let said = |key| params.text(key).map(str::trim).filter(|word| !word.is_empty()).map(|word| (key, word));
         let elsewhere = if self.place == 0 { None } else { said(ELSEWHERE) };
         let Some((key, word)) = elsewhere.or_else(|| said(HERE)) else {
-            return self.places.qemus.find("").ok_or_else(|| Report::new(ErrorCode::Internal, "no default QEMU"));
+            return Ok(self.places.qemus.usual());
         };
         self.places.qemus.find(word).ok_or_else(|| {
             let host = self.name_of(self.me());

@@ -58,10 +58,15 @@ impl Binaries {
         free && room
     }
 
-    /// All of them, the default first.
+    /// The one that is meant where none is named.
+    pub fn usual(&self) -> Binary<'_> {
+        Binary { name: DEFAULT, path: &self.default }
+    }
+
+    /// All of them, the usual one first.
     pub fn all(&self) -> impl Iterator<Item = Binary<'_>> {
         let named = self.named.iter().map(|(name, path)| Binary { name: name.as_str(), path });
-        std::iter::once(Binary { name: DEFAULT, path: &self.default }).chain(named)
+        std::iter::once(self.usual()).chain(named)
     }
 
     /// The one that a word means: its name, its path, or another path to the same file. No word means the default.

@@ -67,10 +67,20 @@ impl VmRecord {
 
 /// Writes a file so that a reader sees the old content or the new, also after a crash.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_with(path, bytes, fs::OpenOptions::new().write(true).create(true).truncate(true))
+}
+
+/// The same, for its owner alone.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    write_with(path, bytes, fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600))
+}
+
+fn write_with(path: &Path, bytes: &[u8], options: &fs::OpenOptions) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let write = || {
-        let mut file = fs::File::create(&temporary)?;
+        let mut file = options.open(&temporary)?;
         io::Write::write_all(&mut file, bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)

@@ -68,6 +68,8 @@ pub struct LibvirtSettings {
     pub uri: String,
     /// By libvirt of another host.
     pub peer: String,
+    /// Where its QEMUs find their certificates; `None`: no VM moves with TLS.
+    pub certificates: Option<PathBuf>,
 }
 
 /// How much evidence of jobs that have ended stays on a host.

@@ -192,6 +192,9 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
     let libvirt = root.section("libvirt");
     libvirt.text("uri", |uri| settings.libvirt.get_or_insert_default().uri = uri);
     libvirt.text("peer", |peer| settings.libvirt.get_or_insert_default().peer = peer);
+    libvirt.directory("certificates", |folder| {
+        settings.libvirt.get_or_insert_default().certificates = Some(folder);
+    });
     libvirt.finish();
 
     let session = root.section("session");
@@ -325,13 +328,14 @@ impl<'r, 't, 'd> Section<'r, 't, 'd> {
     /// A section whose keys are names of the user's own, each with a text. `add` says whether a name can be had.
     fn named(self, want: &str, mut add: impl FnMut(Name, String) -> bool) {
         for (key, value) in self.table.into_iter().flatten() {
-            let (name, place) = (key.get_ref(), value.span());
-            match (name.parse(), value.get_ref()) {
-                (_, value) if !matches!(value, DeValue::String(text) if !text.trim().is_empty()) => {
-                    self.wrong(name, place, "a text in quotes");
+            let name = key.get_ref();
+            match value.get_ref() {
+                DeValue::String(text) if !text.trim().is_empty() => {
+                    if !name.parse::<Name>().is_ok_and(|free| add(free, text.to_string())) {
+                        self.reader.mistake(key.span(), format!("{name} is not {want}"), None);
+                    }
                 }
-                (Ok(free), DeValue::String(text)) if add(free, text.to_string()) => {}
-                _ => self.reader.mistake(key.span(), format!("{name} is not {want}"), None),
+                _ => self.wrong(name, value.span(), "a text in quotes"),
             }
         }
     }

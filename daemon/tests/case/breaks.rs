@@ -9,7 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use vt_daemon::{
     guard::{GuardState, clock::BootTime},
     party::{Party, attempt::LocalAttempt},
-    qemu::qmp::RunState,
+    qemu::{binaries::Binaries, qmp::RunState},
 };
 use vt_protocol::{
     error::{ErrorCode, Report},
@@ -479,7 +479,7 @@ async fn a_guest_is_paused_without_renewals_goes_on_with_them_and_is_fenced_in_t
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_qemu_that_is_missing_or_dies_is_named_and_quoted() {
-    let (verdict, report) = cannot_start(|places| places.qemu = "/no/such/qemu".into(), "tiny").await;
+    let (verdict, report) = cannot_start(|places| places.qemus = Binaries::only("/no/such/qemu"), "tiny").await;
     assert_eq!((verdict, report.code), (Verdict::Error, ErrorCode::QemuMissing), "{report:?}");
 
     // Answers what it can do, and dies when it is to run something.
@@ -489,7 +489,8 @@ async fn a_qemu_that_is_missing_or_dies_is_named_and_quoted() {
                   echo 'out of luck' >&2; exit 1\n";
     std::fs::write(&path, script).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let (verdict, report) = cannot_start(|places| places.qemu = path.display().to_string(), "tiny").await;
+    let (verdict, report) =
+        cannot_start(|places| places.qemus = Binaries::only(&path.display().to_string()), "tiny").await;
     assert_eq!((verdict, report.code), (Verdict::Error, ErrorCode::QemuDied), "{report:?}");
     assert!(format!("{report:?}").contains("out of luck"), "{report:?}");
 }

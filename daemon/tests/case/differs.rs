@@ -3,6 +3,7 @@
 
 use std::{os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
+use vt_daemon::qemu::binaries::Binaries;
 use vt_protocol::{error::ErrorCode, verdict::Verdict};
 
 use crate::in_process::{World, real};
@@ -42,7 +43,7 @@ async fn each_difference_is_found_before_anything_starts() {
             unfit,
             "the source runs with `-device pvpanic`, and the destination would not",
         ),
-        (1, without("s/pc-q35-/gone-/g"), &[], lacks, "is not known to QEMU"),
+        (1, without("s/pc-q35-/gone-/g"), &[], lacks, "there is no machine type q35 that QEMU"),
         (
             1,
             without(r#"s/"xbzrle"/"gone"/"#),
@@ -54,7 +55,7 @@ async fn each_difference_is_found_before_anything_starts() {
     for (place, script, more, (verdict, code), says) in cases {
         let mut world = World::new(2, real()).await;
         let qemu = program(world.dir.path(), script);
-        world.change(*place, |places| places.qemu = qemu).await;
+        world.change(*place, |places| places.qemus = Binaries::only(&qemu)).await;
         // It moves before it has booted: the sooner it is refused.
         let params = [("mem", "96M"), ("min_random_timeout", "0"), ("max_random_timeout", "0")];
         let attempt = world.begin("early_boot", 2, &[&params[..], more].concat(), Duration::from_secs(600));
