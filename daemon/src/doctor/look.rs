@@ -56,7 +56,7 @@ pub(super) async fn look(settings: &Settings, member: Option<Member>) -> Seen {
             move || Local::look(&settings, runs_vms)
         })
     );
-    let facts = facts::gather(settings, None);
+    let facts = facts::gather(settings);
     let known = qemu.as_ref().ok();
     let fit = Fit {
         cpu: facts.cpu_model,

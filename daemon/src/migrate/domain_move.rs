@@ -85,7 +85,7 @@ impl DomainMove {
             return Err(Report::new(ErrorCode::Internal, "the destination did not say how libvirt is to have the VM"));
         };
         let mut modes = modes(&call.spec).map_err(|rule| Report::new(ErrorCode::BadParameter, rule))?;
-        modes.copy_disks = !attempt.places.shared;
+        modes.copy_disks = !attempt.disks_are_seen();
         let (tls, certificates) = match call.spec.transport {
             Transport::Tls => {
                 let (name, held) = attempt.libvirt_with_tls(&ready.id, Side::Source).await?;

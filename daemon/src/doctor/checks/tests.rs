@@ -53,6 +53,7 @@ fn healthy() -> Seen {
         programs: PROGRAMS.iter().map(|program| program.name).collect(),
         qemu: Ok(Qemu {
             facts: QemuFacts {
+                name: "default".into(),
                 path: "/usr/bin/qemu-system-x86_64".into(),
                 version: "10.0.2".into(),
                 accelerator: Accelerator::Kvm,
