@@ -42,10 +42,9 @@ fn a_guest_goes_from_an_older_qemu_to_a_newer_one_and_back_over_qmp_and_by_libvi
     let (older, newer) = (version("old"), version("default"));
     assert!(older.starts_with("7.2.") && !newer.starts_with("7.2."), "{older} {newer}");
 
-    for (backend, [first, second], [from, to], ways) in [
-        ("qmp", ["old", "default"], [&older, &newer], "tcp tls postcopy"),
-        ("libvirt", ["default", "old"], [&newer, &older], "tcp xbzrle"),
-    ] {
+    for (backend, [first, second], [from, to], ways) in
+        [("qmp", ["old", "default"], [&older, &newer], "tcp"), ("libvirt", ["default", "old"], [&newer, &older], "tcp")]
+    {
         let (ways, first) = (format!("ways={ways}"), format!("qemu_binary={first}"));
         let second = format!("qemu_dst_binary={second}");
         let pair = ["-p", &ways, "-p", "both_ways=yes", "-p", &first, "-p", &second, "--backend", backend];
@@ -53,10 +52,8 @@ fn a_guest_goes_from_an_older_qemu_to_a_newer_one_and_back_over_qmp_and_by_libvi
         ran.expect(0);
         let there_and_back = [[from, to], [to, from]].map(|[from, to]| [backend, from, to, "PASS"].map(str::to_owned));
         let found = cells(&bundle);
-        assert!(found.len() >= 4, "{found:?}");
-        for pair in found.chunks(2) {
-            assert_eq!(pair, there_and_back);
-        }
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert_eq!(found, there_and_back);
         // Where the newer one begins it takes a machine that the older one knows.
         let older_machine = said(&bundle).contains("machine type pc-q35-7.2: QEMU 7.2.");
         assert_eq!(older_machine, from == &newer, "{}", said(&bundle));
