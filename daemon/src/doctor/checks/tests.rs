@@ -248,10 +248,13 @@ fn every_plane_to_another_host_is_told_on_its_own() {
     assert!(broken.len() == 1 && broken[0].contains("MTU"), "{broken:?}");
 }
 
+/// The check, what makes hosts differ, and how bad that is.
+type Unfit = (&'static str, fn(&mut Fit), Severity);
+
 #[test]
 fn what_does_not_fit_between_hosts_is_told() {
     #[rustfmt::skip]
-    let broken: &[(&str, fn(&mut Fit), Severity)] = &[
+    let broken: &[Unfit] = &[
         ("D-PAI-01", |fit| fit.machines = vec!["pc-q35-6.2".into()], Severity::Fail),
         ("D-PAI-02", |fit| fit.qemu = "9.2.0".into(), Severity::Note),
         ("D-PAI-03", |fit| fit.kvm = false, Severity::Warn),
