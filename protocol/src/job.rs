@@ -108,14 +108,15 @@ impl ScenarioInfo {
     }
 }
 
-/// Keys that a disk, CD or network card has for itself, under the name that the configuration gives it.
-const OF_DEVICES: [&str; 11] = [
+/// Keys that a disk, CD, floppy disk or network card has for itself, under the name that the configuration gives it.
+const OF_DEVICES: [&str; 12] = [
     "create_image",
     "force_create_image",
     "image_format",
     "image_name",
     "image_size",
     "cdrom",
+    "floppy_name",
     "md5sum",
     "md5sum_1m",
     "sha1sum",

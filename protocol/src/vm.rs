@@ -82,20 +82,29 @@ pub enum DriveContent {
     Cd(Name),
     /// A folder below `media` of the host's pool, as a CD.
     Folder(String),
+    /// A floppy disk: an empty one, or one of a folder below `media` of the host's pool.
+    Floppy(Option<String>),
+    /// An image, as a floppy disk; what the guest writes goes into an overlay.
+    FloppyImage(Name),
 }
 
 impl DriveContent {
     /// The image that it needs.
     pub fn image(&self) -> Option<&Name> {
         match self {
-            Self::Clone(image) | Self::Cd(image) => Some(image),
-            Self::Blank | Self::Folder(_) => None,
+            Self::Clone(image) | Self::Cd(image) | Self::FloppyImage(image) => Some(image),
+            Self::Blank | Self::Folder(_) | Self::Floppy(_) => None,
         }
     }
 
     /// Whether the guest gets it as a CD.
     pub fn is_cd(&self) -> bool {
         matches!(self, Self::Cd(_) | Self::Folder(_))
+    }
+
+    /// Whether the guest gets it as a floppy disk.
+    pub fn is_floppy(&self) -> bool {
+        matches!(self, Self::Floppy(_) | Self::FloppyImage(_))
     }
 }
 

@@ -21,6 +21,8 @@ pub const OUTPUT_MAX: usize = 1 << 20;
 const TAIL: usize = 4096;
 /// How often an empty line is typed to see who is there.
 const KNOCK: Duration = Duration::from_secs(1);
+/// Most reads of what was not asked for, before a command.
+const READS_MAX: usize = 64;
 /// How long a prompt may take to be complete.
 const SETTLE: Duration = Duration::from_millis(200);
 
@@ -84,9 +86,10 @@ impl Console {
     /// # Errors
     /// No shell until the deadline, or the guest does not let this user in.
     pub async fn login(&mut self, deadline: Instant) -> Result<(), GuestError> {
-        if self.ready {
+        if self.ready && !self.logged_out().await? {
             return Ok(());
         }
+        self.ready = false;
         let began = Instant::now();
         // Ends what somebody may have begun to type, or a command that still runs.
         self.channel.send(b"\x03\r", deadline).await?;
@@ -161,6 +164,18 @@ impl Console {
         super::shown(self.channel.pending(), TAIL)
     }
 
+    /// Whether there is a prompt to log in, where somebody was logged in: the guest has booted anew.
+    async fn logged_out(&mut self) -> Result<bool, GuestError> {
+        let mut most = READS_MAX;
+        while most > 0 && self.channel.read(Instant::now()).await? {
+            most -= 1;
+            if self.channel.pending().len() > OUTPUT_MAX / 2 {
+                self.channel.forget_but(TAIL);
+            }
+        }
+        Ok(matches!(scene(self.channel.pending()), Scene::Login | Scene::Password))
+    }
+
     /// Whether what looks like a prompt is one.
     async fn answers(&mut self, deadline: Instant) -> Result<bool, GuestError> {
         let patience = (Instant::now() + 5 * KNOCK).min(deadline);
@@ -172,8 +187,9 @@ impl Console {
         self.channel.forget_but(0);
         self.channel.send(marker.line(command).as_bytes(), deadline).await?;
         loop {
-            if let Some(output) = marker.find(self.channel.pending()) {
-                self.channel.forget_but(0);
+            if let Some((output, end)) = marker.find(self.channel.pending()) {
+                // Behind it the guest may have begun to boot.
+                self.channel.forget_but(self.channel.pending().len() - end);
                 return Ok(Some(output));
             }
             if !self.channel.read(deadline).await? {
@@ -200,19 +216,22 @@ impl Marker {
         format!("echo 'vt''b-{id}'; (eval '{quoted}') </dev/null 2>&1; vt=$?; echo; echo 'vt''e-{id}' $vt\r")
     }
 
-    fn find(&self, bytes: &[u8]) -> Option<Output> {
+    /// How the command ended, and where what belongs to it ends.
+    fn find(&self, bytes: &[u8]) -> Option<(Output, usize)> {
         let Self(id) = self;
         let end = position(bytes, format!("vte-{id} ").as_bytes())?;
         let after = &bytes[end..];
         // The status is there in whole only with the end of its line.
-        let line = &after[..position(after, b"\n")?];
+        let length = position(after, b"\n")?;
+        let line = &after[..length];
         let status = plain(line).split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or(-1);
         let begin = format!("vtb-{id}");
         let start = position(&bytes[..end], begin.as_bytes()).map_or(0, |at| at + begin.len());
         let text = plain(&bytes[start..end]);
         // Ours: the line end after the first marker, and the empty line before the second.
         let text = text.strip_prefix('\n').unwrap_or(&text);
-        Some(Output { status, text: text.strip_suffix('\n').unwrap_or(text).to_owned() })
+        let output = Output { status, text: text.strip_suffix('\n').unwrap_or(text).to_owned() };
+        Some((output, end + length + 1))
     }
 }
 
@@ -301,17 +320,24 @@ mod tests {
         let typed = marker.line("echo 'a b'");
         assert_eq!(marker.find(typed.as_bytes()), None);
         let seen = format!("guest:~# {typed}\nvtb-1-2-3\r\na b\r\n\r\nvte-1-2-3 0\r\nguest:~# ");
-        assert_eq!(marker.find(seen.as_bytes()), Some(Output { status: 0, text: "a b\n".into() }));
+        let output = Output { status: 0, text: "a b\n".into() };
+        assert_eq!(marker.find(seen.as_bytes()), Some((output, seen.len() - "guest:~# ".len())));
         assert_eq!(marker.find(b"vtb-1-2-3\r\n\r\nvte-1-2-3 12"), None, "the status may not be whole");
-        assert_eq!(marker.find(b"vte-1-2-3 x\r\n").map(|output| output.status), Some(-1));
+        assert_eq!(marker.find(b"vte-1-2-3 x\r\n").map(|(output, _)| output.status), Some(-1));
     }
 
-    /// A guest that is a real shell behind a login prompt, with echo.
+    /// A guest that is a real shell behind a login prompt, with echo. Where it is to say so it boots anew.
     async fn guest(path: PathBuf) -> Result<(), std::io::Error> {
         let (mut stream, _) = UnixListener::bind(path)?.accept().await?;
+        loop {
+            boot(&mut stream).await?;
+        }
+    }
+
+    async fn boot(stream: &mut UnixStream) -> Result<(), std::io::Error> {
         for (prompt, answer) in [("\r\nlogin: ", "nobody\r"), ("login: ", "root\r")] {
             stream.write_all(prompt.as_bytes()).await?;
-            while typed(&mut stream).await? == "\r" {
+            while typed(stream).await? == "\r" {
                 stream.write_all(b"login: ").await?;
             }
             if answer == "root\r" {
@@ -320,10 +346,13 @@ mod tests {
         }
         loop {
             stream.write_all(b"\x1b[1mguest\x1b[0m:~# ").await?;
-            let line = typed(&mut stream).await?;
+            let line = typed(stream).await?;
             stream.write_all(format!("{line}\n").as_bytes()).await?;
             let shell = tokio::process::Command::new("sh").args(["-c", line.trim()]).output().await?;
             stream.write_all(String::from_utf8_lossy(&shell.stdout).replace('\n', "\r\n").as_bytes()).await?;
+            if line.contains("echo booting anew") {
+                return Ok(());
+            }
         }
     }
 
@@ -356,6 +385,13 @@ mod tests {
         assert_eq!(output, Output { status: 0, text: "it's".into() });
         let output = console.run("nonsense-command; )", soon()).await.unwrap();
         assert_ne!(output.status, 0, "{output:?}");
+        console.run("echo booting anew", soon()).await.unwrap();
+        let until = soon();
+        while !console.logged_out().await.unwrap() {
+            assert!(Instant::now() < until, "nobody is asked to log in: {}", console.tail());
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(console.run("echo again", soon()).await.unwrap().text, "again\n");
         for bad in ["a\nb", "\x04", &"x".repeat(COMMAND_MAX + 1)] {
             assert!(matches!(console.run(bad, soon()).await, Err(GuestError::Question(_))));
         }

@@ -48,19 +48,23 @@ pub fn xml(vm: &CommandLine<'_>, emulator: &Path) -> String {
     line(format!("<devices><emulator>{}</emulator>", path(emulator)));
     let first = vm.disk.map(|disk| (disk, "vda", Medium::Disk));
     let others = vm.drives.iter().map(|drive| (&drive.disk, drive.serial.as_str(), drive.medium));
-    let (mut disks, mut cds) = ('a'..='z', 'a'..='z');
+    let (mut disks, mut cds, mut floppies) = ('a'..='z', 'a'..='z', 'a'..='b');
     for (disk, serial, medium) in first.into_iter().chain(others) {
         // No VM has as many drives as there are letters.
         let (device, bus, target, read_only) = match medium {
             Medium::Disk => ("disk", "virtio", format!("vd{}", disks.next().unwrap_or('z')), ""),
             Medium::Cd | Medium::OwnCd => ("cdrom", "scsi", format!("sd{}", cds.next().unwrap_or('z')), "<readonly/>"),
+            Medium::Floppy => ("floppy", "fdc", format!("fd{}", floppies.next().unwrap_or('b')), ""),
+        };
+        let serial = match medium {
+            Medium::Floppy => String::new(),
+            _ => format!("<serial>{}</serial>", escaped(serial)),
         };
         line(format!(
             "<disk type='file' device='{device}'><driver name='qemu' type='{}' cache='writeback' discard='unmap'/>\
-             <source file='{}'/><target dev='{target}' bus='{bus}'/><serial>{}</serial>{read_only}</disk>",
+             <source file='{}'/><target dev='{target}' bus='{bus}'/>{serial}{read_only}</disk>",
             escaped(&disk.format),
-            escaped(&disk.path),
-            escaped(serial)
+            escaped(&disk.path)
         ));
     }
     line("<controller type='scsi' index='0' model='virtio-scsi'/>".to_owned());

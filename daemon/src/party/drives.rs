@@ -1,11 +1,13 @@
-//! Disks of a VM beside the one it boots from, and its CDs: their files on this host, made before the VM starts and
-//! looked into when it has ended.
+//! Disks of a VM beside the one it boots from, its CDs and floppy disks: their files on this host, made before the VM starts
+//! and looked into when it has ended.
 //!
 //! | content | its file | where the pool is not shared |
 //! |---|---|---|
 //! | blank, clone | the VM's own | copied with the VM |
 //! | CD of a folder | the VM's own, made of the folder below `media` in the pool | copied with the VM |
 //! | CD of an image | the image's disk, which nobody writes | every host has the image |
+//! | floppy disk, empty or of a folder | the VM's own, made of the folder below `media` | copied with the VM |
+//! | floppy disk of an image | the VM's own, upon the image | copied with the VM |
 //!
 //! What may not happen here: a file of this host in a guest because a parameter named it. Images are named by the
 //! catalogue, and folders lie below `media`.
@@ -28,6 +30,7 @@ use vt_protocol::{
 use super::{
     attempt::LocalAttempt,
     disk::DiskPlace,
+    floppy,
     image::{Image, create_blank},
     local_vm::LocalVm,
 };
@@ -37,8 +40,10 @@ use crate::{
     qemu::command_line::Extra,
 };
 
-/// The folder in a pool whose folders may be put on a CD.
+/// The folder in a pool whose folders may be put on a CD or a floppy disk.
 const MEDIA: &str = "media";
+/// Lengths of disks that floppy drives take, bytes.
+const FLOPPIES: [u64; 3] = [720 << 10, floppy::BYTES, 2880 << 10];
 const XORRISO: Tool = Tool {
     name: "xorrisofs",
     package: "xorriso",
@@ -71,6 +76,12 @@ impl LocalAttempt {
                 let title = format!("image {name} is a {} disk and no CD", image.record.format.name());
                 return Err(Report::new(ErrorCode::BadParameter, title).with("drive", drive.name.as_str()));
             }
+            if drive.content.is_floppy()
+                && (image.record.format != ImageFormat::Raw || !FLOPPIES.contains(&image.record.disk.bytes))
+            {
+                let title = format!("image {name} is no floppy disk: that is raw and has 720, 1440 or 2880 KiB");
+                return Err(Report::new(ErrorCode::BadParameter, title).with("drive", drive.name.as_str()));
+            }
             if let Some(sum) = &drive.sum {
                 let wanted = Sum::new((sum.kind.clone(), sum.digits.clone()))?;
                 let (disk, most) = (image.folder.join(&image.record.disk.name), sum.first_bytes);
@@ -94,10 +105,11 @@ impl LocalAttempt {
             let file = self.places.drive(&spec.id, drive);
             match &drive.content {
                 DriveContent::Blank => create_blank(drive.format, drive.bytes, &file).await?,
-                DriveContent::Clone(name) => self.image(name)?.overlay(&file).await?,
+                DriveContent::Clone(name) | DriveContent::FloppyImage(name) => self.image(name)?.overlay(&file).await?,
                 DriveContent::Folder(folder) => {
                     drive.bytes = self.make_cd(folder, &file).await?;
                 }
+                DriveContent::Floppy(folder) => self.make_floppy(folder.as_deref(), &file).await?,
                 DriveContent::Cd(_) => {}
             }
         }
@@ -109,9 +121,11 @@ impl LocalAttempt {
         for drive in &spec.drives {
             let file = self.places.drive(&spec.id, drive);
             match &drive.content {
-                DriveContent::Clone(name) => self.image(name)?.overlay(&file).await?,
+                DriveContent::Clone(name) | DriveContent::FloppyImage(name) => self.image(name)?.overlay(&file).await?,
                 DriveContent::Blank => create_blank(drive.format, drive.bytes, &file).await?,
-                DriveContent::Folder(_) => create_blank(ImageFormat::Raw, drive.bytes, &file).await?,
+                DriveContent::Folder(_) | DriveContent::Floppy(_) => {
+                    create_blank(ImageFormat::Raw, drive.bytes, &file).await?;
+                }
                 DriveContent::Cd(_) => {}
             }
         }
@@ -153,6 +167,29 @@ impl LocalAttempt {
         let meta = tokio::fs::metadata(file).await;
         meta.map(|meta| meta.len()).map_err(|error| {
             Report::new(ErrorCode::StorageFailed, format!("the CD of {MEDIA}/{folder} is gone")).caused_by(&error)
+        })
+    }
+
+    /// Writes a floppy disk, with the files of a folder where one is named.
+    async fn make_floppy(&self, folder: Option<&str>, file: &Path) -> Result<(), Report> {
+        let from = folder.map(|folder| media_folder(&self.places.images, folder)).transpose()?;
+        let file = file.to_owned();
+        let made = blocking(move || {
+            let files = from.map_or_else(|| Ok(Vec::new()), |from| files_of(&from))?;
+            let bytes = floppy::image(&files).map_err(io::Error::other)?;
+            if let Some(parent) = file.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            std::fs::write(file, bytes)
+        });
+        made.await.map_err(|error| {
+            let full = error.kind() == io::ErrorKind::StorageFull;
+            let code = if full { ErrorCode::DiskFull } else { ErrorCode::StorageFailed };
+            let title = match folder {
+                Some(folder) => format!("no floppy disk could be made of {MEDIA}/{folder}: {error}"),
+                None => format!("no floppy disk could be made: {error}"),
+            };
+            Report::new(code, title).caused_by(&error)
         })
     }
 
@@ -216,6 +253,23 @@ impl Image {
                 .help(format!("vtctl image verify {}", self.record.name))
         })
     }
+}
+
+/// Names and bytes of the files of a folder, in order. Links and folders in it, and files that are longer than a floppy
+/// disk, are an error.
+fn files_of(folder: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let meta = entry.metadata()?;
+        if !meta.is_file() || meta.len() > floppy::BYTES {
+            return Err(io::Error::other(format!("{name} is no file that a floppy disk can have")));
+        }
+        files.push((name, std::fs::read(entry.path())?));
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// A folder below `media` of a pool; links do not lead out of it.

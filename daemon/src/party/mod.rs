@@ -22,6 +22,7 @@ pub(crate) mod disk;
 mod drives;
 pub mod failure;
 mod firewall;
+mod floppy;
 pub mod giveback;
 pub mod guests;
 pub(crate) mod image;

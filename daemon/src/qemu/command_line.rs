@@ -11,6 +11,7 @@
 //! | virtio-blk 0 (`vda`) | the overlay of the image |
 //! | virtio-blk 1… (`vdb`…) | other disks, in order |
 //! | scsi-cd 0… | CDs, in order |
+//! | floppy 0, 1 | floppy disks, in order |
 //! | virtio-net 0…, or another model | one a NIC of the spec, on a tap |
 //! | virtio-rng | entropy, so that ssh keys do not keep a boot waiting |
 
@@ -87,6 +88,8 @@ pub enum Medium {
     Cd,
     /// As a CD whose file is the VM's own: it may have to be written before the guest is here.
     OwnCd,
+    /// As a floppy disk.
+    Floppy,
 }
 
 impl Medium {
@@ -96,13 +99,14 @@ impl Medium {
             DriveContent::Blank | DriveContent::Clone(_) => Self::Disk,
             DriveContent::Cd(_) => Self::Cd,
             DriveContent::Folder(_) => Self::OwnCd,
+            DriveContent::Floppy(_) | DriveContent::FloppyImage(_) => Self::Floppy,
         }
     }
 }
 
-/// What QEMU calls drives that are disks or CDs of the VM's own, after `vda`: in the order of the drives.
+/// What QEMU calls the drives of a VM after `vda`: in the order of the drives.
 pub fn drive_ids(media: impl IntoIterator<Item = Medium>) -> Vec<String> {
-    let (mut disks, mut cds) = (b'a', 0);
+    let (mut disks, mut cds, mut floppies) = (b'a', 0, 0);
     let mut id = |medium| match medium {
         Medium::Disk => {
             disks += 1;
@@ -111,6 +115,10 @@ pub fn drive_ids(media: impl IntoIterator<Item = Medium>) -> Vec<String> {
         Medium::Cd | Medium::OwnCd => {
             cds += 1;
             format!("cd{}", cds - 1)
+        }
+        Medium::Floppy => {
+            floppies += 1;
+            format!("fd{}", floppies - 1)
         }
     };
     media.into_iter().map(&mut id).collect()
@@ -244,8 +252,11 @@ impl CommandLine<'_> {
     }
 
     fn drives(&self, line: &mut Words) {
-        if self.drives.iter().any(|drive| drive.medium != Medium::Disk) {
+        if self.drives.iter().any(|drive| matches!(drive.medium, Medium::Cd | Medium::OwnCd)) {
             line.option("-device", "virtio-scsi-pci,id=scsi");
+        }
+        if self.drives.iter().any(|drive| drive.medium == Medium::Floppy) {
+            line.option("-device", "isa-fdc,id=fdc");
         }
         for (id, drive) in drive_ids(self.drives.iter().map(|drive| drive.medium)).iter().zip(self.drives) {
             let read_only = match drive.medium {
@@ -254,11 +265,15 @@ impl CommandLine<'_> {
                     continue;
                 }
                 Medium::Cd => "on",
-                Medium::OwnCd => "off",
+                Medium::OwnCd | Medium::Floppy => "off",
             };
             let (format, file) = (escaped(&drive.disk.format), escaped(&drive.disk.path));
             let node = format!("driver={format},node-name={id},read-only={read_only}");
             line.option("-blockdev", format!("{node},file.driver=file,file.filename={file}"));
+            if let Some(unit) = id.strip_prefix("fd").filter(|_| drive.medium == Medium::Floppy) {
+                line.option("-device", format!("floppy,bus=fdc.0,unit={unit},drive={id},id=blk-{id}"));
+                continue;
+            }
             let serial = escaped(&drive.serial);
             line.option("-device", format!("scsi-cd,bus=scsi.0,drive={id},id=blk-{id},serial={serial}"));
         }
@@ -363,7 +378,8 @@ mod tests {
             serial: serial.into(),
             medium,
         };
-        let drives = [extra("stg", Medium::Disk), extra("iso", Medium::Cd), extra("own", Medium::OwnCd)];
+        let drives = [("stg", Medium::Disk), ("iso", Medium::Cd), ("own", Medium::OwnCd), ("fl", Medium::Floppy)]
+            .map(|(serial, medium)| extra(serial, medium));
         let resolved = Resolved {
             machine: "pc-q35-10.0".into(),
             accelerator: Accelerator::Tcg,
@@ -421,6 +437,9 @@ mod tests {
             "driver=raw,node-name=cd0,read-only=on,file.driver=file,file.filename=/pool/iso",
             "scsi-cd,bus=scsi.0,drive=cd1,id=blk-cd1,serial=own",
             "backing.driver=raw,backing.file.driver=file,backing.file.filename=/i/base",
+            "-device isa-fdc,id=fdc ",
+            "driver=raw,node-name=fd0,read-only=off,file.driver=file,file.filename=/pool/fl",
+            "-device floppy,bus=fdc.0,unit=0,drive=fd0,id=blk-fd0",
             "tap,id=net0,ifname=tap0,script=no,downscript=no",
             "mac=52:54:00:00:01:ff",
             "-kernel /i/kernel -initrd /i/initrd -append console=ttyS0",

@@ -1,5 +1,6 @@
-//! Disks and CDs of a case: `images` beyond the first and `cdroms`, with their keys; and whether a guest finds in them
-//! after a move what was there before it.
+//! Disks, CDs and floppy disks of a case: `images` beyond the first, `cdroms` and `floppies`, with their keys; and whether a
+//! guest finds in disks and CDs after a move what was there before it. The kernel of the built-in guest has no driver for a
+//! floppy drive: those go with the VM, and nobody looks into them.
 
 use vt_protocol::{
     catalogue::ImageFormat,
@@ -18,11 +19,15 @@ use super::{
 const MIB: u64 = 1 << 20;
 /// Largest disk that is made, bytes.
 const DISK_MAX: u64 = 64 << 40;
-/// Most disks and CDs beside the first disk.
+/// Most disks, CDs and floppy disks beside the first disk.
 const DRIVES_MAX: usize = 16;
+/// A controller has two drives for floppy disks.
+const FLOPPIES_MAX: usize = 2;
+/// Length of a floppy disk that is made, bytes.
+const FLOPPY_BYTES: u64 = 1440 << 10;
 /// A guest sees that much of a disk's name.
 const SERIAL_MAX: usize = 20;
-/// What begins the name of a folder that is put on a CD.
+/// What begins the name of a folder that is put on a CD or a floppy disk.
 const MEDIA: &str = "media/";
 
 pub(super) const DRIVE_PARAMS: &[Documented] = &[
@@ -43,6 +48,13 @@ pub(super) const DRIVE_PARAMS: &[Documented] = &[
     ("check_image", "no", "yes: qemu-img looks into the disks before the VM starts and after it has ended"),
     ("cdroms", "", "CDs of the VM, each with cdrom_NAME"),
     ("cdrom", "", "an image of the catalogue, or media/FOLDER: a CD made of a folder in the host's pool"),
+    ("floppies", "", "floppy disks of the VM, at most two, each with floppy_name_NAME"),
+    (
+        "floppy_name",
+        "",
+        "an image of the catalogue, or media/FOLDER: a disk made of the files of a folder in the host's pool; without one an \
+         empty disk",
+    ),
     ("md5sum", "", "MD5 that the image of a disk or CD must have; md5sum_1m: of its first MiB; sha1sum: its SHA-1"),
     ("skip_hash", "no", "yes: digests of images are not compared"),
 ];
@@ -50,27 +62,28 @@ pub(super) const DRIVE_PARAMS: &[Documented] = &[
 pub(super) const DRIVE_ALIASES: &[&str] = &["force_create_image", "md5sum_1m", "sha1sum"];
 
 /// What is not done with disks.
-pub(super) const DRIVE_LIMITS: &[Limit] = &[
-    Limit {
-        key: "image_raw_device",
-        takes: |value| matches!(value, "no" | "off" | ""),
-        does: "uses no devices of the host: its disks are files that go with the VM",
-    },
-    Limit { key: "floppies", takes: str::is_empty, does: "has no floppy drive" },
-];
+pub(super) const DRIVE_LIMITS: &[Limit] = &[Limit {
+    key: "image_raw_device",
+    takes: |value| matches!(value, "no" | "off" | ""),
+    does: "uses no devices of the host: its disks are files that go with the VM",
+}];
 
-/// The disks beyond the first, and the CDs, in order.
+/// The disks beyond the first, the CDs and the floppy disks, in order.
 pub(super) fn read(params: &Params) -> Result<Vec<Drive>, ParamError> {
     let disks = params.objects("images").into_iter().skip(1).map(|name| disk(params, name));
     let cds = params.objects("cdroms").into_iter().map(|name| cd(params, name));
-    let drives: Vec<Drive> =
-        disks.map(|disk| disk.map(Some)).chain(cds).filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    let floppies = params.objects("floppies").into_iter().map(|name| floppy(params, name).map(Some));
+    let all = disks.map(|disk| disk.map(Some)).chain(cds).chain(floppies);
+    let drives: Vec<Drive> = all.filter_map(Result::transpose).collect::<Result<_, _>>()?;
     if drives.len() > DRIVES_MAX {
-        return Err(params.error("images", format!("at most {DRIVES_MAX} disks and CDs")));
+        return Err(params.error("images", format!("at most {DRIVES_MAX} disks, CDs and floppy disks")));
+    }
+    if drives.iter().filter(|drive| drive.content.is_floppy()).count() > FLOPPIES_MAX {
+        return Err(params.error("floppies", format!("at most {FLOPPIES_MAX} names")));
     }
     let twice = |(at, drive): (usize, &Drive)| drives[..at].iter().any(|before| before.name == drive.name);
     if drives.iter().enumerate().any(twice) {
-        return Err(params.error("cdroms", "names that no disk has"));
+        return Err(params.error("cdroms", "names that no disk has, nor a floppy disk"));
     }
     Ok(drives)
 }
@@ -112,6 +125,23 @@ fn cd(params: &Params, name: &str) -> Result<Option<Drive>, ParamError> {
     let name = name_of(params, "cdroms", name)?;
     let format = ImageFormat::Raw;
     Ok(Some(Drive { name, content, format, bytes: 0, sum: sum(&own)?, image_digest: None }))
+}
+
+fn floppy(params: &Params, name: &str) -> Result<Drive, ParamError> {
+    let own = params.object(name);
+    let path = own.text("floppy_name").map(str::trim).filter(|path| !path.is_empty());
+    let content = match (path, path.and_then(|path| path.strip_prefix(MEDIA))) {
+        (None, _) => DriveContent::Floppy(None),
+        (_, Some(folder)) => DriveContent::Floppy(Some(folder.to_owned())),
+        (Some(_), None) => {
+            let image = named(&own, "floppy_name")?;
+            DriveContent::FloppyImage(image.ok_or_else(|| own.error("floppy_name", "an image or media/FOLDER"))?)
+        }
+    };
+    // An overlay is always qcow2.
+    let format = if content.image().is_some() { ImageFormat::Qcow2 } else { ImageFormat::Raw };
+    let (name, bytes) = (name_of(params, "floppies", name)?, FLOPPY_BYTES);
+    Ok(Drive { name, content, format, bytes, sum: sum(&own)?, image_digest: None })
 }
 
 fn name_of(params: &Params, key: &str, name: &str) -> Result<Name, ParamError> {
@@ -165,7 +195,7 @@ pub(super) struct Contents {
 impl Contents {
     /// Before the guest leaves. Where it has no drives nothing is asked.
     pub(super) async fn before(journey: &Journey<'_>) -> Result<Self, Failure> {
-        if journey.settings.vm.drives.is_empty() {
+        if seen(journey).next().is_none() {
             return Ok(Self::default());
         }
         let mut mine = None;
@@ -192,7 +222,7 @@ impl Contents {
 /// The beginnings of all drives as one digest each, read from the drives and not from memory.
 async fn sums(journey: &Journey<'_>) -> Result<String, Failure> {
     let mut all = Vec::new();
-    for drive in &journey.settings.vm.drives {
+    for drive in seen(journey) {
         let find = find(journey, drive);
         let read = format!("dd if=$d bs=1M count={READ_MIB} 2>/dev/null | md5sum | cut -c1-32");
         let output = run(journey, &format!("echo 3 >/proc/sys/vm/drop_caches; {find}; {read}"), drive).await?;
@@ -202,6 +232,11 @@ async fn sums(journey: &Journey<'_>) -> Result<String, Failure> {
         all.push(format!("{} {sum}", drive.name));
     }
     Ok(all.join(", "))
+}
+
+/// The drives that the guest has a driver for.
+fn seen<'a>(journey: &'a Journey<'_>) -> impl Iterator<Item = &'a Drive> {
+    journey.settings.vm.drives.iter().filter(|drive| !drive.content.is_floppy())
 }
 
 /// Shell words that put the device of a drive into `d`.
@@ -262,6 +297,30 @@ mod tests {
         assert_eq!(cd1.sum.as_ref().unwrap().digits, digest.to_lowercase());
         assert_eq!(cd2.content, DriveContent::Folder("tools".into()));
         assert!(read(&params(&[("images", "image1"), ("image_name", "images/jeos")])).unwrap().is_empty());
+        let drives = read(&params(&[("floppies", "fl answers"), ("floppy_name_answers", "media/unattended")])).unwrap();
+        assert_eq!(drives[0].content, DriveContent::Floppy(None));
+        assert_eq!(drives[1].content, DriveContent::Floppy(Some("unattended".into())));
+        let drives = read(&params(&[("floppies", "fl"), ("floppy_name", "images/test_floppy.img")])).unwrap();
+        assert_eq!(drives[0].content, DriveContent::FloppyImage("test_floppy".parse().unwrap()));
+        assert_eq!((drives[0].format, drives[0].bytes), (ImageFormat::Qcow2, 1_474_560));
+    }
+
+    #[test]
+    fn what_is_said_of_one_disk_of_one_vm_on_one_host_counts_there_alone() {
+        let all = params(&[
+            ("vms", "vm1 vm2"),
+            ("images", "image1"),
+            ("images_vm2", "image1 stg"),
+            ("create_image", "yes"),
+            ("image_size_stg", "1G"),
+            ("image_size_stg_vm2", "2G"),
+            ("image_size_stg_vm2_host2", "3G"),
+        ]);
+        let sizes = |host: usize, vm: &str| -> Vec<u64> {
+            let own = vt_protocol::params::for_host(&all, &["a", "b"], host, "").object(vm);
+            read(&own).unwrap().iter().map(|drive| drive.bytes >> 30).collect()
+        };
+        assert_eq!((sizes(0, "vm1"), sizes(0, "vm2"), sizes(1, "vm2")), (vec![], vec![2], vec![3]));
     }
 
     #[test]
@@ -273,6 +332,8 @@ mod tests {
             (&[("images", "a b"), ("create_image", "yes"), ("image_format", "vmdk")], "image_format"),
             (&[("images", "a B"), ("create_image", "yes")], "images"),
             (&[("cdroms", "c"), ("cdrom_c", "isos/ü.iso")], "cdrom"),
+            (&[("floppies", "a b c")], "floppies"),
+            (&[("floppies", "a"), ("floppy_name_a", "images/ü.img")], "floppy_name"),
             (&[("cdroms", "c"), ("cdrom_c", "x"), ("md5sum_c", "12")], "md5sum"),
             (&[("images", "a b"), ("create_image", "yes"), ("cdroms", "b"), ("cdrom_b", "x")], "cdroms"),
         ] {

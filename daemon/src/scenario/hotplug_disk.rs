@@ -42,7 +42,7 @@ pub(super) const SCENARIO: Scenario = Scenario {
         MOVE_PARAMS,
         &[("helper_test", "hot_plug_block_dev", "what is done before the first move, or hot_unplug_block_dev")],
     ],
-    aliases: &[ALIASES, &["pre_sub_test"]],
+    aliases: &[ALIASES, &["pre_sub_test", "plug_block", "unplug_block"]],
     types: &[Called { kind: "migration_multi_host", when: &[("migration_sync_vms", "yes")] }],
     limits: &[LIMITS],
     check: |params| read(params).map(drop),
@@ -58,6 +58,9 @@ fn read(params: &Params) -> Result<(Settings, bool), ParamError> {
         "hot_unplug_block_dev" => true,
         _ => return Err(params.error(key, "hot_plug_block_dev or hot_unplug_block_dev")),
     };
+    // The disk that is plugged is none of those that the VM has all the time.
+    let hot = [params.list("plug_block", None), params.list("unplug_block", None)].concat();
+    settings.vm.drives.retain(|drive| !hot.contains(&drive.name.as_str()));
     settings.vm.extra_args.extend(words(plugged));
     Ok((settings, plugged))
 }

@@ -24,6 +24,7 @@ use vt_protocol::{
 use super::{
     checks::{Allowed, Checked, judge, read},
     downtime::Downtime,
+    drives::Contents,
     figures::Figures,
     hearing::{self, Heard, Hearing},
     settings::Settings,
@@ -326,6 +327,7 @@ impl<'a> Journey<'a> {
         let way = self.named(&format!("{from} → {to}, {round}"));
         self.figures.moves += 1;
 
+        let contents = Contents::before(self).await?;
         party.prepare_migration(&vm, &from, &to, spec).await?;
         let before = if self.is_here() { Some(self.reading().await?) } else { None };
         let told = party.exchange(&self.named("before"), &before, ASK + SLACK).await?;
@@ -351,6 +353,7 @@ impl<'a> Journey<'a> {
             }
             step.done(format!("{checked} · {downtime}")).await?;
         }
+        contents.after(self).await?;
         Ok(migrated)
     }
 

@@ -253,7 +253,7 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
     ),
     (
         "the disk that is plugged in is made for it, and waited for as long as the guest may take",
-        &["plug_block", "unplug_block", "attempts", "attempts_timeout", "attempt_timeout"],
+        &["attempts", "attempts_timeout", "attempt_timeout"],
     ),
     (
         "QEMU says which flags the model has on both hosts, and the guest which it sees",
@@ -287,7 +287,6 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
     (
         "the kernel of the built-in guest has no driver for a floppy disk: these variants are skipped",
         &[
-            "floppy_name",
             "second_floppy_name",
             "guest_floppy_path",
             "floppy_preapre_timeout",
@@ -334,7 +333,7 @@ pub fn list() -> Vec<KeyInfo> {
         }
     }
     for scenario in ALL {
-        let own = scenario.params.iter().copied().flatten().map(|(key, _, meaning)| (*key, *meaning));
+        let own = scenario.params().map(|(key, _, meaning)| (*key, *meaning));
         for (key, meaning) in own.chain(scenario.also_reads().map(|key| (key, ""))) {
             known(&mut keys, key);
             let Some(info) = keys.get_mut(key) else { continue };

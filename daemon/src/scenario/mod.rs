@@ -83,6 +83,7 @@ pub struct Scenario {
     /// What is done, what makes it pass, and where Avocado-VT's test of that name does something else than it meant to.
     about: &'static str,
     /// In groups, in the order in which they are listed.
+    /// Those of disks and CDs, which every scenario takes, do not stand there.
     params: &'static [&'static [Documented]],
     /// Other spellings of parameters, not listed.
     aliases: &'static [&'static [&'static str]],
@@ -394,7 +395,7 @@ impl Scenario {
             name: self.name.to_owned(),
             summary: self.summary.to_owned(),
             hosts: self.hosts.0,
-            params: self.params.iter().copied().flatten().map(text).collect(),
+            params: self.params().map(text).collect(),
             types: self.types.iter().map(ToString::to_string).collect(),
             also_reads: self.also_reads().map(str::to_owned).collect(),
             about: self.about.to_owned(),
@@ -406,16 +407,25 @@ impl Scenario {
         self.name
     }
 
+    /// Every parameter that it documents.
+    fn params(&self) -> impl Iterator<Item = &'static Documented> {
+        self.params.iter().copied().flatten().chain(drives::DRIVE_PARAMS)
+    }
+
+    fn limits(&self) -> impl Iterator<Item = &'static Limit> {
+        self.limits.iter().copied().flatten().chain(drives::DRIVE_LIMITS)
+    }
+
     fn also_reads(&self) -> impl Iterator<Item = &'static str> {
-        let limits = self.limits.iter().copied().flatten().map(|limit| limit.key);
+        let limits = self.limits().map(|limit| limit.key);
         let types = self.types.iter().flat_map(|called| called.when.iter().map(|(key, _)| *key));
-        self.aliases.iter().copied().flatten().copied().chain(limits).chain(types)
+        self.aliases.iter().copied().chain([drives::DRIVE_ALIASES]).flatten().copied().chain(limits).chain(types)
     }
 
     /// What a variant asks for and this scenario does not do, or nobody can.
     fn beyond(&self, params: &Params) -> Option<Report> {
         let asks = |limit: &&Limit| params.text(limit.key).map(str::trim).is_some_and(|value| !(limit.takes)(value));
-        let Some(limit) = self.limits.iter().copied().flatten().find(asks) else {
+        let Some(limit) = self.limits().find(asks) else {
             let (key, rule) = transfer::barred(params).filter(|_| self.moves())?;
             let report = Report::new(ErrorCode::CannotRunHere, format!("not possible so: {rule}"));
             return Some(params.get(key).into_iter().fold(report, |report, param| {
@@ -607,12 +617,12 @@ mod tests {
 
     #[test]
     fn keys_of_a_configuration_that_are_for_other_scenarios_are_no_mistake() {
-        let params = [("type", "multihost_migration"), ("floppy_name", "drivers.img"), ("mem_vm1", "128")];
+        let params = [("type", "multihost_migration"), ("guest_floppy_path", "/dev/fd0"), ("mem_vm1", "128")];
         let plan = variant(&params, None);
         assert_eq!(validate(&plan).unwrap(), [None]);
-        assert_eq!(ignored_keys(&plan).into_iter().collect::<Vec<_>>(), ["floppy_name"]);
+        assert_eq!(ignored_keys(&plan).into_iter().collect::<Vec<_>>(), ["guest_floppy_path"]);
         // What is typed beside a file may be for the file; what looks misspelt is not.
-        assert_eq!(validate(&variant(&params, Some(("floppy_size", "1440K")))).unwrap(), [None]);
+        assert_eq!(validate(&variant(&params, Some(("second_tray", "open")))).unwrap(), [None]);
         let report = validate(&variant(&params, Some(("mig_sped", "1G")))).unwrap_err();
         assert_eq!(
             (report.code, report.help[0].as_str()),
@@ -722,7 +732,7 @@ mod tests {
     fn documented_defaults_are_the_values_used() {
         for scenario in ALL {
             let mut params = Params::new();
-            for (key, default, meaning) in scenario.params.iter().copied().flatten() {
+            for (key, default, meaning) in scenario.params() {
                 assert!(!meaning.is_empty(), "{key}");
                 if !default.is_empty() {
                     params.set(*key, *default, Origin { file: "-p".into(), line: 0 });

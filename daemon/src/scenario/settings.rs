@@ -9,7 +9,7 @@ use vt_protocol::{
     vm::{Accelerator, Backend, Drive, MigrationSpec, NicModel},
 };
 
-use super::{Documented, Limit, goals::Goal, transfer};
+use super::{Documented, Limit, drives, goals::Goal, transfer};
 
 const MIB: u64 = 1 << 20;
 
@@ -123,7 +123,7 @@ pub(super) struct VmSettings {
     pub(super) backend: Backend,
     /// Words appended to QEMU's command line, by a scenario that needs them.
     pub(super) extra_args: Vec<String>,
-    /// Disks beside the first and CDs, by a scenario that takes them.
+    /// Disks beside the first and CDs.
     pub(super) drives: Vec<Drive>,
     /// Whether its disks are looked into.
     pub(super) check_images: bool,
@@ -185,8 +185,8 @@ impl VmSettings {
                 Some(_) => return Err(params.error("vm_type", "qemu or libvirt")),
             },
             extra_args: Vec::new(),
-            drives: Vec::new(),
-            check_images: false,
+            drives: drives::read(params)?,
+            check_images: params.flag("check_image")?.unwrap_or(false),
             nics: nics(params)?,
         })
     }

@@ -39,6 +39,7 @@ use self::{
     unfold::{Program, unfold},
 };
 use super::{
+    drives::{DRIVE_ALIASES, DRIVE_PARAMS},
     load::LOAD_PARAMS,
     settings::{ALIASES, MOVE_PARAMS, VM_PARAMS},
 };
@@ -97,7 +98,7 @@ impl ScenarioFile {
         let own =
             self.params.iter().map(|(key, default, about)| (key.text.clone(), default.text.clone(), about.clone()));
         let mut params: Vec<(String, String, String)> = own.collect();
-        for (key, default, meaning) in [VM_PARAMS, MOVE_PARAMS, LOAD_PARAMS].concat() {
+        for (key, default, meaning) in [VM_PARAMS, DRIVE_PARAMS, MOVE_PARAMS, LOAD_PARAMS].concat() {
             match params.iter_mut().find(|(known, ..)| known == key) {
                 Some((.., about)) => meaning.clone_into(about),
                 None => params.push((key.to_owned(), default.to_owned(), meaning.to_owned())),
@@ -109,7 +110,7 @@ impl ScenarioFile {
             hosts: self.hosts.0,
             params,
             types: Vec::new(),
-            also_reads: ALIASES.iter().map(|key| (*key).to_owned()).collect(),
+            also_reads: ALIASES.iter().chain(DRIVE_ALIASES).map(|key| (*key).to_owned()).collect(),
             about: self.about.clone(),
         }
     }

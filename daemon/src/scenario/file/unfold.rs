@@ -23,6 +23,7 @@ use crate::{
     party::is_allowed,
     scenario::{
         cut::slowly,
+        drives::DRIVE_PARAMS,
         journey::{ASK, SLACK},
         load::{LOAD_PARAMS, Load},
         settings::{MOVE_PARAMS, Settings, VM_PARAMS},
@@ -123,7 +124,8 @@ impl Unfolding<'_> {
                 self.mistakes.push(Spot::default().mistake(format!("{name:?} cannot be the name of a VM")));
                 continue;
             };
-            let known: Vec<&str> = [VM_PARAMS, MOVE_PARAMS].concat().iter().map(|(key, ..)| *key).collect();
+            let known: Vec<&str> =
+                [VM_PARAMS, DRIVE_PARAMS, MOVE_PARAMS].concat().iter().map(|(key, ..)| *key).collect();
             let mut params = self.params.object(&name);
             let read = self
                 .overlay(&mut params, &table, &known, "a VM")
@@ -513,7 +515,7 @@ fn value_of(key: &str, item: Item) -> Result<Word, Mistake> {
 
 /// What a parameter of every scenario is where nobody says anything.
 fn documented(name: &str) -> Option<String> {
-    let all = [VM_PARAMS, MOVE_PARAMS, LOAD_PARAMS].concat();
+    let all = [VM_PARAMS, DRIVE_PARAMS, MOVE_PARAMS, LOAD_PARAMS].concat();
     all.iter().find(|(key, ..)| *key == name).map(|(_, default, _)| (*default).to_owned())
 }
 

@@ -1,4 +1,4 @@
-//! Disks and CDs that a case makes for itself: they are in the guest, go with it, are looked into, and leave nothing.
+//! Disks, CDs and floppy disks that a case makes for itself: they are in the guest, go with it, are looked into, and leave nothing.
 
 use std::{
     fs::{self, File},
@@ -42,7 +42,8 @@ fn prepare(lab: &Lab, pool: &Path) -> Vec<String> {
     let disks =
         ["images=image1 stg copy", "create_image_stg=yes", "image_size_stg=32M", "image_name_copy=images/golden"];
     let cds = ["cdroms=cd1 cd2", "cdrom_cd1=isos/tools.iso", "cdrom_cd2=media/kit", "check_image=yes", &sum];
-    disks.iter().chain(&cds).flat_map(|param| ["-p".to_owned(), (*param).to_owned()]).collect()
+    let floppies = ["floppies=fl kit", "floppy_name_kit=media/kit"];
+    disks.iter().chain(&cds).chain(&floppies).flat_map(|param| ["-p".to_owned(), (*param).to_owned()]).collect()
 }
 
 fn run<'a>(params: &'a [String], more: &[&'a str]) -> Vec<&'a str> {
@@ -60,7 +61,7 @@ fn a_case_has_disks_and_cds_of_its_own_that_go_with_the_guest_where_nothing_is_s
     let bundle = results.path().join("job");
     let ran = lab.vtctl(&run(&params, &["-r", bundle.to_str().unwrap()])).expect(0);
     assert!(ran.stdout.contains("PASS"), "{}", ran.stdout);
-    // Two disks and the CD of a folder are the VM's own; the CD of an image is on every host.
+    // Two disks, the CD of a folder and two floppy disks are the VM's own; the CD of an image is on every host.
     for host in ["host1", "host2"] {
         let said = events(&bundle, host);
         assert_eq!(said.matches("so the disk is copied with the VM").count(), 1, "{said}");
@@ -74,12 +75,18 @@ fn a_case_has_disks_and_cds_of_its_own_that_go_with_the_guest_where_nothing_is_s
     }
     assert_eq!(lab.inventory(2), before, "something was left behind");
 
+    // Not only where guests are moved: every scenario has what its VM is said to have.
+    let words = ["run", "uptime", "-m", "host1"].into_iter().chain(params.iter().map(String::as_str));
+    let ran = lab.vtctl(&words.collect::<Vec<_>>()).expect(0);
+    assert!(ran.stdout.contains("PASS"), "{}", ran.stdout);
+
     // What the case cannot have is named, and nothing is left of it.
     for (param, code, says) in [
         ("md5sum_cd1=00000000000000000000000000000000", 101, "image tools is another one"),
         ("cdrom_cd1=isos/absent.iso", 101, "image absent is not on host1"),
         ("cdrom_cd2=media/../tiny", 101, "media/../tiny is no folder below it"),
         ("cdrom_cd1=golden", 101, "image golden is a qcow2 disk and no CD"),
+        ("floppy_name_fl=images/tools.iso", 101, "image tools is no floppy disk"),
         ("image_format_stg=vmdk", 2, "image_format"),
     ] {
         let refused = lab.vtctl(&run(&params, &["-p", param])).expect(code);
