@@ -12,6 +12,7 @@ use crate::{
     error::Report,
     facts::HostFacts,
     ids::{AttemptId, ClusterId, Digest, Epoch, HostId, JobId, Name, RequestId, TokenId},
+    image::ImagePackage,
     job::{AttemptEvent, CaseFate, JobView, KeyInfo, Plan, ScenarioInfo},
     join::Enrolled,
     membership::{HostChange, Leave, Recover, Reserved, Restore},
@@ -295,6 +296,8 @@ pub enum AdminReply {
     Keys(Vec<KeyInfo>),
     /// Answer to `Doctor`.
     Findings(Vec<Finding>),
+    /// Answer to `Image(Packages)`, sorted; none of an image that we did not build.
+    ImagePackages(Vec<ImagePackage>),
 }
 
 /// A client as it is listed.

@@ -113,6 +113,8 @@ pub enum ImageRequest {
     Convert(ConvertImage),
     /// Take a disk from an address. Unix socket only. A stream of [`ImageProgress`].
     Fetch(FetchImage),
+    /// What an image was made from, by the copy of the host that is asked.
+    Packages(Name),
 }
 
 /// Takes an image into the catalogue.

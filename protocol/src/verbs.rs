@@ -36,6 +36,7 @@ fn image_verb(request: &ImageRequest) -> Verb {
     match request {
         ImageRequest::List => look("image list"),
         ImageRequest::Writers => look("image writers"),
+        ImageRequest::Packages(_) => look("image packages"),
         ImageRequest::Sync(_) => run("image sync"),
         ImageRequest::Verify(_) => run("image verify"),
         ImageRequest::Pin { pinned: true, .. } => run("image pin"),
@@ -59,6 +60,7 @@ fn image_object(request: &ImageRequest) -> String {
         ImageRequest::Convert(convert) => format!("image {} from image {}", convert.name, convert.image),
         ImageRequest::Fetch(fetch) => format!("image {} from {}", fetch.name, fetch.url),
         ImageRequest::Sync(SyncImage { image, .. })
+        | ImageRequest::Packages(image)
         | ImageRequest::Verify(image)
         | ImageRequest::Delete(image)
         | ImageRequest::Pin { image, .. } => format!("image {image}"),

@@ -17,6 +17,12 @@ pub enum ImageVerb {
         /// Its name
         image: Name,
     },
+    /// Packages that an image was built from: version and SHA-256
+    #[command(after_help = "Example:\n  vtctl image packages tiny")]
+    Packages {
+        /// Its name
+        image: Name,
+    },
     /// Make a guest from the distribution's packages
     Build(ImageBuildArgs),
     /// Take a disk, or the folder of a built image

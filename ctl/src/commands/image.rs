@@ -35,6 +35,7 @@ pub(super) async fn image(app: &mut App, verb: ImageVerb) -> Result<Code, Report
     match verb {
         ImageVerb::List => list(app).await,
         ImageVerb::Show { image } => show(app, &image).await,
+        ImageVerb::Packages { image } => packages(app, image).await,
         // Done before a daemon is looked for.
         ImageVerb::Build(_) => Ok(Exit::Ok.into()),
         ImageVerb::Import(args) => import(app, args).await,
@@ -362,6 +363,32 @@ async fn pin(app: &mut App, image: Name, pinned: bool) -> Result<Code, Report> {
         }
         other => Err(unexpected("image pin", &other)),
     }
+}
+
+async fn packages(app: &mut App, image: Name) -> Result<Code, Report> {
+    let reached = app.mesh.reach(Need::Read).await?;
+    let packages = match app.mesh.call(&AdminRequest::Image(ImageRequest::Packages(image)), Need::Read).await? {
+        AdminReply::ImagePackages(packages) => packages,
+        other => return Err(unexpected("image packages", &other)),
+    };
+    let names = packages.iter().map(|package| package.name.clone()).collect();
+    app.list(
+        "vtmesh/v1/image_packages",
+        "packages",
+        packages.iter().map(|package| json!(package)).collect(),
+        names,
+        || {
+            if packages.is_empty() {
+                return "it was not built by vtctl: nothing is known of its packages\n".to_owned();
+            }
+            let mut table = Table::new(&["PACKAGE", "VERSION", "SHA-256"]);
+            packages.iter().for_each(|package| {
+                table.row([safe(&package.name), safe(&package.version), safe(&package.sha256)]);
+            });
+            table.render(app.ui.width)
+        },
+    );
+    Ok(app.read_from(&reached))
 }
 
 async fn writers(app: &mut App) -> Result<Code, Report> {

@@ -13,6 +13,7 @@ use vt_protocol::{
     },
     error::{ErrorCode, Report},
     ids::{Digest, HostId, Name, RequestId},
+    image::ImagePackage,
     peer::{PeerReply, PeerRequest},
 };
 use vt_sync::{
@@ -25,7 +26,7 @@ use super::{DECIDES, blocking, unknown_host, views::natural};
 use crate::{
     cluster::{AskError, Cluster},
     host::Host,
-    images::{import, unknown},
+    images::{import, store::Store, unknown},
     mesh::{Caller, ReplySink},
 };
 
@@ -55,6 +56,7 @@ impl Host {
             ImageRequest::Fetch(fetch) => self.fetch(fetch, replies).await.map(AdminReply::Steps),
             ImageRequest::Convert(convert) => self.convert(convert, replies).await.map(AdminReply::Steps),
             ImageRequest::Export { image, to } => self.export(&image, &to).await.map(AdminReply::Steps),
+            ImageRequest::Packages(image) => self.packages_of(&image).await.map(AdminReply::ImagePackages),
             ImageRequest::Sync(sync) => self.sync_image(sync, replies).await.map(AdminReply::Outcomes),
             ImageRequest::Verify(image) => self.verify_everywhere(&image).await.map(AdminReply::Outcomes),
             ImageRequest::Pin { image, pinned } => {
@@ -70,14 +72,28 @@ impl Host {
         }
     }
 
-    async fn export(&self, name: &Name, to: &Path) -> Result<Vec<String>, Report> {
+    /// The pool in which this host has a whole copy of an image, and its content root.
+    fn copy_here(&self, name: &Name) -> Result<(Store, Digest), Report> {
         let state = self.state();
         let image = state.images.get(name).ok_or_else(|| unknown(&state, name))?;
-        let store = self.images().pools().store(&state, &image.pool);
-        let Some(store) = store.filter(|store| store.has(name, image.content.root)) else {
-            return Err(not_here(self, &state, image));
-        };
-        let (name, to, root) = (name.clone(), to.to_owned(), image.content.root);
+        let (root, store) = (image.content.root, self.images().pools().store(&state, &image.pool));
+        let store = store.filter(|store| store.has(name, root));
+        store.map(|store| (store, root)).ok_or_else(|| not_here(self, &state, image))
+    }
+
+    async fn packages_of(&self, name: &Name) -> Result<Vec<ImagePackage>, Report> {
+        let (store, _) = self.copy_here(name)?;
+        let image = name.clone();
+        let record = blocking(move || store.record(&image)).await;
+        record.map(|record| record.packages).map_err(|error| {
+            Report::new(ErrorCode::ImageDamaged, format!("the record of image {name} cannot be used: {error}"))
+                .help(format!("vtctl image verify {name}"))
+        })
+    }
+
+    async fn export(&self, name: &Name, to: &Path) -> Result<Vec<String>, Report> {
+        let (store, root) = self.copy_here(name)?;
+        let (name, to) = (name.clone(), to.to_owned());
         blocking(move || import::export(&store, &name, root, &to)).await
     }
 
