@@ -13,9 +13,9 @@ use vt_tests::{lab::Lab, nfs_server::NfsServer, wait};
 /// The folder that the built-in image is made in.
 const TINY: &str = "/var/lib/vtmesh/images/tiny";
 const MOVE: [&str; 5] = ["run", "multihost_migration", "-m", "host1,host2", "--results"];
-/// A move that something can happen in the middle of.
+/// A move that something can happen in the middle of: it takes longer than a server stands still, for its guest would too.
 const SLOW: [&str; 8] =
-    ["-p", "disk_pool=filer", "-p", "disk_probe=1M", "-p", "mig_speed=6M", "-p", "mem_rewrite=256K"];
+    ["-p", "disk_pool=filer", "-p", "disk_probe=1M", "-p", "mig_speed=3M", "-p", "mem_rewrite=256K"];
 
 /// A lab whose hosts share nothing but a server, which is known as `filer`.
 fn with_server() -> (NfsServer, Lab) {
