@@ -51,7 +51,7 @@ enum Harm {
 }
 
 fuzz_target!(|script: Script| {
-    let mut next = 0;
+    let mut next = 0u64;
     // Where the last batch but one ends, and where the last.
     let mut kept = (None, None);
     let mut is_log = true;

@@ -95,6 +95,24 @@ pub struct NewCase {
     pub refused: Option<u32>,
 }
 
+impl RenewSessions {
+    /// What several hosts asked for, as one entry. A host that asks under several epochs was given the last one when the
+    /// others were over; the answer names hosts, so that only one of them can stand here.
+    pub fn of(asked: impl IntoIterator<Item = (HostId, Epoch)>) -> Self {
+        let mut sessions = BTreeMap::new();
+        for (host, epoch) in asked {
+            let last = sessions.entry(host).or_insert(epoch);
+            *last = epoch.max(*last);
+        }
+        Self { sessions: sessions.into_iter().collect() }
+    }
+
+    /// The sessions that were renewed, where these hosts were refused.
+    pub fn renewed(&self, refused: &[HostId]) -> Vec<(HostId, Epoch)> {
+        self.sessions.iter().copied().filter(|(host, _)| !refused.contains(host)).collect()
+    }
+}
+
 impl NewCase {
     /// A case that waits for its hosts and nothing else.
     pub fn on(hosts: Vec<HostId>) -> Self {

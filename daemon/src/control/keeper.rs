@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use vt_protocol::{
     error::{ErrorCode, Report},
-    ids::{Epoch, HostId, RequestId},
+    ids::RequestId,
     peer::{PeerReply, Renew},
 };
 use vt_sync::{
@@ -171,29 +171,26 @@ fn complete(batch: &[Pending], state: &State) -> bool {
 
 async fn renew(cluster: &dyn Cluster, mut batch: Vec<Pending>, silence: &mut Silence) {
     batch.retain(|pending| !pending.answer.is_closed());
-    let mut asked: Vec<(HostId, Epoch)> =
-        batch.iter().map(|pending| (pending.renew.host, pending.renew.epoch)).collect();
-    asked.sort_unstable();
-    asked.dedup();
-    if asked.is_empty() {
+    if batch.is_empty() {
         return;
     }
-    let command = Command::from(RenewSessions { sessions: asked.clone() });
-    match cluster.propose(RequestId::random(), command, DECIDES).await {
+    let asked = RenewSessions::of(batch.iter().map(|pending| (pending.renew.host, pending.renew.epoch)));
+    match cluster.propose(RequestId::random(), asked.clone().into(), DECIDES).await {
         Ok(applied) => {
             let refused = match applied.answer {
                 Answer::Renewed { refused } => refused,
                 _ => Vec::new(),
             };
             let now = now_std();
-            for (host, epoch) in asked.iter().filter(|(host, _)| !refused.contains(host)) {
+            let renewed = asked.renewed(&refused);
+            for (host, epoch) in &renewed {
                 silence.heard(*host, *epoch, now);
             }
             for pending in batch {
-                let reply = if refused.contains(&pending.renew.host) {
-                    PeerReply::Refused(Report::new(ErrorCode::SessionOver, "the session is over"))
-                } else {
+                let reply = if renewed.contains(&(pending.renew.host, pending.renew.epoch)) {
                     PeerReply::Done
+                } else {
+                    PeerReply::Refused(Report::new(ErrorCode::SessionOver, "the session is over"))
                 };
                 let _ = pending.answer.send(reply);
             }
@@ -235,6 +232,9 @@ pub fn command(verdict: Verdict, state: &State) -> Command {
 
 #[cfg(test)]
 mod tests {
+    use vt_protocol::ids::{Epoch, HostId};
+    use vt_sync::command::OpenSession;
+
     use super::*;
     use crate::{
         control::fake::{Fake, leadership},
@@ -288,6 +288,18 @@ mod tests {
         let running = run(2, true);
         let old = Renew { host: HostId(2), epoch: Epoch(1), kill_ms: 8000 };
         let (good, refused) = tokio::join!(running.renew(1), running.renewals.renew(old));
+        assert_eq!(good, PeerReply::Done);
+        assert!(matches!(&refused, PeerReply::Refused(report) if report.code == ErrorCode::SessionOver), "{refused:?}");
+    }
+
+    /// Its daemon before may have asked as well, and be dead by now.
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_asks_under_two_epochs_keeps_the_later_session() {
+        let running = run(2, true);
+        let old = Renew { host: HostId(2), epoch: running.fake.epoch(2), kill_ms: 8000 };
+        let again = OpenSession { host: HostId(2), incarnation: 77, resume: false };
+        running.fake.apply(again);
+        let (refused, good) = tokio::join!(running.renewals.renew(old), running.renew(2));
         assert_eq!(good, PeerReply::Done);
         assert!(matches!(&refused, PeerReply::Refused(report) if report.code == ErrorCode::SessionOver), "{refused:?}");
     }

@@ -277,11 +277,9 @@ impl World {
 
     fn renew(&mut self, term: u64, batch: &[Renewal]) -> Result<(), Violation> {
         let Some(leader) = self.leading() else { return Ok(()) };
-        let mut sessions: Vec<_> = batch.iter().map(|renewal| (renewal.from, renewal.epoch)).collect();
-        sessions.sort_unstable();
-        sessions.dedup();
+        let asked = RenewSessions::of(batch.iter().map(|renewal| (renewal.from, renewal.epoch)));
         self.next_id += 1;
-        let request = Request::with_id(RequestId(self.next_id), RenewSessions { sessions: sessions.clone() });
+        let request = Request::with_id(RequestId(self.next_id), asked.clone());
         let outcome = self.commit(&request)?;
         let refused = match outcome.map(|applied| applied.answer) {
             Ok(vt_sync::Answer::Renewed { refused }) => refused,
@@ -292,12 +290,13 @@ impl World {
             // Decided in another term: who asked is not told, and the leader of now has not heard it.
             return Ok(());
         };
-        for (host, epoch) in sessions.iter().filter(|(host, _)| !refused.contains(host)) {
+        let renewed = asked.renewed(&refused);
+        for (host, epoch) in &renewed {
             leading.silence.heard(*host, *epoch, heard_at);
         }
         for Renewal { from, epoch, noted, number } in batch.iter().copied() {
             if self.reaches(leader, from) {
-                let over = refused.contains(&from);
+                let over = !renewed.contains(&(from, epoch));
                 self.flight.push(Message::Renewed { to: from, epoch, noted, number, over });
             }
         }
