@@ -164,6 +164,11 @@ impl VmSettings {
                 return Err(params.error(key, "the name or path of a QEMU in the host's settings"));
             }
         }
+        // Where its disk lies is the daemon's to know, too.
+        let pool = params.text("disk_pool").map(str::trim).filter(|pool| !pool.is_empty());
+        if pool.is_some_and(|pool| pool.parse::<Name>().is_err()) {
+            return Err(params.error("disk_pool", "the name of a pool"));
+        }
         let memory = params.size("mem", MIB, 32 * MIB..=MIB << 20)?.unwrap_or(256 * MIB);
         let accelerator = match params.text("accelerator").map(str::trim) {
             None | Some("") => None,
