@@ -29,7 +29,7 @@ const DAY: [u8; 2] = [0x21, 0];
 /// Why files do not go on a floppy disk.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum FloppyError {
-    #[error("its files need {0} KiB, and a floppy disk has room for {limit}", limit = CLUSTERS * SECTOR >> 10)]
+    #[error("its files need {0} KiB, and a floppy disk has room for {limit}", limit = (CLUSTERS * SECTOR) >> 10)]
     Long(usize),
     #[error("it has more files than the {FOLDER_ENTRIES} places of a floppy disk's folder")]
     Many,
