@@ -66,7 +66,11 @@ pub(super) const MOVE_PARAMS: &[Documented] = &[
         "what to do at which moment of a transfer, e.g. \"pass:2 postcopy; postcopy-active break\"; moments: setup, active, \
          pass:N, pre-switchover, device, postcopy-active; to do: cancel, postcopy, break, stop, NAME=VALUE",
     ),
-    ("mem_probe", "16M", "guest memory under the pattern that is rewritten all the time"),
+    (
+        "mem_probe",
+        "",
+        "guest memory under the pattern that is rewritten all the time; default: 16M, at most an eighth of mem",
+    ),
     ("mem_rewrite", "8M", "how fast it is rewritten, bytes/s; 0: not at all"),
     ("disk_probe", "1M", "bytes of the disk that checksummed records go round in"),
     ("clock_tolerance", "5000", "how far the guest's clock may be off after a move, ms"),
@@ -238,7 +242,8 @@ impl Settings {
     pub(super) fn read(params: &Params) -> Result<Self, ParamError> {
         let vm = VmSettings::read(params)?;
         let memory = u64::from(vm.memory_mib) * MIB;
-        let probe = params.size("mem_probe", MIB, 4096..=4 << 30)?.unwrap_or(16 * MIB);
+        // What a small guest has is nearly all taken: more than an eighth, and it ends processes for want of memory.
+        let probe = params.size("mem_probe", MIB, 4096..=4 << 30)?.unwrap_or(memory.min(128 * MIB) / 8);
         // The guest needs the other half for itself.
         if probe > memory / 2 {
             return Err(params.error("mem_probe", format!("at most half of mem, {} MiB", vm.memory_mib / 2)));

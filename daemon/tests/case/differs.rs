@@ -57,7 +57,7 @@ async fn each_difference_is_found_before_anything_starts() {
         let qemu = program(world.dir.path(), script);
         world.change(*place, |places| places.qemus = Binaries::only(&qemu)).await;
         // It moves before it has booted: the sooner it is refused.
-        let params = [("mem", "96M"), ("min_random_timeout", "0"), ("max_random_timeout", "0")];
+        let params = [("mem", "128M"), ("min_random_timeout", "0"), ("max_random_timeout", "0")];
         let attempt = world.begin("early_boot", 2, &[&params[..], more].concat(), Duration::from_secs(600));
         let (found, cause) = world.verdict().await;
         let cause = cause.unwrap_or_else(|| panic!("{says}: {found:?}\n{}", world.events(0, attempt)));

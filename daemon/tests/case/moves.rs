@@ -103,7 +103,7 @@ fn at_once(transfers: &[(u64, u64)]) -> usize {
 async fn three_guests_move_at_once_and_no_more_than_the_host_lets() {
     // Slow enough that transfers which may overlap do.
     let params =
-        [("vms", "vm1 vm2 vm3"), ("mem", "96M"), ("mem_probe", "1M"), ("mem_rewrite", "256K"), ("mig_speed", "12M")];
+        [("vms", "vm1 vm2 vm3"), ("mem", "128M"), ("mem_probe", "1M"), ("mem_rewrite", "256K"), ("mig_speed", "12M")];
     for (lanes, wanted) in [((8, 8), 3), ((8, 2), 2), ((1, 8), 1)] {
         let mut world = World::new(2, real()).await;
         world.change(0, |places| places.lanes = Lanes::new(lanes.0, lanes.1)).await;
@@ -123,7 +123,7 @@ async fn guests_wander_over_three_hosts_in_each_others_way() {
     let params = [
         ("vms", "vm1 vm2 vm3"),
         ("vms_start", "spread"),
-        ("mem", "96M"),
+        ("mem", "128M"),
         ("mem_vm2", "112M"),
         ("mem_probe", "1M"),
         ("mem_rewrite", "256K"),

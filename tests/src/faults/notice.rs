@@ -61,7 +61,7 @@ pub fn measure(ground: &mut Ground, dies: Dies) -> anyhow::Result<u64> {
     };
     let cast = Cast::new(&ground.leader()?, leads);
     let hosts = format!("{},{}", cast.source, cast.destination);
-    let words = ["run", "multihost_migration", "-m", &hosts, "-p", "mem=96M", "--detach", "-o", "json"];
+    let words = ["run", "multihost_migration", "-m", &hosts, "-p", "mem=128M", "--detach", "-o", "json"];
     let answer = ground.lab().vtctl(&words).expect(0).json();
     let job = answer["id"].as_str().with_context(|| format!("no job in {answer}"))?.to_owned();
     let attempt = format!("{}.1.1", job.strip_prefix("job_").unwrap_or(&job));

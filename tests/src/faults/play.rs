@@ -307,7 +307,7 @@ fn submit(ground: &Ground, cell: Cell, seed: u64, cast: &Cast) -> anyhow::Result
     // A guest that is held stands still for as long as the test wants.
     words.extend(["-p", "clock_tolerance=120000", "-p", "max_standstill=120000"]);
     let pace = pace(cell, seed);
-    let params = ["mem=96M", "mem_probe=1M", "mem_rewrite=256K", &beacon, timeout];
+    let params = ["mem=128M", "mem_probe=1M", "mem_rewrite=256K", &beacon, timeout];
     for param in params.into_iter().chain(pace.iter().map(String::as_str)) {
         words.extend(["-p", param]);
     }

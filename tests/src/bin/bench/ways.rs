@@ -28,7 +28,7 @@ const SAMPLED: u64 = 20;
 /// Measures everything, each way `rounds` times.
 pub(crate) fn measure(rounds: usize) -> anyhow::Result<Vec<Figure>> {
     let lab = Lab::up(2);
-    let carried = Walk::done(&lab, &CARRIED, rounds, &["mem=96M"])?;
+    let carried = Walk::done(&lab, &CARRIED, rounds, &["mem=128M"])?;
     let words = overhead::command(&carried.bundle(), "migration_matrix")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let bare = runtime.block_on(bare::measure(&lab, &words, rounds))?;

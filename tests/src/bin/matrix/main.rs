@@ -140,7 +140,7 @@ impl Walk<'_> {
         let hosts: Vec<String> = (1..=self.hosts).map(|number| format!("host{number}")).collect();
         let (hosts, bundle) = (hosts.join(","), self.bundle.display().to_string());
         let mut typed = vec!["run", "migration_matrix", "-m", &hosts, "-r", &bundle, "--backend", self.backend];
-        typed.extend(["--case-timeout", "6h", "-p", "mem=96M"]);
+        typed.extend(["--case-timeout", "6h", "-p", "mem=128M"]);
         typed.extend(self.params.iter().flat_map(|param| ["-p", param.as_str()]));
         let ran = self.lab.vtctl(&typed);
         let text = fs::read_to_string(self.bundle.join("job.json"))

@@ -47,7 +47,7 @@ fn a_vm_whose_daemon_died_before_it_let_it_run_runs_when_the_daemon_is_back() {
     let cast = Cast::new(&ground.leader().unwrap(), Part::Leader);
     ground.hold(&cast.source, "vm-runs").unwrap();
     let hosts = format!("{},{}", cast.source, cast.destination);
-    let words = ["run", "multihost_migration", "-m", &hosts, "-p", "mem=96M", "--detach", "-o", "json"];
+    let words = ["run", "multihost_migration", "-m", &hosts, "-p", "mem=128M", "--detach", "-o", "json"];
     let job = ground.lab().vtctl(&words).expect(0).json()["id"].as_str().unwrap().to_owned();
     let soon = Duration::from_secs(120);
     let held = |ground: &Ground| if ground.is_held(&cast.source, "vm-runs") { Ok(()) } else { Err("no".to_owned()) };

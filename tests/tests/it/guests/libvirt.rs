@@ -96,7 +96,7 @@ fn a_guest_moves_compressed_slowly_encrypted_and_with_its_disk() {
     let results = tempfile::tempdir().unwrap();
     let bundle = results.path().join("job");
     let ways = "ways=multifd-zstd multifd-zlib xbzrle auto-converge speed tcp-offline tls";
-    let words = ["run", "migration_matrix", "-m", "host1,host2", "--backend", "libvirt", "-p", "mem=96M", "-p", ways];
+    let words = ["run", "migration_matrix", "-m", "host1,host2", "--backend", "libvirt", "-p", "mem=128M", "-p", ways];
     lab.vtctl(&[&words[..], &["-r", bundle.to_str().unwrap()]].concat()).expect(0);
     let checks = json(&bundle.join("job.json"))["cases"][0]["checks"].clone();
     let fates: Vec<(String, String)> = checks

@@ -45,7 +45,7 @@ fn one_guest_is_moved_in_many_ways_and_each_says_what_carried_it() {
     let moved = ["tcp6", "tls", "mesh", "fd", "exec", "file-mapped-ram", "multifd-zstd", "postcopy-recover-mesh"];
     let cancelled = ["cancel-mesh", "cancel-tls"];
     let ways = format!("ways={} {} mapped-ram-tcp compress rdma", moved.join(" "), cancelled.join(" "));
-    let words = ["run", "migration_matrix", "-m", "host1,host2", "-p", "mem=96M", "-p", &ways, "-r"];
+    let words = ["run", "migration_matrix", "-m", "host1,host2", "-p", "mem=128M", "-p", &ways, "-r"];
     let ran = lab.vtctl(&[&words[..], &[bundle.to_str().unwrap()]].concat()).expect(0);
     let cells = cells(&bundle);
     let cell = |way: &str| cells.iter().find(|cell| cell["way"] == way).unwrap_or_else(|| panic!("{way}: {cells:#?}"));
@@ -80,7 +80,7 @@ fn cancel_in(phases: &[&str]) {
     let bundle = results.path().join("job");
     let ways: Vec<String> = phases.iter().map(|phase| format!("cancel-{phase}")).collect();
     let chosen = format!("ways={}", ways.join(" "));
-    let words = ["run", "migration_matrix", "-m", "host1,host2", "-p", "mem=96M", "-p", &chosen];
+    let words = ["run", "migration_matrix", "-m", "host1,host2", "-p", "mem=128M", "-p", &chosen];
     let times = ["-p", "migrate_count=6", "-r", bundle.to_str().unwrap()];
     let ran = lab.vtctl(&[&words[..], &times].concat()).expect(0);
     let cells = cells(&bundle);
