@@ -243,7 +243,7 @@ impl Settings {
         let vm = VmSettings::read(params)?;
         let memory = u64::from(vm.memory_mib) * MIB;
         // What a small guest has is nearly all taken: more than an eighth, and it ends processes for want of memory.
-        let probe = params.size("mem_probe", MIB, 4096..=4 << 30)?.unwrap_or(memory.min(128 * MIB) / 8);
+        let probe = params.size("mem_probe", MIB, 4096..=4 << 30)?.unwrap_or_else(|| memory.min(128 * MIB) / 8);
         // The guest needs the other half for itself.
         if probe > memory / 2 {
             return Err(params.error("mem_probe", format!("at most half of mem, {} MiB", vm.memory_mib / 2)));
