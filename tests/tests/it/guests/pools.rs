@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::Path,
+    process::Child,
     time::{Duration, Instant},
 };
 
@@ -23,6 +24,20 @@ fn with_server() -> (NfsServer, Lab) {
     let server = NfsServer::on(&lab);
     add(&lab, "filer", &server, "/disks", &[]);
     (server, lab)
+}
+
+/// The same, with the built-in image on host1.
+fn with_image() -> (NfsServer, Lab) {
+    let (server, lab) = with_server();
+    lab.vtctl(&["image", "import", TINY, "--host", "host1"]).expect(0);
+    (server, lab)
+}
+
+/// Starts such a move, and comes back when the guest writes.
+fn slowly(lab: &Lab, server: &NfsServer, bundle: &Path) -> Child {
+    let child = lab.spawn(&[&MOVE[..], &[bundle.to_str().unwrap()], &SLOW].concat());
+    await_writes(server);
+    child
 }
 
 fn add(lab: &Lab, name: &str, server: &NfsServer, export: &str, more: &[&str]) {
@@ -82,8 +97,7 @@ fn a_pool_at_a_server_is_tried_from_every_host() {
 
 #[test]
 fn a_guest_whose_disk_is_at_a_server_moves() {
-    let (server, lab) = with_server();
-    lab.vtctl(&["image", "import", TINY, "--host", "host1"]).expect(0);
+    let (server, lab) = with_image();
     let before = lab.inventory(3);
     let results = tempfile::tempdir().unwrap();
     let bundle = results.path().join("job");
@@ -96,14 +110,12 @@ fn a_guest_whose_disk_is_at_a_server_moves() {
 
 #[test]
 fn a_guest_whose_disk_is_at_a_server_outlives_that_it_stands_still_for_30_s() {
-    let (server, lab) = with_server();
-    lab.vtctl(&["image", "import", TINY, "--host", "host1"]).expect(0);
+    let (server, lab) = with_image();
     let before = lab.inventory(3);
     let results = tempfile::tempdir().unwrap();
     let bundle = results.path().join("job");
     // In the middle of a move that is slow enough for it.
-    let child = lab.spawn(&[&MOVE[..], &[bundle.to_str().unwrap()], &SLOW].concat());
-    await_writes(&server);
+    let child = slowly(&lab, &server, &bundle);
     server.freeze();
     let frozen = Instant::now();
     wait::until("the server's time to come back", Duration::from_secs(60), || {
@@ -119,13 +131,11 @@ fn a_guest_whose_disk_is_at_a_server_outlives_that_it_stands_still_for_30_s() {
 
 #[test]
 fn a_server_that_turns_read_only_ends_the_case_with_its_name() {
-    let (server, lab) = with_server();
-    lab.vtctl(&["image", "import", TINY, "--host", "host1"]).expect(0);
+    let (server, lab) = with_image();
     let before = lab.inventory(3);
     let results = tempfile::tempdir().unwrap();
     let bundle = results.path().join("job");
-    let child = lab.spawn(&[&MOVE[..], &[bundle.to_str().unwrap()], &SLOW].concat());
-    await_writes(&server);
+    let child = slowly(&lab, &server, &bundle);
     server.turn_read_only();
     let output = child.wait_with_output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
