@@ -133,6 +133,9 @@ pub struct Nic {
     pub model: NicModel,
 }
 
+/// Most network cards of a VM.
+pub const NICS_MAX: usize = 8;
+
 /// What a network card is for the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -11,6 +11,7 @@ use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{Digest, HostId, Name},
     peer::{PeerReply, PeerRequest},
+    vm::NICS_MAX,
 };
 use vt_sync::{State, state::Role};
 
@@ -37,8 +38,6 @@ const POOL_ANSWERS: Duration = Duration::from_secs(15);
 const SETTLES: Duration = Duration::from_secs(2);
 /// Most things that are listed of one kind.
 const LISTED: usize = 20;
-/// Cards of one VM whose taps are known by name.
-const NICS: usize = 8;
 
 impl Host {
     /// Examines this host, and the others where `all` says so.
@@ -194,7 +193,7 @@ fn unowned(places: &Places, state: &State) -> BTreeSet<String> {
         folders.iter().flat_map(|folder| [cgroup_name(folder), guard_cgroup_name(folder)]).collect();
     groups.extend(state.attempts.keys().map(|attempt| giveback::cgroup_name(places, *attempt)));
     let taps: BTreeSet<String> =
-        folders.iter().flat_map(|folder| (0..NICS).map(|card| Tap::name_for(folder, card))).collect();
+        folders.iter().flat_map(|folder| (0..NICS_MAX).map(|card| Tap::name_for(folder, card))).collect();
     let owners: Vec<String> = state.vms.keys().map(ToString::to_string).collect();
     let owned =
         |file: &str| owners.iter().any(|vm| file.strip_prefix(vm).is_some_and(|rest| rest.starts_with(['.', '+'])));

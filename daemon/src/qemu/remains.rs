@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use vt_protocol::vm::NICS_MAX;
+
 use super::{
     command_line::QMP_SOCKET,
     process::{ProcessId, boot_id, open_pidfd, processes_with, stat},
@@ -19,8 +21,6 @@ use super::{
 use crate::cgroup::{Cgroup, Cgroups};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Cards whose taps are looked for by name where no record lists them.
-const NICS_LOOKED_FOR: usize = 8;
 
 /// The name of the control group of the VM in `run_dir`.
 pub fn cgroup_name(run_dir: &Path) -> String {
@@ -114,7 +114,8 @@ pub fn clear(run_dir: &Path) -> Vec<String> {
         }
     }
     let recorded = record.iter().flat_map(|record| record.taps.iter().cloned());
-    let named = (0..NICS_LOOKED_FOR).map(|number| Tap::name_for(run_dir, number));
+    // Where no record lists them they are found by name.
+    let named = (0..NICS_MAX).map(|number| Tap::name_for(run_dir, number));
     let taps: BTreeSet<String> = recorded.chain(named).collect();
     for tap in &taps {
         if Tap::exists(tap)

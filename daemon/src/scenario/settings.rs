@@ -6,7 +6,7 @@ use vt_protocol::{
     ids::Name,
     params::{ParamError, Params},
     party::StartVm,
-    vm::{Accelerator, Backend, Drive, MigrationSpec, NicModel},
+    vm::{Accelerator, Backend, Drive, MigrationSpec, NICS_MAX, NicModel},
 };
 
 use super::{Documented, Limit, drives, goals::Goal, transfer};
@@ -273,9 +273,6 @@ impl Settings {
         })
     }
 }
-
-/// Most network cards of a VM.
-const NICS_MAX: usize = 8;
 
 /// What each network card of a VM is.
 fn nics(params: &Params) -> Result<Vec<NicModel>, ParamError> {
