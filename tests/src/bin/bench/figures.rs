@@ -40,10 +40,11 @@ impl Figure {
     pub(crate) fn line(&self) -> String {
         let shown = |value: Option<f64>| value.map_or_else(|| "not measured".to_owned(), |v| format!("{v:.2}"));
         let mut line = format!(
-            "{:<58} median {:>8}  p95 {:>8}  n {}",
+            "{:<58} median {:>8}  p95 {:>8}  p99 {:>8}  n {}",
             self.name,
             shown(self.percentile(50.0)),
             shown(self.percentile(95.0)),
+            shown(self.percentile(99.0)),
             self.values.len()
         );
         if let (Some((peer, value)), Some(median)) = (&self.peer, self.percentile(50.0))
@@ -52,7 +53,7 @@ impl Figure {
             line += &format!("  {:.2} × {peer}", median / value);
         }
         if let Some(floor) = self.floor {
-            line += &format!("  floor {floor} {}", if self.kept() { "kept" } else { "MISSED" });
+            line += &format!("  floor {floor:.2} {}", if self.kept() { "kept" } else { "MISSED" });
         }
         line
     }
