@@ -34,6 +34,8 @@ use crate::{
 const PROBE: Duration = Duration::from_secs(4);
 /// How long one call may take where `--timeout` says nothing.
 const CALL: Duration = Duration::from_secs(30);
+/// The same of what changes the cluster itself, or checks thousands of cases.
+const LONG_CALL: Duration = Duration::from_secs(120);
 /// How long a cluster between two leaders is waited for.
 const ELECTION: Duration = Duration::from_secs(6);
 /// Calls of one request, the first included.
@@ -257,7 +259,11 @@ impl Mesh {
         let mut tries = 1;
         loop {
             let reached = self.reach(need).await?;
-            let by = self.by(if again { CALL } else { Duration::from_secs(120) });
+            let by = self.by(match request {
+                AdminRequest::RunSubmit(_) => LONG_CALL,
+                _ if again => CALL,
+                _ => LONG_CALL,
+            });
             match reached.client.call(request, by).await {
                 Ok(AdminReply::Refused(report)) => return Err(report),
                 Ok(reply) => return Ok(reply),

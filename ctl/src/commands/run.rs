@@ -149,7 +149,11 @@ async fn submit(app: &mut App, plan: Plan) -> Result<JobId, Report> {
     // Said here, before all of it is sent.
     plan.encode()?;
     let request = AdminRequest::RunSubmit(RunSubmit { request: RequestId::random(), plan });
-    match app.mesh.call(&request, Need::Decide).await? {
+    let answer = app.mesh.call(&request, Need::Decide).await.map_err(|report| match report.code {
+        ErrorCode::DeadlinePassed => report.help("vtctl job list   (whether it was taken all the same)"),
+        _ => report,
+    });
+    match answer? {
         AdminReply::Submitted(job) => Ok(job),
         other => Err(unexpected("run", &other)),
     }
