@@ -6,8 +6,8 @@
 //!
 //! A scenario can also come in a file ([`file`]), which travels with the plan.
 //!
-//! What becomes of the cases of a plan is said in [`fate`]. The table [`ALL`] is the one place that says which scenarios there are, how configurations of Avocado-VT call them, and
-//! what in such a configuration they can do.
+//! The table [`ALL`] is the one place that says which scenarios there are, how configurations of Avocado-VT call them, and
+//! what in such a configuration they can do. What that means for the cases of a plan is in [`fate`].
 
 mod auto_converge;
 mod cancel;
