@@ -8,7 +8,7 @@ help:
 	@echo "make rpm     RPM packages of the same, in target/rpm; needs rpmbuild; built and looked into, not installed anywhere yet"
 	@echo "make qemu-7.2  an older QEMU in target/qemu-7.2, unpacked from Debian 12's packages and not installed"
 	@echo "make fleet   the Ansible collection on three fresh Debian machines, emulated (root, about an hour); STEP=recover does one step again, STEP=recover.. and the rest"
-	@echo "make bench   the figures of README.md, measured here"
+	@echo "make bench   the figures of README.md and docs/proofs.md, measured here"
 	@echo "make bench-ways what carries a VM, compared: cost against bare QMP, throughput against tcp, readings (root)"
 	@echo "make bench-libvirt  the same move by virsh, by vtctl through libvirt and over QMP, and by bare QMP (root)"
 	@echo "make bench-images  images from host to host against scp, rsync and a TLS socket; one image to eight hosts over slow links (root)"

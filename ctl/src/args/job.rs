@@ -148,7 +148,7 @@ pub enum ScenarioVerb {
                         Everything that can be known before a run is checked, by the daemon that\n\
                         would run it: steps, their values, where each VM is at each step, and that\n\
                         all hosts meet at every barrier. Mistakes are shown with line and column;\n\
-                        exits 3 where there are some. The README tells how such a file is written.")]
+                        exits 3 where there are some. docs/scenario-files.md tells how one is written.")]
 pub struct ScenarioCheckArgs {
     /// The file
     pub file: String,

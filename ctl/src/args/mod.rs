@@ -234,6 +234,42 @@ mod tests {
         }
     }
 
+    /// The commands of vtctl in the fenced blocks of a document: prompts and comments taken off, lines that go on put
+    /// together, several in a line told apart.
+    fn commands(text: &str) -> Vec<Vec<String>> {
+        let fenced: String = text.split("```").skip(1).step_by(2).collect();
+        let whole = fenced.replace("\\\n", " ");
+        let bare = whole.lines().map(|line| line.split(" #").next().unwrap_or(line).trim());
+        let bare = bare
+            .map(|line| ["# ", "$ "].into_iter().find_map(|prompt| line.split_once(prompt)).map_or(line, |at| at.1));
+        let mut found = Vec::new();
+        for line in bare.filter(|line| line.starts_with("vtctl ")) {
+            let words = shlex::split(line).unwrap_or_else(|| panic!("{line}: quotes"));
+            for command in words.split_inclusive(|word| word.ends_with(';')) {
+                found.push(command.iter().map(|word| word.trim_end_matches(';').to_owned()).collect());
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn every_command_in_the_manual_is_a_line_that_vtctl_takes() {
+        let top = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let docs = std::fs::read_dir(top.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+        let (mut seen, mut wrong) = (0, Vec::new());
+        for file in docs.chain(["README.md", "ansible/README.md"].map(|name| top.join(name))) {
+            for mut words in commands(&std::fs::read_to_string(&file).unwrap()) {
+                words.iter_mut().filter(|word| *word == "JOB").for_each(|word| *word = "@latest".to_owned());
+                if let Err(error) = parse(&words) {
+                    wrong.push(format!("{}: {}: {error}", file.display(), words.join(" ")));
+                }
+                seen += 1;
+            }
+        }
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        assert!(seen > 80, "{seen}");
+    }
+
     #[test]
     fn a_typo_is_answered_with_what_was_meant() {
         let error = parse(["vtctl", "clster", "status"]).unwrap_err().to_string();

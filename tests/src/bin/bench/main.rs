@@ -1,4 +1,4 @@
-//! The figures that README.md names, measured on this machine by the real programs. Exit code 1: a floor was missed.
+//! The figures that README.md and docs/proofs.md name, measured on this machine by the real programs. Exit code 1: a floor was missed.
 //!
 //! ```text
 //! bench [--quick]            fewer rounds and a shorter look at idle daemons: for a glance, not for the record
