@@ -24,7 +24,7 @@ help:
 	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
 	@echo "make writers a frozen writer of a disk at a server that wakes up too late, over COUNT (50) seeds; SEED=17 one (root)"
 	@echo "make attacks a table of attacks on a real daemon: what refused each, and where it was written down"
-	@echo "make notice  how soon parties are told that another is gone; TIMES=20"
+	@echo "make notice  how soon parties are told that another is gone; TIMES=20 DIES=leader"
 	@echo "make lint    formatter, clippy and dependency checks; changes nothing"
 	@echo "make lint-ansible  the same for the Ansible collection"
 	@echo "make fmt     formats the code"
@@ -175,7 +175,7 @@ cancels: build
 	$(MATRIX) --hosts $(HOSTS) --rounds $(TIMES) --json cancels.json cancels
 
 notice: build
-	$(FAULTS) --notice $(TIMES)
+	$(FAULTS) --notice $(TIMES) $(if $(DIES),--dies $(DIES))
 
 # Advisories need their database from the network; everything else is checked without it.
 lint: setup

@@ -27,6 +27,12 @@ pub trait Cluster: Send + Sync + 'static {
     /// The same, told at every change.
     fn watch(&self) -> watch::Receiver<Arc<State>>;
 
+    /// Which other host this one heard last as leader, and how long ago; where it leads itself, who led before it. `None`
+    /// where that is not known.
+    fn heard_leader(&self) -> Option<(HostId, Duration)> {
+        None
+    }
+
     /// Proposes on the leader, wherever it is; retries until the deadline with the same id.
     ///
     /// # Errors

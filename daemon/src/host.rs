@@ -534,6 +534,10 @@ impl Cluster for Host {
         self.replica.watch()
     }
 
+    fn heard_leader(&self) -> Option<(HostId, Duration)> {
+        self.replica().heard()
+    }
+
     async fn propose(&self, id: RequestId, command: Command, deadline: Duration) -> Result<Applied, ProposeError> {
         self.propose_until_decided(Request::with_id(id, command), deadline).await
     }

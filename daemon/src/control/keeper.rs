@@ -92,7 +92,7 @@ impl Keeper {
                     let _ = pending.answer.send(PeerReply::NotLeader(now.leader));
                 }
             } else if term.as_ref().is_none_or(|(term, _)| *term != now.term) {
-                term = Some((now.term, Silence::new(times, now_std())));
+                term = Some((now.term, Silence::new(times, now_std(), cluster.heard_leader())));
             }
             let mut look = None;
             if let Some((_, silence)) = &mut term {

@@ -1,10 +1,14 @@
 //! When the leader calls a host suspect and when it expires a session: a pure decision with the time as an argument.
 //!
 //! The leader counts on its own clock, from the moment it applied a renewal; no clock is compared with another. A new
-//! leader knows nothing of the time before: it gives every session a fresh start, and expires none before one full
-//! term and a margin have passed since it began to lead.
+//! leader knows nothing of the renewals before: it gives every session a fresh start, and expires none before one full
+//! term and a margin have passed since it began to lead. Only who led before it was heard by itself all the time, so that
+//! one's silence began when it was heard last.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use vt_protocol::ids::{Epoch, HostId};
 use vt_sync::mutation::Mutation;
@@ -41,15 +45,18 @@ type Heard = (Epoch, Instant);
 pub struct Silence {
     times: SessionTimes,
     leads_since: Instant,
+    /// Who led before, and when it was heard last.
+    before: Option<(HostId, Instant)>,
     heard: BTreeMap<HostId, Heard>,
     /// The daemons that held the sessions when they were last looked at.
     holders: BTreeMap<HostId, (Epoch, u64)>,
 }
 
 impl Silence {
-    /// A leader begins.
-    pub fn new(times: SessionTimes, now: Instant) -> Self {
-        Self { times, leads_since: now, heard: BTreeMap::new(), holders: BTreeMap::new() }
+    /// A leader begins. `before` is who led before it, and how long ago it was heard.
+    pub fn new(times: SessionTimes, now: Instant, before: Option<(HostId, Duration)>) -> Self {
+        let before = before.and_then(|(host, ago)| Some((host, now.checked_sub(ago)?)));
+        Self { times, leads_since: now, before, heard: BTreeMap::new(), holders: BTreeMap::new() }
     }
 
     /// A renewal was applied.
@@ -69,6 +76,8 @@ impl Silence {
         let mut holders = BTreeMap::new();
         // Hosts look for a new leader for a while; only a session whose start this leader saw is counted from there.
         let grace = self.leads_since + self.times.suspect;
+        // One that led and was started again had nobody yet to open its session with.
+        let back = (self.leads_since + self.times.renew / 2).checked_sub(self.times.suspect);
         let may_expire = self.leads_since + self.times.expire + self.times.renew;
         let young = now < grace;
         for session in sessions {
@@ -78,7 +87,10 @@ impl Silence {
             let last = match self.heard.get(&session.host) {
                 _ if restarted => now,
                 Some((epoch, at)) if *epoch == session.epoch => *at,
-                _ if young => grace,
+                _ if young => match self.before {
+                    Some((before, at)) if before == session.host => back.map_or(at, |back| at.max(back)),
+                    _ => grace,
+                },
                 _ => now,
             };
             seen.insert(session.host, (session.epoch, last));
@@ -107,8 +119,6 @@ impl Silence {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::settings::Settings;
 
@@ -123,7 +133,7 @@ mod tests {
     impl Leader {
         fn new() -> Self {
             let start = Instant::now();
-            Self { silence: Silence::new(Settings::default().session, start), start }
+            Self { silence: Silence::new(Settings::default().session, start, None), start }
         }
 
         fn at(&self, ms: u64) -> Instant {
@@ -178,6 +188,34 @@ mod tests {
         leader.heard(0);
         assert_eq!(leader.decide(12_500, true), []);
         assert_eq!(leader.decide(13_000, true), [EXPIRE]);
+    }
+
+    #[test]
+    fn who_led_before_was_silent_since_it_was_heard_last() {
+        let ms = Duration::from_millis;
+        let led_before = |ago: u64| {
+            let start = Instant::now();
+            Leader { silence: Silence::new(Settings::default().session, start, Some((HOST, ms(ago)))), start }
+        };
+        // It died: as soon as one that was started again would have spoken.
+        let mut leader = led_before(2_600);
+        assert_eq!(leader.decide(0, false), []);
+        assert_eq!(leader.decide(499, false), []);
+        assert_eq!(leader.decide(500, false), [SUSPECT]);
+        assert_eq!(leader.decide(12_999, true), [], "a term and a margin are not over");
+        assert_eq!(leader.decide(13_000, true), [EXPIRE]);
+
+        // It handed the lead over: it has the usual time.
+        let mut leader = led_before(10);
+        assert_eq!(leader.decide(0, false), []);
+        assert_eq!(leader.decide(1_989, false), []);
+        assert_eq!(leader.decide(1_990, false), [SUSPECT]);
+
+        // It came back in time.
+        let mut leader = led_before(2_600);
+        assert_eq!(leader.decide(0, false), []);
+        leader.heard(400);
+        assert_eq!(leader.decide(2_399, false), []);
     }
 
     #[test]

@@ -248,7 +248,7 @@ impl Default for Settings {
                 kill: Duration::from_millis(8000),
                 expire: Duration::from_millis(12_000),
             },
-            raft: RaftTimes { heartbeat_ms: 400, election_ms: (1200, 2400) },
+            raft: RaftTimes { heartbeat_ms: 300, election_ms: (900, 1300) },
             voter_away: vt_sync::membership::AWAY,
             evidence: EvidenceSettings { keep: Duration::from_secs(30 * 86_400), most_bytes: 10_240 << 20 },
             log: Log { filter: "info,openraft=error".into(), json: false },

@@ -14,6 +14,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
+use vt_protocol::ids::HostId;
 
 use super::{
     machine::Machine,
@@ -21,19 +22,24 @@ use super::{
     types::TypeConfig,
 };
 
-/// When the leader was heard last. Clones share it.
+/// Which leader was heard last, and when. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Heard(Arc<Mutex<Option<Instant>>>);
+pub(super) struct Heard(Arc<Mutex<Option<(HostId, Instant)>>>);
 
 impl Heard {
-    /// The leader was heard.
-    pub(super) fn now(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    /// That leader was heard.
+    pub(super) fn now(&self, leader: HostId) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((leader, Instant::now()));
+    }
+
+    /// Who was heard last, and how long ago; `None`: nobody ever was.
+    pub(super) fn last(&self) -> Option<(HostId, Duration)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).map(|(leader, heard)| (leader, heard.elapsed()))
     }
 
     /// For how long it was not; `None`: it never was.
     pub(super) fn silent(&self) -> Option<Duration> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).map(|heard| heard.elapsed())
+        self.last().map(|(_, ago)| ago)
     }
 }
 

@@ -50,9 +50,11 @@ use crate::{
 pub struct ReplicaConfig {
     /// How often the leader is heard.
     pub heartbeat: Duration,
-    /// The shortest silence after which a follower stands for election; several heartbeats.
+    /// The least that a follower waits, drawn anew each time, before it stands for election when the lease of its leader
+    /// has ended, which lasts for [`ReplicaConfig::election_max`] after it was heard; several heartbeats.
     pub election_min: Duration,
-    /// The longest such silence.
+    /// The most of that. So a leader that dies is followed by another one after `election_max + election_min` at the
+    /// earliest, and `2 * election_max` where two do not stand at the same moment.
     pub election_max: Duration,
     /// Entries after which a snapshot is taken.
     pub snapshot_entries: u64,
@@ -65,9 +67,9 @@ pub struct ReplicaConfig {
 impl Default for ReplicaConfig {
     fn default() -> Self {
         Self {
-            heartbeat: Duration::from_millis(400),
-            election_min: Duration::from_millis(1200),
-            election_max: Duration::from_millis(2400),
+            heartbeat: Duration::from_millis(300),
+            election_min: Duration::from_millis(900),
+            election_max: Duration::from_millis(1300),
             snapshot_entries: 5000,
             keep_entries: 4000,
             part_timeout: Duration::from_secs(10),
@@ -289,7 +291,7 @@ impl Replica {
             Ask::Append(ask) => {
                 let reply = raft.append_entries(ask).await.map_err(|e| e.to_string())?;
                 if !matches!(reply, AppendEntriesResponse::HigherVote(_)) {
-                    self.inner.heard.now();
+                    self.inner.heard.now(from);
                 }
                 Reply::Append(reply)
             }
@@ -375,6 +377,11 @@ impl Replica {
     /// How this replica stands now.
     pub fn status(&self) -> Status {
         Status::of(&self.inner.raft.metrics().borrow_watched(), self.inner.heard.silent(), self.inner.lease)
+    }
+
+    /// Which other host was heard last as leader, and how long ago; while this one leads: who led before it.
+    pub fn heard(&self) -> Option<(HostId, Duration)> {
+        self.inner.heard.last()
     }
 
     /// The log index that a read must have seen to be current: ReadIndex, confirmed by most voters. On the leader.

@@ -1,7 +1,7 @@
 //! How soon the others are told that a party is gone: from its death until a party that waits for it at a barrier has
 //! been told, by the words of that party's host.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -21,6 +21,16 @@ pub enum Dies {
     Daemon,
     /// The daemon of its host, which led the cluster.
     Leader,
+}
+
+impl fmt::Display for Dies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Party => "party",
+            Self::Daemon => "daemon",
+            Self::Leader => "leader",
+        })
+    }
 }
 
 /// Until a party waits at a barrier, and until it is told.

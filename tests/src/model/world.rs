@@ -199,7 +199,9 @@ impl World {
     pub(super) fn elect(&mut self, host: HostId) {
         self.terms += 1;
         let term = self.terms;
-        let silence = Silence::new(self.times, self.instant(host));
+        // Who led before was heard so long ago that it is suspect as soon as it may be.
+        let before = self.leader.as_ref().map(|leader| (leader.host, self.times.suspect));
+        let silence = Silence::new(self.times, self.instant(host), before.filter(|(before, _)| *before != host));
         self.leader = Some(Leader { host, term, silence, batch: Vec::new(), busy_until: 0 });
         self.note(|| format!("{} leads term {term}", beginning::name(host)));
     }

@@ -52,6 +52,10 @@ impl Cluster for Mesh {
         self.replica.watch()
     }
 
+    fn heard_leader(&self) -> Option<(HostId, Duration)> {
+        self.replica.heard()
+    }
+
     async fn propose(&self, id: RequestId, command: Command, deadline: Duration) -> Result<Applied, ProposeError> {
         let until = Instant::now() + deadline;
         let request = Request::with_id(id, command);

@@ -3,7 +3,7 @@
 //! ```text
 //! faults [--list] [--seed N] [--lanes N] [--json FILE] [--images DIR] [--mutation NAME] [CELL…]
 //! faults --mutations   six broken rules, each with a cell that has to go red
-//! faults --notice N    how soon the others are told that a party is gone, N times each
+//! faults --notice N [--dies party|daemon|leader]   how soon the others are told that a party is gone, N times each
 //! ```
 //!
 //! A CELL is `FAULT/PHASE`, `FAULT/` or `/PHASE`; none: all of them. A lane is a lab of its own. Needs root, QEMU, nft and debug
@@ -49,6 +49,7 @@ struct Words {
     mutation: Option<String>,
     mutations: bool,
     notice: u64,
+    dies: Vec<Dies>,
     cells: Vec<Cell>,
 }
 
@@ -62,6 +63,7 @@ fn parse(arguments: &[String]) -> Result<Words, String> {
         mutation: None,
         mutations: false,
         notice: 0,
+        dies: Vec::new(),
         cells: Vec::new(),
     };
     let mut rest = arguments.iter();
@@ -73,6 +75,11 @@ fn parse(arguments: &[String]) -> Result<Words, String> {
             "--seed" => words.seed = number(value()?)?,
             "--mutations" => words.mutations = true,
             "--notice" => words.notice = number(value()?)?.clamp(1, 10_000),
+            "--dies" => {
+                let name = value()?;
+                let dies = Dies::ALL.into_iter().find(|dies| dies.to_string() == name);
+                words.dies.push(dies.ok_or_else(|| format!("--dies is party, daemon or leader, not {name:?}"))?);
+            }
             "--lanes" => words.lanes = number(value()?)?.clamp(1, 8),
             "--json" => words.json = Some(value()?),
             "--images" => words.images = Some(value()?),
@@ -89,6 +96,9 @@ fn parse(arguments: &[String]) -> Result<Words, String> {
                 }
             }
         }
+    }
+    if words.dies.is_empty() {
+        words.dies = Dies::ALL.to_vec();
     }
     if words.cells.is_empty() {
         words.cells = Cell::all().collect();
@@ -170,7 +180,7 @@ fn mutations(words: &Words) -> anyhow::Result<bool> {
 fn notice(words: &Words) -> anyhow::Result<bool> {
     let mut ground = Ground::new(words.images.as_deref(), words.mutation.as_deref())?;
     let mut kept = true;
-    for dies in Dies::ALL {
+    for &dies in &words.dies {
         let told = (0..words.notice).map(|_| measure(&mut ground, dies)).collect::<anyhow::Result<Vec<u64>>>();
         let told = match told {
             Ok(told) => told,
