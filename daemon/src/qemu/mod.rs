@@ -9,6 +9,7 @@
 //! | `site`, [`record`], [`vm`], [`remains`] | a VM, what is made for it before, what is on disk about it, what exists of it |
 //! | [`binaries`] | the QEMUs of this host by name |
 //! | [`installed`], [`probe`] | what one can do |
+//! | [`flaws`] | what one is known to do wrong |
 //! | [`tap`] | its network |
 //! | [`sampler`] | readings of its migration |
 //!
@@ -17,6 +18,7 @@
 
 pub mod binaries;
 pub mod command_line;
+pub mod flaws;
 pub mod installed;
 pub mod launch;
 pub mod pipe;

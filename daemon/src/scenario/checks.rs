@@ -10,21 +10,26 @@ use vt_protocol::{
     error::{ErrorCode, Report},
     ids::Name,
     party::Failure,
-    probe::{PAGE_BYTES, Request},
+    probe::{Hello, PAGE_BYTES, Request},
 };
 
 use crate::{
     guest::checks::{Hurt, Limits, Snapshot, compare},
-    party::Party,
+    party::{Party, failure::caused},
 };
 
 /// One question to the probe; checks of large memories under emulation take their time.
 const ASK: Duration = Duration::from_secs(120);
 
-/// Asks all probes; the clock last, so that it is as young as can be.
-pub(super) async fn read(party: &Party, vm: &Name) -> Result<Snapshot, Failure> {
+/// Asks all probes; the clock last, so that it is as young as can be. A guest that has booted since `before` has none any
+/// more, and is told for what it is.
+pub(super) async fn read(party: &Party, vm: &Name, before: Option<&Hello>) -> Result<Snapshot, Failure> {
     let guest = party.guest(vm);
-    let hello = guest.probe(Request::Hello, ASK).await?;
+    let hello: Hello = guest.probe(Request::Hello, ASK).await?;
+    if let Some(before) = before.filter(|before| before.boot_id != hello.boot_id) {
+        let hurt = Hurt::Rebooted { before: before.boot_id.clone(), after: hello.boot_id };
+        return Err(caused(hurt.report()));
+    }
     let memory = Some(guest.probe(Request::MemCheck, ASK).await?);
     let disk = Some(guest.probe(Request::DiskCheck, ASK).await?);
     let clock = guest.probe(Request::Clock, ASK).await?;
@@ -165,7 +170,7 @@ fn off(now_ns: u64, then_ns: u64, elapsed: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use vt_protocol::{
-        probe::{Clock, ClockReport, DiskReport, Hello, MemReport},
+        probe::{Clock, ClockReport, DiskReport, MemReport},
         verdict::Blame,
     };
 

@@ -33,6 +33,7 @@ use super::{
 use crate::{
     guest::checks::Snapshot,
     party::{Guest, Party, failure::caused, our_fault},
+    qemu::flaws::{KNOWN_FAULT, unseen_writes},
 };
 
 /// Port of the echo in the guest.
@@ -68,6 +69,8 @@ pub(super) struct Journey<'a> {
     figures: Figures,
     /// What the guest showed after its last move, where that was seen here.
     last: Option<Checked>,
+    /// What is known of a QEMU that it has left while it ran.
+    flaw: Option<String>,
     /// Its VM was stopped.
     over: bool,
 }
@@ -146,6 +149,7 @@ impl<'a> Journey<'a> {
             hearing,
             figures: Figures::default(),
             last: None,
+            flaw: None,
             over: false,
         };
         let mut booted = None;
@@ -335,7 +339,7 @@ impl<'a> Journey<'a> {
         let before = before.ok_or_else(|| {
             our_fault(Report::new(ErrorCode::Internal, "the source gave no reading").with("move", &way))
         })?;
-        let departure = self.departs(before);
+        let departure = self.departs(before, spec);
         let migrated = self.transfer(&way, place, spec).await?;
         let step = if self.is_here() { Some(party.step(&format!("check {way}")).await?) } else { None };
         let held_ms = migrated.as_ref().and_then(|migrated| migrated.held_ms).unwrap_or(0.0);
@@ -360,13 +364,16 @@ impl<'a> Journey<'a> {
     /// Reads the probes of a guest that is about to leave. For the party whose host has it.
     pub(super) async fn reading(&self) -> Result<Snapshot, Failure> {
         let _: ClockReport = self.guest().probe(Request::ClockReset, ASK).await?;
-        read(self.party, &self.vm).await
+        read(self.party, &self.vm, None).await.map_err(|failure| self.explained(failure))
     }
 
     /// From here on counts what the guest does until it is inspected.
-    pub(super) fn departs(&self, before: Snapshot) -> Departure {
+    pub(super) fn departs(&mut self, before: Snapshot, spec: &MigrationSpec) -> Departure {
         if let Some(hearing) = &self.hearing {
             hearing.begin();
+        }
+        if self.emulated && !spec.offline && self.flaw.is_none() {
+            self.flaw = self.qemu_of(self.here()).and_then(unseen_writes);
         }
         Departure { before, begun: Instant::now() }
     }
@@ -395,11 +402,27 @@ impl<'a> Journey<'a> {
             ));
         }
         let silence = heard.map(|heard| u64::try_from(heard.longest.as_millis()).unwrap_or(u64::MAX));
-        let checked = if self.is_here() { Some(self.check(departure, held_ms).await?) } else { None };
+        let checked = if self.is_here() {
+            Some(self.check(departure, held_ms).await.map_err(|failure| self.explained(failure))?)
+        } else {
+            None
+        };
         let mine = Downtime::of(result, checked.as_ref().map(Checked::stood_ms), silence);
         let told = self.party.exchange(&self.named("checked"), &mine, ASK + SLACK).await?;
         let downtime = told.into_iter().fold(Downtime::default(), |all, (_, one)| all.with(one));
         Ok((checked, downtime.compared(self.emulated)))
+    }
+
+    /// What the product is blamed for, with what is known of the QEMUs that the guest has left.
+    fn explained(&self, failure: Failure) -> Failure {
+        match (&self.flaw, failure) {
+            (Some(flaw), Failure::Caused(Cause { blame: Blame::Product, report })) => product(
+                report
+                    .with(KNOWN_FAULT, flaw)
+                    .help("-p mig_offline=yes   (a paused guest is not hurt by it), or a newer QEMU at the source"),
+            ),
+            (_, failure) => failure,
+        }
     }
 
     /// Moves the guest without asking it for anything: one that boots, or begins anew, has nothing to say.
@@ -461,7 +484,7 @@ impl<'a> Journey<'a> {
         let Self { party, vm, settings, .. } = self;
         let Departure { before, begun } = departure;
         let guest = self.guest();
-        let after = read(party, vm).await?;
+        let after = read(party, vm, Some(&before.hello)).await?;
         let elapsed = begun.elapsed();
         let allowed = Allowed {
             clock: settings.clock_tolerance,

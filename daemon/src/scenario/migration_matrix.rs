@@ -229,8 +229,17 @@ impl Walk<'_> {
                         self.journey.go("to the other side", &spec).await?;
                     }
                     let (from, to) = (self.journey.here().clone(), self.journey.next().clone());
-                    let seen = self.done(&spec).await?;
-                    self.note(way, (&from, &to), seen).await?;
+                    match self.done(&spec).await {
+                        Ok(seen) => self.note(way, (&from, &to), seen).await?,
+                        Err(failure) => {
+                            if let Failure::Caused(cause) = &failure {
+                                let trouble = Some(Trouble::failed(cause.clone()));
+                                // The case ends with what was found, whether it could be noted or not.
+                                let _ = self.note(way, (&from, &to), Seen { trouble, ..Seen::default() }).await;
+                            }
+                            return Err(failure);
+                        }
+                    }
                 }
             }
             // Every party reads the same table: nothing needs to be told.
@@ -287,7 +296,7 @@ impl Walk<'_> {
             party.skip_migration(&vm);
             return Ok(Seen { trouble: refused, ..Seen::default() });
         };
-        let departure = self.journey.departs(before);
+        let departure = self.journey.departs(before, spec);
         let migrated = party.migrate(&vm, &from, &to, spec).await;
         let held_ms = migrated.as_ref().ok().and_then(|migrated| migrated.as_ref()?.held_ms).unwrap_or(0.0);
         let mine = told_of(migrated)?;

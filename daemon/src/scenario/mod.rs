@@ -52,7 +52,7 @@ use vt_protocol::{
     error::{ErrorCode, Report},
     ids::Name,
     job::ScenarioInfo,
-    params::{ParamError, Params, for_host},
+    params::{Origin, ParamError, Params, for_host},
     party::Failure,
 };
 
@@ -167,6 +167,16 @@ static ABSENT: &[(Called, &str)] = &[
 /// The scenarios, in order of name.
 pub fn list() -> Vec<ScenarioInfo> {
     ALL.iter().map(Scenario::info).collect()
+}
+
+/// Names of the ways that `ways` of `migration_matrix` means, in their order.
+///
+/// # Errors
+/// There is no such way.
+pub fn ways(named: &str) -> Result<Vec<&'static str>, ParamError> {
+    let mut params = Params::new();
+    params.set("ways", named, Origin { file: "ways".to_owned(), line: 0 });
+    Ok(ways::chosen(&params)?.into_iter().map(|way| way.name).collect())
 }
 
 /// The scenario of that name, or of that `type` where it means just one.

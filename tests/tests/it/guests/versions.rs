@@ -23,10 +23,9 @@ fn cells(bundle: &Path) -> Vec<[String; 4]> {
 
 /// A share of `make versions`, and what is chosen and refused before it.
 ///
-/// Its probe once found 32 of 1024 pages damaged after a move between the two, emulated: QEMU's doing or ours, that is not
-/// known yet. Until it is, a run that has to be green cannot have it: `cargo nextest run --run-ignored only versions`.
+/// From the older one the guest goes paused: QEMU 7.2 misses writes of an emulated guest that moves (`qemu::flaws`), and a
+/// guest that is damaged now and then is no test. `make versions` lets it run, and tells such a damage for what it is.
 #[test]
-#[ignore = "emulated guests lose pages now and then between QEMU 7.2 and 10.0, and why is not known"]
 fn a_guest_goes_from_an_older_qemu_to_a_newer_one_and_back_over_qmp_and_by_libvirt() {
     let Some(old) = older_qemu() else { return };
     let lab = Lab::up_as(2, &["--libvirt", "--qemu", &format!("old={}", old.display())]);
@@ -46,18 +45,23 @@ fn a_guest_goes_from_an_older_qemu_to_a_newer_one_and_back_over_qmp_and_by_libvi
     let (older, newer) = (version("old"), version("default"));
     assert!(older.starts_with("7.2.") && !newer.starts_with("7.2."), "{older} {newer}");
 
-    for (backend, [first, second], [from, to], ways) in
-        [("qmp", ["old", "default"], [&older, &newer], "tcp"), ("libvirt", ["default", "old"], [&newer, &older], "tcp")]
-    {
-        let (ways, first) = (format!("ways={ways}"), format!("qemu_binary={first}"));
-        let second = format!("qemu_dst_binary={second}");
-        let pair = ["-p", &ways, "-p", "both_ways=yes", "-p", &first, "-p", &second, "--backend", backend];
-        let (ran, bundle) = run(backend, "migration_matrix", &pair);
+    for (backend, [first, second], [from, to], way, both_ways) in [
+        ("qmp", ["old", "default"], [&older, &newer], "tcp-offline", "yes"),
+        ("libvirt", ["default", "old"], [&newer, &older], "tcp-offline", "yes"),
+        ("qmp", ["default", "old"], [&newer, &older], "tcp", "no"),
+    ] {
+        let params = [
+            format!("ways={way}"),
+            format!("both_ways={both_ways}"),
+            format!("qemu_binary={first}"),
+            format!("qemu_dst_binary={second}"),
+        ];
+        let words = params.iter().flat_map(|param| ["-p", param]).chain(["--backend", backend]);
+        let (ran, bundle) = run(&format!("{backend}-{way}"), "migration_matrix", &words.collect::<Vec<_>>());
         ran.expect(0);
         let there_and_back = [[from, to], [to, from]].map(|[from, to]| [backend, from, to, "PASS"].map(str::to_owned));
-        let found = cells(&bundle);
-        assert_eq!(found.len(), 2, "{found:?}");
-        assert_eq!(found, there_and_back);
+        let moves = if both_ways == "yes" { 2 } else { 1 };
+        assert_eq!(cells(&bundle), there_and_back[..moves], "{backend}, {way}");
         // Where the newer one begins it takes a machine that the older one knows.
         let older_machine = said(&bundle).contains("machine type pc-q35-7.2: QEMU 7.2.");
         assert_eq!(older_machine, from == &newer, "{}", said(&bundle));

@@ -1,0 +1,33 @@
+//! Faults of QEMUs that hurt a guest although nobody did anything wrong, so that what is found in it has a name. Pure.
+
+/// What a report that names such a fault has among its evidence.
+pub const KNOWN_FAULT: &str = "known fault of the source";
+/// The first release without the fault of [`unseen_writes`].
+const WRITES_SEEN: u32 = 9;
+
+/// What is known of a QEMU of this version that an emulated guest left while it ran.
+///
+/// Before 9.0 a transfer clears the marks of pages that were written without having the emulated CPU look for them again:
+/// what that writes to such a page next is not sent. QEMU's commit 03bfc2188f06 mends it; 7.2 never got it, up to its last
+/// release. The guest finds old pages, or dies of them. One that is paused while it moves writes nothing, and with KVM the
+/// processor keeps the marks.
+pub fn unseen_writes(version: &str) -> Option<String> {
+    let major: u32 = version.split('.').next()?.parse().ok()?;
+    (major < WRITES_SEEN)
+        .then(|| format!("QEMU {version} misses writes of an emulated guest that moves; {WRITES_SEEN}.0 does not"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_named_for_the_versions_that_have_it_and_for_no_other() {
+        for version in ["7.2.22", "8.2.1"] {
+            assert!(unseen_writes(version).is_some_and(|said| said.contains(version)));
+        }
+        for version in ["9.0.0", "10.0.2", "of our own"] {
+            assert_eq!(unseen_writes(version), None);
+        }
+    }
+}
