@@ -94,7 +94,10 @@ impl Session {
         loop {
             let Held { epoch, mut since, opened } = self.open(resume).await;
             // It may have taken a while to hear of it: what is as old as that is no ground to let anything run.
-            let mut fresh = (self.clock)().since(since) <= self.times.renew;
+            let took = (self.clock)().since(since);
+            let mut fresh = took <= self.times.renew;
+            // The leader counts from when the session was opened, which may be long before this host was told.
+            let mut rest = self.times.renew.saturating_sub(took);
             tracing::info!(%epoch, resume, "this host has its session");
             let mut unheard: u32 = 0;
             loop {
@@ -102,10 +105,12 @@ impl Session {
                     self.held.send_replace(Some(Held { epoch, since, opened }));
                     tokio::select! {
                         biased;
-                        () = sleep(self.times.renew) => {}
+                        () = sleep(rest) => {}
                         () = self.now.notified() => {}
                     }
                 }
+                // Whoever is answered together renews together: one entry for all.
+                rest = self.times.renew;
                 let renewed = loop {
                     let noted = (self.clock)();
                     match self.renew(epoch).await {
@@ -209,5 +214,61 @@ impl Session {
             Err(report) if report.code == ErrorCode::SessionOver => Renewal::Over,
             Err(report) => Renewal::Unheard(report.title),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{
+        control::{
+            fake::{Fake, leadership},
+            keeper::renewals,
+        },
+        settings::Settings,
+    };
+
+    struct Nothing;
+
+    #[async_trait]
+    impl Holdings for Nothing {
+        async fn lost(&self) {}
+    }
+
+    /// The leader has applied it long before: what it waits for is a renewal a second after that, not after it was told.
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_was_long_in_opening_is_renewed_as_soon_as_any_other() {
+        let (fake, times) = (Fake::new(1), Settings::default().session);
+        let (local, keeper) = renewals();
+        let (_leads, led) = watch::channel(leadership(true, 1));
+        let stop = CancellationToken::new();
+        let _stop = stop.clone().drop_guard();
+        tokio::spawn(keeper.run(fake.clone(), led.clone(), times, stop.clone()));
+        let began = Instant::now();
+        let session = Session {
+            cluster: fake.clone(),
+            leadership: led,
+            local,
+            holdings: Arc::new(Nothing),
+            incarnation: 7,
+            times,
+            clock: Arc::new(move || BootTime::from_ns(began.elapsed().as_nanos() as u64)),
+            now: Arc::default(),
+            held: watch::channel(None).0,
+        };
+        fake.decides.send_replace(false);
+        tokio::spawn(session.run(stop));
+        sleep(times.renew * 4 / 5).await;
+        fake.decides.send_replace(true);
+        let mut seen = fake.watch();
+        let renewed = async {
+            while fake.count("RenewSessions") == 0 {
+                seen.changed().await.unwrap();
+            }
+        };
+        timeout(times.suspect, renewed).await.unwrap();
+        assert!(began.elapsed() < times.renew * 6 / 5, "{:?}", began.elapsed());
     }
 }
