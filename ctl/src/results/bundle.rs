@@ -26,6 +26,8 @@ use crate::{
 const FILES_MAX: usize = 500_000;
 /// Most bytes of one bundle.
 const BYTES_MAX: u64 = 64 << 30;
+/// Longest document that is looked into, bytes.
+const JSON_MAX: u64 = 256 << 20;
 /// Longest path, bytes.
 const PATH_MAX: usize = 512;
 /// Most folders of a path.
@@ -107,6 +109,13 @@ impl Bundle {
     /// Relative paths of the files.
     pub fn files(&self) -> &[String] {
         &self.files
+    }
+
+    /// What a document of it says; `None` where it is not there, is no JSON, or is too long to be looked into.
+    pub fn json(&self, name: &str) -> Option<serde_json::Value> {
+        let path = below(&self.part.0, name)?;
+        let file = File::open(path).ok().filter(|file| file.metadata().is_ok_and(|about| about.len() <= JSON_MAX))?;
+        serde_json::from_reader(std::io::BufReader::new(file)).ok()
     }
 
     /// Adds a file of our own; one of the same name from a daemon is replaced.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use vt_protocol::job::{JobState, JobView};
 
-use super::Material;
+use super::{Material, moved::Moved};
 use crate::{exit, job::views};
 
 /// The whole document.
@@ -23,6 +23,10 @@ pub fn results(material: &Material<'_>) -> Value {
         })
     });
     value["hosts"] = json!(hosts.collect::<Vec<_>>());
+    for case in value["cases"].as_array_mut().into_iter().flatten() {
+        let index = case["index"].as_u64().and_then(|index| u32::try_from(index).ok());
+        case["moved"] = json!(index.and_then(|index| material.moved.get(&index)).map(Moved::json));
+    }
     value
 }
 
@@ -53,8 +57,14 @@ mod tests {
         let job = job(JobState::Done, vec![case(1, failed())]);
         let files = ["job.json".to_owned()];
         let (logs, hosts) = (Logs::default(), BTreeMap::new());
-        let material =
-            Material { job: &job, evidence: Some(Path::new("/r")), files: &files, logs: &logs, hosts: &hosts };
+        let material = Material {
+            job: &job,
+            evidence: Some(Path::new("/r")),
+            files: &files,
+            logs: &logs,
+            hosts: &hosts,
+            moved: &BTreeMap::new(),
+        };
         let value = results(&material);
         assert_eq!(value["schema"], "vtmesh/v1/results");
         assert_eq!(value["exit"], json!({"code": 100, "name": "failed"}));

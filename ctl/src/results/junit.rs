@@ -115,7 +115,7 @@ fn testcase(text: &mut String, material: &Material<'_>, index: &Index<'_>, case:
 }
 
 fn properties(text: &mut String, material: &Material<'_>, case: &CaseView, hosts: &str) {
-    let qemu = |host: Option<&Name>| Some(material.hosts.get(host?)?.qemus.first()?.version.clone());
+    let moved = material.moved.get(&case.id.index);
     let number = |n: Option<u64>| n.map(|n| n.to_string());
     text.push_str("      <properties>\n");
     let lines = [
@@ -123,9 +123,9 @@ fn properties(text: &mut String, material: &Material<'_>, case: &CaseView, hosts
         ("variant", case.variant.clone()),
         ("hosts", Some(hosts.to_owned())),
         ("attempt", case.attempt.map(|attempt| attempt.number.to_string())),
-        ("backend", Some("qmp".to_owned())),
-        ("qemu.src", qemu(case.hosts.first())),
-        ("qemu.dst", qemu(case.hosts.get(1))),
+        ("backend", moved.and_then(|moved| moved.backend.clone())),
+        ("qemu.src", moved.and_then(|moved| moved.from.clone())),
+        ("qemu.dst", moved.and_then(|moved| moved.to.clone())),
         ("migrations", number(case.migrations)),
         ("downtime_guest_ms", number(case.guest_downtime_ms)),
         ("downtime_qemu_ms", number(case.qemu_downtime_ms)),
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
     use crate::{
         job::tracker::tests::{attempt, case, event, failed, job},
-        results::logs::Logs,
+        results::{logs::Logs, moved::Moved},
     };
 
     fn done(verdict: Verdict, title: &str) -> CaseStateView {
@@ -216,8 +216,17 @@ mod tests {
         logs.take(&WatchItem::Event { attempt: attempt(2), event: event(1, "host1", what) });
         let files = ["cases/0002-nasty/host1/events.jsonl".to_owned(), "job.json".to_owned()];
         let hosts = BTreeMap::new();
-        let material =
-            Material { job: &job, evidence: Some(Path::new("/r")), files: &files, logs: &logs, hosts: &hosts };
+        let version = |version: &str| Some(version.to_owned());
+        let libvirt = Moved { backend: version("libvirt"), from: version("7.2.22"), to: version("10.0.8") };
+        let moved = BTreeMap::from([(1, libvirt)]);
+        let material = Material {
+            job: &job,
+            evidence: Some(Path::new("/r")),
+            files: &files,
+            logs: &logs,
+            hosts: &hosts,
+            moved: &moved,
+        };
         let text = xml(&material);
         let document = roxmltree::Document::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
         let suite = document.root_element().first_element_child().unwrap();
@@ -265,9 +274,10 @@ mod tests {
                 .and_then(|node| node.attribute("value"))
         };
         assert_eq!(
-            (find("downtime_guest_ms"), find("hosts"), find("qemu.src")),
-            (Some("41"), Some("host1,host2"), None)
+            (find("downtime_guest_ms"), find("hosts"), find("backend"), find("qemu.src"), find("qemu.dst")),
+            (Some("41"), Some("host1,host2"), Some("libvirt"), Some("7.2.22"), Some("10.0.8"))
         );
+        assert_eq!(text.matches("name=\"backend\"").count(), 1, "nobody knows it of a case that moved nothing");
     }
 
     #[test]
@@ -280,8 +290,14 @@ mod tests {
         }
         let files: Vec<String> = (0..200).map(|n| format!("cases/0001-multihost_migration/{n}")).collect();
         let hosts = BTreeMap::new();
-        let material =
-            Material { job: &job, evidence: Some(Path::new("/r")), files: &files, logs: &logs, hosts: &hosts };
+        let material = Material {
+            job: &job,
+            evidence: Some(Path::new("/r")),
+            files: &files,
+            logs: &logs,
+            hosts: &hosts,
+            moved: &BTreeMap::new(),
+        };
         let text = xml(&material);
         let document = roxmltree::Document::parse(&text).unwrap();
         let out = document.descendants().find(|node| node.has_tag_name("system-out")).unwrap().text().unwrap();

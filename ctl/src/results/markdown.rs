@@ -112,7 +112,14 @@ mod tests {
         cases[1].name = "a|b\nc".into();
         let job = job(JobState::Done, cases);
         let (logs, hosts) = (Logs::default(), BTreeMap::new());
-        let text = text(&Material { job: &job, evidence: None, files: &[], logs: &logs, hosts: &hosts });
+        let text = text(&Material {
+            job: &job,
+            evidence: None,
+            files: &[],
+            logs: &logs,
+            hosts: &hosts,
+            moved: &BTreeMap::new(),
+        });
         assert_eq!(
             text,
             "# multihost_migration · job_7\n\nFAIL 1  PASS 1 of 2  in 16.2 s\n\n\

@@ -6,6 +6,7 @@ pub mod document;
 pub mod junit;
 pub mod logs;
 pub mod markdown;
+pub mod moved;
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +21,7 @@ use vt_protocol::{
     job::JobView,
 };
 
-use self::{bundle::Bundle, logs::Logs};
+use self::{bundle::Bundle, logs::Logs, moved::Moved};
 use crate::{
     args::ReportFile,
     client::{Mesh, Need},
@@ -42,6 +43,8 @@ pub struct Material<'a> {
     pub logs: &'a Logs,
     /// What the hosts say of themselves, as far as they answer.
     pub hosts: &'a BTreeMap<Name, HostFacts>,
+    /// How cases moved their VMs, by index, as far as the evidence says.
+    pub moved: &'a BTreeMap<u32, Moved>,
 }
 
 /// Where the evidence of a job goes when the user names no directory.
@@ -58,7 +61,9 @@ pub async fn collect(mesh: &mut Mesh, job: &JobView, goal: &Path, also: &[Report
     let logs = Logs::fetch(mesh, job).await.unwrap_or_default();
     let hosts = hosts(mesh, job).await;
     let bundle = Bundle::fetch(mesh, job.id, goal).await;
-    let material = |evidence, files| Material { job, evidence, files, logs: &logs, hosts: &hosts };
+    let page = bundle.as_ref().ok().and_then(|bundle| bundle.json("job.json"));
+    let moved = page.as_ref().map(Moved::of_job).unwrap_or_default();
+    let material = |evidence, files| Material { job, evidence, files, logs: &logs, hosts: &hosts, moved: &moved };
     match bundle {
         Ok(bundle) => {
             let files = bundle.files().to_vec();
