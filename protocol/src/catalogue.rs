@@ -66,6 +66,8 @@ pub enum PoolKind {
     Dir,
     /// An export of an NFS server. Takes disks of VMs.
     Nfs,
+    /// A volume of Gluster. Takes disks of VMs.
+    Gluster,
 }
 
 impl PoolKind {
@@ -74,6 +76,7 @@ impl PoolKind {
         match self {
             Self::Dir => "dir",
             Self::Nfs => "nfs",
+            Self::Gluster => "gluster",
         }
     }
 }

@@ -4,6 +4,7 @@
 //!
 //! ```text
 //! nfs://SERVER[:PORT]/EXPORT[?mount-port=N][&read-only]
+//! gluster+tcp://SERVER[:PORT]/VOLUME
 //! ```
 
 use std::{fmt, path::PathBuf};
@@ -11,7 +12,9 @@ use std::{fmt, path::PathBuf};
 use crate::catalogue::PoolKind;
 
 /// What an export is written as.
-const FORM: &str = "nfs://SERVER[:PORT]/EXPORT[?mount-port=N][&read-only]";
+const NFS_FORM: &str = "nfs://SERVER[:PORT]/EXPORT[?mount-port=N][&read-only]";
+/// What a volume is written as: as QEMU's driver has it.
+const GLUSTER_FORM: &str = "gluster+tcp://SERVER[:PORT]/VOLUME";
 
 /// A place that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub enum Place {
     Dir(PathBuf),
     /// An export of an NFS server.
     Nfs(NfsPlace),
+    /// A volume of Gluster.
+    Gluster(GlusterPlace),
 }
 
 /// An export of an NFS server.
@@ -37,6 +42,17 @@ pub struct NfsPlace {
     pub read_only: bool,
 }
 
+/// A volume of Gluster.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GlusterPlace {
+    /// Name or address of one of its servers, which says where its bricks are.
+    pub server: String,
+    /// Port of that server's glusterd; `None`: 24007.
+    pub port: Option<u16>,
+    /// The volume.
+    pub volume: String,
+}
+
 /// Why a text is no place of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlaceError {
@@ -49,9 +65,12 @@ pub enum PlaceError {
     /// A port.
     #[error("{0:?} is no port from 1 to 65535")]
     Port(String),
+    /// A volume's name.
+    #[error("{0:?} is no name of a volume: letters, digits, - and _ only")]
+    Volume(String),
     /// The whole.
-    #[error("{0:?} is no {FORM}")]
-    Form(String),
+    #[error("{0:?} is no {1}")]
+    Form(String, &'static str),
 }
 
 impl Place {
@@ -63,6 +82,7 @@ impl Place {
         match kind {
             PoolKind::Dir => path(text).map(|path| Self::Dir(PathBuf::from(path))),
             PoolKind::Nfs => NfsPlace::parse(text).map(Self::Nfs),
+            PoolKind::Gluster => GlusterPlace::parse(text).map(Self::Gluster),
         }
     }
 }
@@ -73,16 +93,11 @@ impl NfsPlace {
     /// # Errors
     /// It is none.
     pub fn parse(text: &str) -> Result<Self, PlaceError> {
-        let form = || PlaceError::Form(text.to_owned());
+        let form = || PlaceError::Form(text.to_owned(), NFS_FORM);
         let rest = text.strip_prefix("nfs://").ok_or_else(form)?;
-        let (server, rest) = rest.split_at(rest.find('/').ok_or_else(form)?);
+        let (authority, rest) = rest.split_at(rest.find('/').ok_or_else(form)?);
         let (export, options) = rest.split_once('?').unwrap_or((rest, ""));
-        // An IPv6 address stands in brackets before its port.
-        let (server, number) = match server.rsplit_once(':') {
-            Some((server, number)) if !number.ends_with(']') => (server, Some(port(number)?)),
-            _ => (server, None),
-        };
-        let server = self::server(server.trim_start_matches('[').trim_end_matches(']'))?.to_owned();
+        let (server, number) = server_and_port(authority)?;
         let mut place =
             Self { server, export: path(export)?.to_owned(), port: number, mount_port: None, read_only: false };
         for option in options.split('&').filter(|option| !option.is_empty()) {
@@ -98,16 +113,54 @@ impl NfsPlace {
 
 impl fmt::Display for NfsPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let server = if self.server.contains(':') { format!("[{}]", self.server) } else { self.server.clone() };
-        let port = self.port.map(|port| format!(":{port}")).unwrap_or_default();
         let options: Vec<String> =
             [self.mount_port.map(|port| format!("mount-port={port}")), self.read_only.then(|| "read-only".to_owned())]
                 .into_iter()
                 .flatten()
                 .collect();
         let question = if options.is_empty() { "" } else { "?" };
-        write!(f, "nfs://{server}{port}{}{question}{}", self.export, options.join("&"))
+        let authority = authority(&self.server, self.port);
+        write!(f, "nfs://{authority}{}{question}{}", self.export, options.join("&"))
     }
+}
+
+impl GlusterPlace {
+    /// Reads its URI.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn parse(text: &str) -> Result<Self, PlaceError> {
+        let form = || PlaceError::Form(text.to_owned(), GLUSTER_FORM);
+        let rest = text.strip_prefix("gluster+tcp://").ok_or_else(form)?;
+        let (authority, volume) = rest.split_once('/').ok_or_else(form)?;
+        let (server, port) = server_and_port(authority)?;
+        let plain = volume.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+        if !plain || volume.starts_with('-') || !(1..=255).contains(&volume.len()) {
+            return Err(PlaceError::Volume(volume.to_owned()));
+        }
+        Ok(Self { server, port, volume: volume.to_owned() })
+    }
+}
+
+impl fmt::Display for GlusterPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gluster+tcp://{}/{}", authority(&self.server, self.port), self.volume)
+    }
+}
+
+/// A server as a URI has it. An IPv6 address stands in brackets before its port.
+fn authority(server: &str, port: Option<u16>) -> String {
+    let server = if server.contains(':') { format!("[{server}]") } else { server.to_owned() };
+    server + &port.map(|port| format!(":{port}")).unwrap_or_default()
+}
+
+/// Reads [`authority`].
+fn server_and_port(text: &str) -> Result<(String, Option<u16>), PlaceError> {
+    let (name, number) = match text.rsplit_once(':') {
+        Some((name, number)) if !number.ends_with(']') => (name, Some(port(number)?)),
+        _ => (text, None),
+    };
+    Ok((server(name.trim_start_matches('[').trim_end_matches(']'))?.to_owned(), number))
 }
 
 fn path(text: &str) -> Result<&str, PlaceError> {
@@ -133,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_nfs_place_is_written_as_it_is_read() {
+    fn a_place_is_written_as_it_is_read() {
         for text in [
             "nfs://10.0.0.9/virt-test/iso",
             "nfs://filer.lab:2050/a?mount-port=20048&read-only",
@@ -143,13 +196,16 @@ mod tests {
         ] {
             assert_eq!(NfsPlace::parse(text).unwrap().to_string(), text);
         }
+        for text in ["gluster+tcp://10.0.0.9/disks", "gluster+tcp://[fd00::9]:24008/my_vol-1"] {
+            assert_eq!(GlusterPlace::parse(text).unwrap().to_string(), text);
+        }
         let place = NfsPlace::parse("nfs://[fd00::9]:2049/a?mount-port=5").unwrap();
         assert_eq!((place.server.as_str(), place.port, place.mount_port), ("fd00::9", Some(2049), Some(5)));
     }
 
     #[test]
     fn what_is_no_place_is_refused() {
-        use PoolKind::{Dir, Nfs};
+        use PoolKind::{Dir, Gluster, Nfs};
         for (kind, text) in [
             (Dir, "images"),
             (Dir, "/a/../b"),
@@ -162,6 +218,12 @@ mod tests {
             (Nfs, "nfs://10.0.0.9/a?uid=0"),
             (Nfs, "nfs://a,b/c"),
             (Nfs, "nfs://-a/c"),
+            (Gluster, "gluster://a/c"),
+            (Gluster, "gluster+tcp://a"),
+            (Gluster, "gluster+tcp://a/"),
+            (Gluster, "gluster+tcp://a/v/file"),
+            (Gluster, "gluster+tcp://a/-v"),
+            (Gluster, "gluster+tcp:///v"),
         ] {
             assert!(Place::parse(kind, text).is_err(), "{text}");
         }

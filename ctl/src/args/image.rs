@@ -264,6 +264,8 @@ pub enum PoolKindArg {
     Dir,
     /// An export of an NFS server, spoken to from user space: nothing is mounted
     Nfs,
+    /// A volume of Gluster, through QEMU's own driver
+    Gluster,
 }
 
 /// `storage add`.
@@ -271,10 +273,13 @@ pub enum PoolKindArg {
 #[command(
     after_help = "Examples:\n  vtctl storage add fast --path /srv/fast\n  vtctl storage add mnt --path /mnt/images --shared\n  \
                   vtctl storage add filer --kind nfs --server 10.0.0.9 --export /virt-test/images\n  \
-                  vtctl storage add isos --kind nfs --server 10.0.0.9 --export /virt-test/iso --read-only\n\n\
+                  vtctl storage add isos --kind nfs --server 10.0.0.9 --export /virt-test/iso --read-only\n  \
+                  vtctl storage add bricks --kind gluster --server 10.0.0.8 --volume disks\n\n\
                   With --shared every host has to see the same files there, as with an NFS mount;\n\
-                  `vtctl storage check` finds out. A pool of kind nfs takes the disks of VMs:\n  \
-                  vtctl run multihost_migration -m host1,host2 -p disk_pool=filer"
+                  `vtctl storage check` finds out. Pools of kind nfs and gluster take the disks of VMs:\n  \
+                  vtctl run multihost_migration -m host1,host2 -p disk_pool=filer\n\
+                  At an NFS server the server itself refuses a host that may no longer write. Gluster\n\
+                  has nothing of the kind: there it is the host's own guard that ends a VM in time."
 )]
 pub struct StorageAddArgs {
     /// Its name
@@ -289,11 +294,23 @@ pub struct StorageAddArgs {
     #[arg(long, conflicts_with = "server")]
     pub shared: bool,
     /// The server, by name or address
-    #[arg(long, value_name = "HOST", required_if_eq("kind", "nfs"))]
+    #[arg(long, value_name = "HOST", required_if_eq_any([("kind", "nfs"), ("kind", "gluster")]))]
     pub server: Option<String>,
     /// The export, as the server calls it
     #[arg(long, value_name = "PATH", required_if_eq("kind", "nfs"), requires = "server")]
     pub export: Option<String>,
+    /// The volume of Gluster
+    #[arg(
+        long,
+        value_name = "NAME",
+        required_if_eq("kind", "gluster"),
+        requires = "server",
+        conflicts_with = "export"
+    )]
+    pub volume: Option<String>,
+    /// Port of glusterd; default: 24007
+    #[arg(long, value_name = "PORT", requires = "volume")]
+    pub gluster_port: Option<u16>,
     /// Nothing is written there
     #[arg(long, requires = "export")]
     pub read_only: bool,

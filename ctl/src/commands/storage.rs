@@ -8,7 +8,7 @@ use vt_protocol::{
     catalogue::{NewPool, PoolKind, PoolView, StorageRequest},
     error::{ErrorCode, Exit, Report},
     ids::Name,
-    pool::NfsPlace,
+    pool::{GlusterPlace, NfsPlace},
 };
 
 use super::{App, Code, image::show_outcomes};
@@ -123,6 +123,14 @@ async fn add(app: &mut App, args: StorageAddArgs) -> Result<Code, Report> {
                 read_only: args.read_only,
             };
             (PoolKind::Nfs, place.to_string())
+        }
+        PoolKindArg::Gluster => {
+            let place = GlusterPlace {
+                server: args.server.unwrap_or_default(),
+                port: args.gluster_port,
+                volume: args.volume.unwrap_or_default(),
+            };
+            (PoolKind::Gluster, place.to_string())
         }
     };
     let pool = NewPool { name: args.name.clone(), kind, place, shared: args.shared };

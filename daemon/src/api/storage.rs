@@ -9,7 +9,7 @@ use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{HostId, Name, RequestId},
     peer::{PeerReply, PeerRequest},
-    pool::{NfsPlace, Place},
+    pool::Place,
 };
 use vt_sync::{
     State,
@@ -21,7 +21,7 @@ use crate::{
     cluster::Cluster,
     host::Host,
     images::{BEHIND, store::Store, trial},
-    pools,
+    pools::remote::Remote,
 };
 
 impl Host {
@@ -84,8 +84,7 @@ impl Host {
                 let store = store.clone();
                 blocking(move || trial::leave(&store)).await.map(Some)
             }
-            Tried::Nfs(place) if place.read_only => Ok(None),
-            Tried::Nfs(place) => pools::trial::leave(place).await.map(Some),
+            Tried::Remote(pool) => pool.leave().await,
         };
         let written = left.as_ref().ok().cloned().flatten();
         let hosts: Vec<HostId> = state.hosts.keys().copied().collect();
@@ -94,7 +93,7 @@ impl Host {
         if let Some((name, _)) = written {
             match tried {
                 Tried::Dir(store) => blocking(move || trial::forget(&store, &name)).await,
-                Tried::Nfs(place) => pools::trial::forget(&place, &name).await,
+                Tried::Remote(pool) => pool.forget(&name).await,
             }
         }
         // Where nothing can be left, no host can write either, and each says why. Else it was this host alone.
@@ -113,7 +112,7 @@ impl Host {
                 .await;
         match self.tried(&self.state(), pool)? {
             Tried::Dir(store) => blocking(move || trial::run(&store, written.as_ref())).await,
-            Tried::Nfs(place) => pools::trial::run(&place, written.as_ref()).await,
+            Tried::Remote(pool) => pool.run_trial(written.as_ref()).await,
         }
     }
 
@@ -126,9 +125,9 @@ impl Host {
                 Report::new(ErrorCode::UnknownPool, format!("there is no pool {name}")).help("vtctl storage list")
             );
         };
-        match Place::parse(pool.kind, &pool.path) {
-            Ok(Place::Nfs(place)) => Ok(Tried::Nfs(place)),
-            Ok(Place::Dir(path)) => Ok(Tried::Dir(Store { path, shared: pool.shared })),
+        match Remote::of(pool) {
+            Ok(Some(pool)) => Ok(Tried::Remote(pool)),
+            Ok(None) => Ok(Tried::Dir(Store { path: pool.path.clone().into(), shared: pool.shared })),
             Err(error) => Err(Report::new(ErrorCode::StorageFailed, error.to_string())),
         }
     }
@@ -137,5 +136,5 @@ impl Host {
 /// What is tried.
 enum Tried {
     Dir(Store),
-    Nfs(NfsPlace),
+    Remote(Remote),
 }

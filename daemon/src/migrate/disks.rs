@@ -190,9 +190,9 @@ impl LocalAttempt {
             )
         };
         let text = match (&asked.copies_upon, &place) {
-            // Its export finds out whether it is there.
-            (None, DiskPlace::Nfs { .. }) if asked.image == image.record.digest => return None,
-            (None, DiskPlace::Nfs { .. }) => other_image(&asked.image),
+            // Who opens it finds out whether it is there.
+            (None, DiskPlace::Pool { .. }) if asked.image == image.record.digest => return None,
+            (None, DiskPlace::Pool { .. }) => other_image(&asked.image),
             (None, _) if !self.disks_are_seen() => {
                 "the pool of the destination is not shared, and the one of the source is".to_owned()
             }

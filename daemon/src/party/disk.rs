@@ -1,21 +1,19 @@
 //! The disk of a VM: an overlay on its image, in the host's folder of disks or in a pool that a case names (`disk_pool`).
 //!
-//! In a pool it is written through an export of ours, under the epoch of the VM's owner (see [`crate::pools`]); the image
-//! below it is this host's own copy, which is named to QEMU and never followed from what stands in the disk.
+//! At an NFS server it is written through an export of ours, under the epoch of the VM's owner (see [`crate::pools`]); in a
+//! volume of Gluster by QEMU's own driver. The image below it is this host's own copy, which is named to QEMU and never
+//! followed from what stands in the disk.
 
 use std::{
     fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
-use tokio::time::timeout;
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{Epoch, Name, VmId},
     party::StartVm,
-    pool::{NfsPlace, Place},
     vm::Backend,
 };
 
@@ -23,30 +21,25 @@ use super::{attempt::LocalAttempt, image::Image, local_vm::LocalVm};
 use crate::{
     pools::{
         export::{self, DISK_SOCKET, Served, Word},
-        nfs::{NfsError, ROOT, Share},
-        user_of,
+        remote::Remote,
     },
     qemu::{Disk, command_line::Below},
 };
 
 /// The parameter that names the pool.
 pub(crate) const POOL: &str = "disk_pool";
-/// How long a server may take to make or remove a disk.
-const SERVES: Duration = Duration::from_secs(60);
 /// A new overlay has a few clusters only.
 const OVERLAY_MAX: u64 = 64 << 20;
-/// Room for what qcow2 writes beside the guest's data, at the least, bytes.
-const TABLES: u64 = 16 << 20;
 
 /// Where the disk of a VM is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DiskPlace {
     /// A file of this host, which other hosts may see too.
     File(PathBuf),
-    /// A file of an NFS server.
-    Nfs {
-        /// Its export.
-        place: NfsPlace,
+    /// A file of a pool at a server.
+    Pool {
+        /// The pool.
+        pool: Remote,
         /// Its name there.
         file: String,
     },
@@ -56,7 +49,7 @@ impl fmt::Display for DiskPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
-            Self::Nfs { place, file } => write!(f, "{file} in {place}"),
+            Self::Pool { pool, file } => write!(f, "{file} in {pool}"),
         }
     }
 }
@@ -66,13 +59,13 @@ impl DiskPlace {
     pub(super) fn suits(&self, call: &StartVm) -> Result<(), Report> {
         let title = match self {
             Self::File(_) => return Ok(()),
-            Self::Nfs { .. } if !call.drives.is_empty() => {
+            Self::Pool { .. } if !call.drives.is_empty() => {
                 "a VM whose disk lies in a pool has no other disks and no CDs"
             }
-            Self::Nfs { .. } if call.backend == Backend::Libvirt => {
+            Self::Pool { .. } if call.backend == Backend::Libvirt => {
                 "a VM whose disk lies in a pool is started by the daemon, not by libvirt"
             }
-            Self::Nfs { .. } => return Ok(()),
+            Self::Pool { .. } => return Ok(()),
         };
         Err(Report::new(ErrorCode::CannotRunHere, title).with("disk", self.to_string()))
     }
@@ -80,72 +73,49 @@ impl DiskPlace {
     /// As QEMU is given it. `epoch`: it is taken over under it at once.
     pub(crate) fn for_qemu(&self, image: &Image, run_dir: &Path, epoch: Option<Epoch>) -> Disk {
         let format = "qcow2".to_owned();
-        match self {
-            Self::File(path) => Disk { path: path.display().to_string(), format, below: None, served: None },
-            Self::Nfs { place, file } => Disk {
+        let (pool, file) = match self {
+            Self::File(path) => return Disk { path: path.display().to_string(), format, below: None, served: None },
+            Self::Pool { pool, file } => (pool, file),
+        };
+        let below =
+            Some(Below { path: image.disk().display().to_string(), format: image.record.format.name().to_owned() });
+        match pool {
+            Remote::Nfs(place) => Disk {
                 path: format!("nbd+unix:///?socket={}", run_dir.join(DISK_SOCKET).display()),
                 format,
-                below: Some(Below {
-                    path: image.disk().display().to_string(),
-                    format: image.record.format.name().to_owned(),
-                }),
+                below,
                 served: Some(Served { place: place.clone(), file: file.clone(), epoch }),
             },
+            Remote::Gluster(_) => Disk { path: pool.uri(file), format, below, served: None },
         }
+    }
+
+    /// Whether it is written through an export of ours, under the owner's epoch.
+    fn is_exported(&self) -> bool {
+        matches!(self, Self::Pool { pool: Remote::Nfs(_), .. })
     }
 
     /// Makes it, on top of an image, for the owner of that epoch. One left from before is replaced: the claim says that
     /// it is nobody's. `scratch` is a folder of this host.
     async fn make(&self, image: &Image, epoch: Epoch, scratch: &Path) -> Result<(), Report> {
-        let (place, file) = match self {
+        let (pool, file) = match self {
             Self::File(path) => return image.overlay(path).await,
-            Self::Nfs { place, file } => (place, file),
-        };
-        let trouble = |error: &io::Error| {
-            Report::new(ErrorCode::StorageFailed, "the overlay disk could not be made").caused_by(error)
+            Self::Pool { pool, file } => (pool, file),
         };
         let local = scratch.join(format!(".new-{file}"));
         image.overlay(&local).await?;
         let overlay = read_overlay(&local).await;
         let _ = tokio::fs::remove_file(&local).await;
-        let (overlay, guest) = overlay.map_err(|error| trouble(&error))?;
-        let length = guest.saturating_add(guest / 1024).saturating_add(TABLES);
-        on_server(place, async |share| {
-            share.remove(file).await?;
-            let disk = share.create(file, user_of(epoch)).await?;
-            let made = async {
-                share.set_length(&disk, length).await?;
-                share.write(&disk, 0, &overlay, true).await
-            };
-            let Err(error) = made.await else { return Ok(()) };
-            let _ = share.remove(file).await;
-            Err(error)
-        })
-        .await
+        let (overlay, guest) = overlay.map_err(|error| {
+            Report::new(ErrorCode::StorageFailed, "the overlay disk could not be made").caused_by(&error)
+        })?;
+        pool.create(file, epoch, &overlay, guest).await
     }
 }
 
 /// The name that the disk of a VM has in a pool.
 fn disk_file(vm: &VmId) -> String {
     format!("{vm}.qcow2")
-}
-
-/// Does something at a server, as its root.
-async fn on_server<T>(
-    place: &NfsPlace,
-    what: impl AsyncFnOnce(&mut Share) -> Result<T, NfsError>,
-) -> Result<T, Report> {
-    let work = async {
-        let mut share = Share::open(place, ROOT).await?;
-        what(&mut share).await
-    };
-    match timeout(SERVES, work).await {
-        Ok(done) => done.map_err(|error| error.report(place)),
-        Err(_) => {
-            let title = format!("the server {} does not answer within {} s", place.server, SERVES.as_secs());
-            Err(Report::new(ErrorCode::StorageFailed, title).with("pool", place.to_string()).retryable())
-        }
-    }
 }
 
 /// A new overlay, and how many bytes the guest sees.
@@ -165,7 +135,7 @@ impl LocalAttempt {
     ///
     /// # Errors
     /// The case names one that cannot have them.
-    fn disk_pool(&self) -> Result<Option<NfsPlace>, Report> {
+    fn disk_pool(&self) -> Result<Option<Remote>, Report> {
         let params = self.record().case.params;
         let Some(text) = params.text(POOL).map(str::trim).filter(|text| !text.is_empty()) else { return Ok(None) };
         let state = self.cluster.state();
@@ -179,10 +149,10 @@ impl LocalAttempt {
             let title = format!("pool {name} cannot have the disks of VMs: {why}");
             Report::new(ErrorCode::CannotRunHere, title).with("parameter", POOL)
         };
-        match Place::parse(pool.kind, &pool.path) {
-            Ok(Place::Nfs(place)) if place.read_only => Err(cannot("it is read-only")),
-            Ok(Place::Nfs(place)) => Ok(Some(place)),
-            Ok(Place::Dir(_)) => Err(cannot("it is a directory, and disks lie in paths.disks of vtd.toml")),
+        match Remote::of(&pool) {
+            Ok(Some(pool)) if pool.is_read_only() => Err(cannot("it is read-only")),
+            Ok(Some(pool)) => Ok(Some(pool)),
+            Ok(None) => Err(cannot("it is a directory, and disks lie in paths.disks of vtd.toml")),
             Err(error) => Err(cannot(&error.to_string())),
         }
     }
@@ -198,7 +168,7 @@ impl LocalAttempt {
     /// The case names a pool that cannot have it.
     pub(crate) fn disk_place(&self, vm: &VmId) -> Result<DiskPlace, Report> {
         Ok(match self.disk_pool()? {
-            Some(place) => DiskPlace::Nfs { place, file: disk_file(vm) },
+            Some(pool) => DiskPlace::Pool { pool, file: disk_file(vm) },
             None => DiskPlace::File(self.places.disk(vm)),
         })
     }
@@ -215,17 +185,17 @@ impl LocalAttempt {
 
     /// Removes the disk of a VM where it lies in a pool.
     pub(super) async fn remove_from_pool(&self, vm: &VmId) {
-        let Ok(Some(place)) = self.disk_pool() else { return };
+        let Ok(Some(pool)) = self.disk_pool() else { return };
         let file = disk_file(vm);
-        if let Err(report) = on_server(&place, async |share| share.remove(&file).await).await {
-            self.evidence.events.warn(format!("disk {file} in {place} is left behind: {report}"));
+        if let Err(report) = pool.remove(std::slice::from_ref(&file)).await {
+            self.evidence.events.warn(format!("disk {file} in {pool} is left behind: {report}"));
         }
     }
 
     /// Takes the disk of a VM that has moved here over, whose server refuses the source's writes from now on.
     /// Called after the decision was read from committed state, and before the guest runs.
     pub(crate) async fn take_disk(&self, vm: &LocalVm) -> Result<(), Report> {
-        if !matches!(vm.disk, DiskPlace::Nfs { .. }) {
+        if !vm.disk.is_exported() {
             return Ok(());
         }
         // The decision may have been told before it was applied here, and the epoch is in it.
@@ -244,7 +214,7 @@ impl LocalAttempt {
     /// Hears what the export of a VM's disk says. A disk that failed under its VM ends it: what the guest does after that
     /// says nothing of the product.
     pub(crate) fn watch_disk(self: &Arc<Self>, vm: &Arc<LocalVm>) {
-        if !matches!(vm.disk, DiskPlace::Nfs { .. }) {
+        if !vm.disk.is_exported() {
             return;
         }
         let (attempt, vm) = (self.clone(), vm.clone());
@@ -274,22 +244,21 @@ impl LocalAttempt {
     /// more. What is removed, or why not.
     pub(crate) async fn give_back_pool(&self) -> Vec<String> {
         // One that cannot have disks has none.
-        let Ok(Some(place)) = self.disk_pool() else { return Vec::new() };
+        let Ok(Some(pool)) = self.disk_pool() else { return Vec::new() };
         let (state, prefix) = (self.cluster.state(), format!("{}.", self.id));
         let mine = |file: &str| {
             let name = file.strip_prefix(&prefix)?.strip_suffix(".qcow2")?.parse::<Name>().ok()?;
             let others = state.vms.get(&self.vm_id(&name)).is_some_and(|record| record.owner != self.me());
             (!others).then_some(())
         };
-        let removed = on_server(&place, async |share| {
-            for file in share.names().await?.iter().filter(|file| mine(file).is_some()) {
-                share.remove(file).await?;
-            }
-            Ok(())
-        });
+        let removed = async {
+            let mut files = pool.names().await?;
+            files.retain(|file| mine(file).is_some());
+            pool.remove(&files).await
+        };
         match removed.await {
             Ok(()) => Vec::new(),
-            Err(report) => vec![format!("disks {prefix}* in {place}: {}", report.title)],
+            Err(report) => vec![format!("disks {prefix}* in {pool}: {}", report.title)],
         }
     }
 }

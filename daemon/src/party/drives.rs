@@ -207,7 +207,7 @@ impl LocalAttempt {
         // One at a server cannot be looked into by a tool of this host.
         let first = match &vm.disk {
             DiskPlace::File(path) => Some(("the disk it booted from".to_owned(), path.clone())),
-            DiskPlace::Nfs { .. } => None,
+            DiskPlace::Pool { .. } => None,
         };
         for (name, disk) in first.into_iter().chain(own) {
             match inspect::check(&disk).await {

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | `nfs` | an export of an NFS server, spoken to from user space |
 //! | `export` | a process that gives one disk of such a pool to one QEMU, as a block device |
-//! | `trial` | whether a server can do what disks need of it |
+//! | `trial` | whether such a server can do what disks need of it |
+//! | `gluster`, `gluster_trial` | a volume of Gluster, and the same for it |
+//! | `remote` | either of them |
 //!
-//! **The fence.** The disk of a VM belongs, at the server, to a user number that is made from the writer's epoch, and the
+//! **The fence** of NFS (Gluster has none, see `gluster`). The disk of a VM belongs, at the server, to a user number that is made from the writer's epoch, and the
 //! export writes under that number. A host that becomes the owner gives the file to its own number before the guest
 //! runs. From then on the *server* refuses whatever the host before it sends, also what was on its way, also from a
 //! machine that was frozen as a whole and knows of nothing. So no clock and no daemon has to be trusted for it.
@@ -15,8 +17,11 @@
 //! the VM is.
 
 pub mod export;
-pub(crate) mod nfs;
-pub(crate) mod trial;
+mod gluster;
+mod gluster_trial;
+mod nfs;
+pub(crate) mod remote;
+mod trial;
 
 use vt_protocol::ids::Epoch;
 

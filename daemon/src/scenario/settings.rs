@@ -21,7 +21,7 @@ pub(super) const VM_PARAMS: &[Documented] = &[
     ("machine", "", "QEMU machine type; default: the newest q35 of the source"),
     ("cpu_model", "", "QEMU CPU model; default: what fits the accelerator"),
     ("accelerator", "", "kvm or tcg; default: kvm where it works on every host of the case"),
-    ("disk_pool", "", "pool of kind nfs that the VM's disk lies in; default: the hosts' own folders of disks"),
+    ("disk_pool", "", "pool of kind nfs or gluster that the VM's disk lies in; default: the hosts' own folders of disks"),
     (
         "nics",
         "nic1",

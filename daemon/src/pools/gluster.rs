@@ -1,0 +1,171 @@
+//! A volume of Gluster. QEMU reaches its disks by its own driver; what is ours to do there (a disk made, removed, looked
+//! for) is an errand: glusterfs's own client mounts the volume for a few milliseconds, where nobody else sees it.
+//!
+//! **What protects a disk here.** QEMU's driver takes no locks, and Gluster looks at who writes only when a file is opened: a
+//! writer whose epoch is over is not refused. What there is, is the owner's record and the guard, which pauses and ends a
+//! VM whose host is cut off. A machine that was frozen as a whole is not kept off, and `storage check` says so.
+
+use std::{process::Stdio, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    time::timeout,
+};
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    pool::GlusterPlace,
+};
+
+/// How long an errand may take.
+const ERRAND: Duration = Duration::from_secs(60);
+/// Most that an errand or QEMU's tool may say, bytes.
+const SAID_MAX: u64 = 8 << 20;
+/// How much of it is quoted, characters.
+const QUOTE: usize = 600;
+/// Where a new connection to glusterd goes.
+const PORT: u16 = 24007;
+
+/// Around every errand. The mount and the client end with this shell: they are in namespaces of its own.
+const AROUND: &str = "set -eu; umask 077; server=$1 port=$2 volume=$3; shift 3\n\
+                      glusterfs --volfile-server=\"$server\" --volfile-server-port=\"$port\" --volfile-id=\"$volume\" \
+                      --log-file=/dev/stderr --log-level=ERROR /mnt\n\
+                      cd /mnt\n";
+
+/// A file named `$1` is made of standard input, and is safe when this ends.
+pub(super) const PUT: &str = "rm -f -- \"$1\"; cat >\"$1\"; sync -- \"$1\"";
+/// The beginning of it.
+pub(super) const HEAD: &str = "head -c 4096 -- \"$1\"";
+/// It is removed, if it is there.
+pub(super) const REMOVE: &str = "rm -f -- \"$1\"";
+/// All names.
+pub(super) const LIST: &str = "ls -A";
+/// Bytes that are free.
+pub(super) const FREE: &str = "df --output=avail -B1 . | tail -n 1";
+
+/// Does something in a volume, and returns what that printed.
+///
+/// # Errors
+/// The volume is not there, or it did not work.
+pub(super) async fn errand(place: &GlusterPlace, script: &str, words: &[&str], input: &[u8]) -> Result<String, Report> {
+    let failed = |title: String| Report::new(ErrorCode::StorageFailed, title).with("pool", place.to_string());
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"])
+        .args([format!("{AROUND}{script}").as_str(), "sh", &place.server])
+        .args([&place.port.unwrap_or(PORT).to_string(), &place.volume])
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let work = async {
+        let mut child = command.spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // One that ends before it has read everything says why by itself.
+            let _ = stdin.write_all(input).await;
+        }
+        child.wait_with_output().await
+    };
+    let done = timeout(ERRAND, work).await.map_err(|_| {
+        failed(format!("the server {} does not answer within {} s", place.server, ERRAND.as_secs())).retryable()
+    })?;
+    let done = done.map_err(|error| failed("a volume cannot be mounted here".to_owned()).caused_by(&error))?;
+    if done.status.success() {
+        return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+    }
+    let said = quote(&done.stderr);
+    Err(if said.contains("No space left") {
+        Report::new(ErrorCode::DiskFull, "the pool is full").with("pool", place.to_string())
+    } else if done.status.code() == Some(127) {
+        failed("Gluster's client is not on this host".to_owned()).help("apt-get install glusterfs-client")
+    } else {
+        failed(format!("volume {} of {} cannot be used", place.volume, place.server))
+            .help("gluster volume status VOLUME   (at the server)")
+    }
+    .with("said", said))
+}
+
+/// The end of what was said, without what is only noise.
+fn quote(said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(said);
+    let lines: Vec<&str> = text.lines().filter(|line| !line.contains("is deprecated")).collect();
+    let text = lines.join("\n");
+    let skip = text.chars().count().saturating_sub(QUOTE);
+    text.chars().skip(skip).filter(|c| !c.is_control() || *c == '\n').collect()
+}
+
+/// A file of a volume that QEMU's driver has open: `qemu-io`, which does what it is told. It is killed when this is dropped,
+/// for the driver takes ten seconds to close.
+pub(super) struct Opened {
+    _child: Child,
+    stdin: ChildStdin,
+    stdout: ChildStdout,
+}
+
+/// QEMU's tool that does single reads and writes.
+const QEMU_IO: &str = "qemu-io";
+/// What it prints when it waits.
+const PROMPT: &[u8] = b"qemu-io> ";
+
+impl Opened {
+    /// Opens it. Bounded by the caller.
+    ///
+    /// # Errors
+    /// In the words of QEMU.
+    pub(super) async fn open(place: &GlusterPlace, file: &str) -> Result<Self, String> {
+        let mut child = Command::new(QEMU_IO)
+            .args(["-f", "raw", &format!("{place}/{file}")])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| format!("{QEMU_IO}: {error}"))?;
+        let (Some(stdin), Some(mut stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err("qemu-io has no pipes".to_owned());
+        };
+        if said(&mut stdout).await.is_none() {
+            let mut why = Vec::new();
+            let _ = stderr.take(SAID_MAX).read_to_end(&mut why).await;
+            return Err(quote(&why));
+        }
+        // What it warns of from here on is not read.
+        Ok(Self { _child: child, stdin, stdout })
+    }
+
+    /// Has it do something; what it said.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub(super) async fn tell(&mut self, command: &str) -> Result<String, String> {
+        let gone = || "qemu-io has ended".to_owned();
+        self.stdin.write_all(format!("{command}\n").as_bytes()).await.map_err(|_| gone())?;
+        said(&mut self.stdout).await.ok_or_else(gone)
+    }
+}
+
+/// What comes before the next prompt; `None`: none comes.
+async fn said(stdout: &mut ChildStdout) -> Option<String> {
+    let mut all = Vec::new();
+    while !all.ends_with(PROMPT) {
+        if all.len() as u64 > SAID_MAX || stdout.read_buf(&mut all).await.ok()? == 0 {
+            return None;
+        }
+    }
+    all.truncate(all.len() - PROMPT.len());
+    Some(String::from_utf8_lossy(&all).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_quoted_is_the_end_without_noise() {
+        assert_eq!(quote(b"qemu-io: warning: 'gluster' is deprecated\ncan't open\x1b"), "can't open");
+        assert_eq!(quote(&[b'a'; 5000]).len(), QUOTE);
+    }
+}
