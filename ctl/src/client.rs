@@ -285,7 +285,8 @@ impl Mesh {
     /// Nobody takes the request.
     pub async fn stream(&mut self, request: &AdminRequest, need: Need) -> Result<Stream, Report> {
         let reached = self.reach(need).await?;
-        let by = self.by(CALL);
+        // What waits for servers of pools answers once, at its end.
+        let by = self.by(if matches!(request, AdminRequest::Storage(_)) { LONG_CALL } else { CALL });
         match reached.client.stream::<_, AdminReply>(request, by).await {
             Ok(mut replies) => {
                 let (sender, items) = mpsc::channel(BACKLOG);

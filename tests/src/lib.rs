@@ -6,11 +6,13 @@
 pub mod beginning;
 pub mod drift;
 pub mod faults;
+pub mod gluster_server;
 pub mod invariants;
 pub mod lab;
 pub mod model;
 pub mod nfs_server;
 pub mod seeds;
+pub mod server_host;
 pub mod sim;
 pub mod twin;
 pub mod wait;

@@ -5,7 +5,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -14,12 +13,11 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{lab::Lab, wait};
-
-static SERVERS: AtomicU32 = AtomicU32::new(0);
-
-/// Where it is on a lab's network.
-const ADDRESS: &str = "10.77.0.250";
+use crate::{
+    lab::Lab,
+    server_host::{Neighbour, ServerHost},
+    wait,
+};
 
 /// What runs in the mount namespace of its own: its pid files, sockets and state are nobody else's.
 const SCRIPT: &str = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && mkdir -p /run/ganesha /run/rpcbind && \
@@ -29,9 +27,7 @@ const SCRIPT: &str = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && mk
 /// A running server.
 #[derive(Debug)]
 pub struct NfsServer {
-    namespace: String,
-    address: String,
-    folder: tempfile::TempDir,
+    host: ServerHost,
     child: Option<Child>,
 }
 
@@ -41,7 +37,7 @@ impl NfsServer {
     /// # Panics
     /// It cannot be started.
     pub fn alone() -> Self {
-        Self::started(None)
+        Self::started(ServerHost::alone("nfs"))
     }
 
     /// A server on the network of a lab's hosts.
@@ -49,30 +45,13 @@ impl NfsServer {
     /// # Panics
     /// It cannot be started.
     pub fn on(lab: &Lab) -> Self {
-        Self::started(Some(lab))
+        Self::started(ServerHost::on(lab, "nfs"))
     }
 
-    fn started(lab: Option<&Lab>) -> Self {
-        let number = SERVERS.fetch_add(1, Ordering::Relaxed);
-        let namespace = format!("nfs{:x}-{number}", std::process::id());
-        let folder = tempfile::tempdir().expect("a folder for the server");
-        ip(&["netns", "add", &namespace]);
-        ip(&["-n", &namespace, "link", "set", "lo", "up"]);
-        let address = match lab {
-            None => "127.0.0.1".to_owned(),
-            Some(lab) => {
-                let switch = format!("vt-{}-sw", lab.name());
-                let port = format!("nfs{number}");
-                ip(&["-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", "up0", "netns", &namespace]);
-                ip(&["-n", &switch, "link", "set", &port, "master", "sw0", "up"]);
-                ip(&["-n", &namespace, "address", "add", &format!("{ADDRESS}/24"), "dev", "up0"]);
-                ip(&["-n", &namespace, "link", "set", "up0", "up"]);
-                ADDRESS.to_owned()
-            }
-        };
-        let mut server = Self { namespace, address, folder, child: None };
+    fn started(host: ServerHost) -> Self {
+        let mut server = Self { host, child: None };
         for export in ["disks", "isos", "squashed"] {
-            fs::create_dir(server.folder.path().join(export)).expect("a folder of the server");
+            fs::create_dir(server.host.folder().join(export)).expect("a folder of the server");
         }
         server.write_settings("RW");
         server.come_back();
@@ -80,7 +59,7 @@ impl NfsServer {
     }
 
     fn write_settings(&self, disks: &str) {
-        let root = self.folder.path().display();
+        let root = self.host.folder().display();
         let export = |id: u32, name: &str, access: &str, squash: &str| {
             format!(
                 "EXPORT {{ Export_Id = {id}; Path = {root}/{name}; Pseudo = /{name}; Protocols = 3; Transports = TCP; \
@@ -94,29 +73,30 @@ impl NfsServer {
             + &export(1, "disks", disks, "No_Root_Squash")
             + &export(2, "isos", "RO", "No_Root_Squash")
             + &export(3, "squashed", "RW", "All_Squash");
-        fs::write(self.folder.path().join("ganesha.conf"), text).expect("the server's settings");
+        fs::write(self.host.folder().join("ganesha.conf"), text).expect("the server's settings");
     }
 
     /// Its address.
     pub fn address(&self) -> &str {
-        &self.address
+        self.host.address()
     }
 
     /// What an export is made of, seen from outside: `disks`, `isos` (read-only), or `squashed` (all users are one).
     pub fn folder(&self, export: &str) -> PathBuf {
-        self.folder.path().join(export)
+        self.host.folder().join(export)
     }
 
-    /// The URI of an export.
-    pub fn uri(&self, export: &str) -> String {
-        format!("nfs://{}/{export}", self.address)
+    /// A host beside it, whose link can be cut.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn neighbour(&self) -> Neighbour {
+        self.host.neighbour()
     }
 
     /// A command in the server's network.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net=/run/netns/{}", self.namespace)).arg("--").arg(program.as_ref());
-        command
+        self.host.command(program)
     }
 
     fn server(&self) -> Pid {
@@ -126,12 +106,12 @@ impl NfsServer {
 
     /// It stands still: connections stay, and nothing is answered.
     pub fn freeze(&self) {
-        kill(self.server(), Signal::SIGSTOP).expect("the server is stopped");
+        self.host.freeze();
     }
 
     /// It goes on, with whatever was sent to it meanwhile.
     pub fn thaw(&self) {
-        kill(self.server(), Signal::SIGCONT).expect("the server goes on");
+        self.host.thaw();
     }
 
     /// From now on it refuses every write to `disks`.
@@ -143,14 +123,10 @@ impl NfsServer {
     /// It ends, with what it had in its own memory.
     pub fn end(&mut self) {
         if let Some(mut child) = self.child.take() {
+            // The portmapper forks and is no child. A test's own programs in this network live on.
+            self.host.end_with(child.id());
             let _ = child.kill();
             let _ = child.wait();
-        }
-        // The portmapper forks and is no child.
-        let pids = Command::new("ip").args(["netns", "pids", &self.namespace]).output();
-        let pids = pids.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-        for pid in pids.lines().filter_map(|line| line.trim().parse().ok()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
 
@@ -160,11 +136,11 @@ impl NfsServer {
     /// It does not serve.
     pub fn come_back(&mut self) {
         let mut command = self.command("unshare");
-        command.args(["--mount", "sh", "-c", SCRIPT, "sh"]).arg(self.folder.path());
+        command.args(["--mount", "sh", "-c", SCRIPT, "sh"]).arg(self.host.folder());
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         self.child = Some(child.expect("unshare runs"));
         wait::until("an NFS server", Duration::from_secs(30), || {
-            let log = fs::read_to_string(self.folder.path().join("ganesha.log")).unwrap_or_default();
+            let log = fs::read_to_string(self.host.folder().join("ganesha.log")).unwrap_or_default();
             let listens = self.command("ss").args(["-Hltn", "sport = :2049"]).output();
             let listens = listens.is_ok_and(|output| !output.stdout.is_empty());
             let tail: String = log.chars().rev().take(600).collect::<Vec<_>>().into_iter().rev().collect();
@@ -176,11 +152,5 @@ impl NfsServer {
 impl Drop for NfsServer {
     fn drop(&mut self) {
         self.end();
-        let _ = Command::new("ip").args(["netns", "delete", &self.namespace]).status();
     }
-}
-
-fn ip(words: &[&str]) {
-    let status = Command::new("ip").args(words).status().expect("ip runs");
-    assert!(status.success(), "ip {}", words.join(" "));
 }

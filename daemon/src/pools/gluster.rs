@@ -67,9 +67,7 @@ pub(super) async fn errand(place: &GlusterPlace, script: &str, words: &[&str], i
         }
         child.wait_with_output().await
     };
-    let done = timeout(ERRAND, work).await.map_err(|_| {
-        failed(format!("the server {} does not answer within {} s", place.server, ERRAND.as_secs())).retryable()
-    })?;
+    let done = timeout(ERRAND, work).await.map_err(|_| silent(place, ERRAND))?;
     let done = done.map_err(|error| failed("a volume cannot be mounted here".to_owned()).caused_by(&error))?;
     if done.status.success() {
         return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
@@ -84,6 +82,12 @@ pub(super) async fn errand(place: &GlusterPlace, script: &str, words: &[&str], i
             .help("gluster volume status VOLUME   (at the server)")
     }
     .with("said", said))
+}
+
+/// A server that has not answered for so long.
+pub(super) fn silent(place: &GlusterPlace, waited: Duration) -> Report {
+    let title = format!("the server {} does not answer within {} s", place.server, waited.as_secs());
+    Report::new(ErrorCode::StorageFailed, title).with("pool", place.to_string()).retryable()
 }
 
 /// The end of what was said, without what is only noise.

@@ -9,11 +9,11 @@ use vt_protocol::{
     pool::GlusterPlace,
 };
 
-use super::gluster::{FREE, HEAD, Opened, PUT, REMOVE, errand};
+use super::gluster::{FREE, HEAD, Opened, PUT, REMOVE, errand, silent};
 use crate::images::trial::{is_like, room, trial_name};
 
-/// How long QEMU's driver may take for all that it is asked.
-const ANSWERS: Duration = Duration::from_secs(40);
+/// How long a server may take for all of it.
+const ANSWERS: Duration = Duration::from_secs(25);
 /// Length of the file that is written.
 const LENGTH: usize = 64 << 10;
 /// What it says where bytes are not what they should be.
@@ -24,37 +24,45 @@ const OTHERWISE: &str = "verification failed";
 /// # Errors
 /// Something does not work that disks need; the report names it.
 pub(super) async fn run(place: &GlusterPlace, written: Option<&(String, String)>) -> Result<Vec<String>, Report> {
-    let mut told = Vec::new();
-    if let Some((name, text)) = written {
-        // Whatever another host says, it is the name of a trial.
-        let found = if is_like(name) { errand(place, HEAD, &[name], &[]).await? } else { String::new() };
-        if found != *text {
-            let title = "it reads something else than another host has written";
-            return Err(Report::new(ErrorCode::StorageFailed, title).with("pool", place.to_string()));
+    in_time(place, async {
+        let mut told = Vec::new();
+        if let Some((name, text)) = written {
+            // Whatever another host says, it is the name of a trial.
+            let found = if is_like(name) { errand(place, HEAD, &[name], &[]).await? } else { String::new() };
+            if found != *text {
+                let title = "it reads something else than another host has written";
+                return Err(Report::new(ErrorCode::StorageFailed, title).with("pool", place.to_string()));
+            }
+            told.push("reads what another host wrote".to_owned());
         }
-        told.push("reads what another host wrote".to_owned());
-    }
-    let name = trial_name();
-    errand(place, PUT, &[&name], &[0; LENGTH]).await?;
-    let tried = timeout(ANSWERS, through_qemu(place, &name)).await.unwrap_or_else(|_| {
-        Err(driver(place, &format!("it does not answer within {} s", ANSWERS.as_secs())).retryable())
-    });
-    let removed = errand(place, REMOVE, &[&name], &[]).await;
-    told.extend(tried?);
-    removed?;
-    let free = errand(place, FREE, &[], &[]).await?;
-    told.push(match free.trim().parse() {
-        Ok(free) => room(free),
-        Err(_) => "how much is free is not told".to_owned(),
-    });
-    Ok(told)
+        let name = trial_name();
+        errand(place, PUT, &[&name], &[0; LENGTH]).await?;
+        let tried = through_qemu(place, &name).await;
+        let removed = errand(place, REMOVE, &[&name], &[]).await;
+        told.extend(tried?);
+        removed?;
+        let free = errand(place, FREE, &[], &[]).await?;
+        told.push(match free.trim().parse() {
+            Ok(free) => room(free),
+            Err(_) => "how much is free is not told".to_owned(),
+        });
+        Ok(told)
+    })
+    .await
 }
 
 /// Writes a file that other hosts are to read; returns its name and text. Removed by [`forget`].
 pub(super) async fn leave(place: &GlusterPlace) -> Result<(String, String), Report> {
-    let (name, text) = (trial_name(), format!("{:032x}", rand::random::<u128>()));
-    errand(place, PUT, &[&name], text.as_bytes()).await?;
-    Ok((name, text))
+    in_time(place, async {
+        let (name, text) = (trial_name(), format!("{:032x}", rand::random::<u128>()));
+        errand(place, PUT, &[&name], text.as_bytes()).await?;
+        Ok((name, text))
+    })
+    .await
+}
+
+async fn in_time<T>(place: &GlusterPlace, what: impl Future<Output = Result<T, Report>>) -> Result<T, Report> {
+    timeout(ANSWERS, what).await.unwrap_or_else(|_| Err(silent(place, ANSWERS)))
 }
 
 /// Removes what [`leave`] wrote.

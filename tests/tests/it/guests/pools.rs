@@ -3,20 +3,21 @@
 use std::{
     fs,
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::Child,
     time::{Duration, Instant},
 };
 
 use serde_json::Value;
-use vt_tests::{lab::Lab, nfs_server::NfsServer, wait};
+use vt_tests::{gluster_server::GlusterServer, lab::Lab, nfs_server::NfsServer, wait};
 
 /// The folder that the built-in image is made in.
 const TINY: &str = "/var/lib/vtmesh/images/tiny";
 const MOVE: [&str; 5] = ["run", "multihost_migration", "-m", "host1,host2", "--results"];
 /// A move that something can happen in the middle of: it takes longer than a server stands still, for its guest would too.
-const SLOW: [&str; 8] =
-    ["-p", "disk_pool=filer", "-p", "disk_probe=1M", "-p", "mig_speed=3M", "-p", "mem_rewrite=256K"];
+const SLOW: [&str; 6] = ["-p", "disk_probe=1M", "-p", "mig_speed=3M", "-p", "mem_rewrite=256K"];
+/// How long a server stands still.
+const STILL: Duration = Duration::from_secs(30);
 
 /// A lab whose hosts share nothing but a server, which is known as `filer`.
 fn with_server() -> (NfsServer, Lab) {
@@ -34,10 +35,26 @@ fn with_image() -> (NfsServer, Lab) {
 }
 
 /// Starts such a move, and comes back when the guest writes.
-fn slowly(lab: &Lab, server: &NfsServer, bundle: &Path) -> Child {
-    let child = lab.spawn(&[&MOVE[..], &[bundle.to_str().unwrap()], &SLOW].concat());
-    await_writes(server);
+fn slowly(lab: &Lab, pool: &str, files: impl Fn() -> Vec<PathBuf>, bundle: &Path) -> Child {
+    let pool = format!("disk_pool={pool}");
+    let child = lab.spawn(&[&MOVE[..], &[bundle.to_str().unwrap(), "-p", &pool], &SLOW].concat());
+    await_writes(files);
     child
+}
+
+/// A move that such a thing happened to passes.
+fn passes(child: Child) {
+    let output = child.wait_with_output().unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(stdout.contains("PASS"), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// While a server stands still.
+fn stand_still() {
+    let frozen = Instant::now();
+    wait::until("the server's time to come back", STILL * 2, || {
+        if frozen.elapsed() > STILL { Ok(()) } else { Err(frozen.elapsed()) }
+    });
 }
 
 fn add(lab: &Lab, name: &str, server: &NfsServer, export: &str, more: &[&str]) {
@@ -45,15 +62,14 @@ fn add(lab: &Lab, name: &str, server: &NfsServer, export: &str, more: &[&str]) {
     lab.vtctl(&[&words[..], more].concat()).expect(0);
 }
 
-fn names(folder: &Path) -> Vec<String> {
-    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+fn paths(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
 
-/// Waits until a guest is up and writes to its disk at the server.
-fn await_writes(server: &NfsServer) {
+/// Waits until a guest is up and writes to its disk, which is among those files of a server.
+fn await_writes(files: impl Fn() -> Vec<PathBuf>) {
     wait::until("a disk that is written", Duration::from_secs(180), || {
-        let files = fs::read_dir(server.folder("disks")).unwrap().flatten();
-        let written: u64 = files.map(|file| file.metadata().map_or(0, |meta| meta.blocks() * 512)).sum();
+        let written: u64 = files().iter().map(|file| file.metadata().map_or(0, |meta| meta.blocks() * 512)).sum();
         if written > 640 << 10 { Ok(()) } else { Err(written) }
     });
 }
@@ -74,7 +90,7 @@ fn a_pool_at_a_server_is_tried_from_every_host() {
             assert!(told(host).contains(words), "{words:?} is not in {host}");
         }
     }
-    assert_eq!(names(&server.folder("disks")), <[String; 0]>::default(), "a check leaves nothing");
+    assert_eq!(paths(&server.folder("disks")), <[PathBuf; 0]>::default(), "a check leaves nothing");
 
     fs::write(server.folder("isos").join("a.iso"), "iso").unwrap();
     add(&lab, "isos", &server, "/isos", &["--read-only", "--nfs-port", "2049", "--mount-port", "20048"]);
@@ -104,7 +120,7 @@ fn a_guest_whose_disk_is_at_a_server_moves() {
     let words = [&MOVE[..], &[bundle.to_str().unwrap(), "-p", "disk_pool=filer", "-p", "disk_probe=1M"]].concat();
     let ran = lab.vtctl(&words).expect(0);
     assert!(ran.stdout.contains("PASS"), "{}", ran.stdout);
-    assert_eq!(names(&server.folder("disks")), <[String; 0]>::default(), "no disk is left");
+    assert_eq!(paths(&server.folder("disks")), <[PathBuf; 0]>::default(), "no disk is left");
     assert_eq!(lab.inventory(3), before, "something was left behind");
 }
 
@@ -115,17 +131,12 @@ fn a_guest_whose_disk_is_at_a_server_outlives_that_it_stands_still_for_30_s() {
     let results = tempfile::tempdir().unwrap();
     let bundle = results.path().join("job");
     // In the middle of a move that is slow enough for it.
-    let child = slowly(&lab, &server, &bundle);
+    let child = slowly(&lab, "filer", || paths(&server.folder("disks")), &bundle);
     server.freeze();
-    let frozen = Instant::now();
-    wait::until("the server's time to come back", Duration::from_secs(60), || {
-        if frozen.elapsed() > Duration::from_secs(30) { Ok(()) } else { Err(frozen.elapsed()) }
-    });
+    stand_still();
     server.thaw();
-    let output = child.wait_with_output().unwrap();
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    assert!(stdout.contains("PASS"), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(names(&server.folder("disks")), <[String; 0]>::default(), "no disk is left");
+    passes(child);
+    assert_eq!(paths(&server.folder("disks")), <[PathBuf; 0]>::default(), "no disk is left");
     assert_eq!(lab.inventory(3), before, "something was left behind");
 }
 
@@ -135,11 +146,45 @@ fn a_server_that_turns_read_only_ends_the_case_with_its_name() {
     let before = lab.inventory(3);
     let results = tempfile::tempdir().unwrap();
     let bundle = results.path().join("job");
-    let child = slowly(&lab, &server, &bundle);
+    let child = slowly(&lab, "filer", || paths(&server.folder("disks")), &bundle);
     server.turn_read_only();
     let output = child.wait_with_output().unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(101), "{stdout}");
     assert!(stdout.contains("its disk in the pool failed") && stdout.contains("read-only"), "{stdout}");
+    assert_eq!(lab.inventory(3), before, "something was left behind");
+}
+
+#[test]
+fn a_volume_of_gluster_is_tried_from_every_host_and_a_guest_in_it_outlives_that_its_server_stands_still() {
+    let lab = Lab::up_separate(3);
+    let server = GlusterServer::on(&lab);
+    for (name, volume) in [("bricks", "disks"), ("nothing", "other")] {
+        let words = ["storage", "add", name, "--kind", "gluster", "--server", server.address(), "--volume", volume];
+        lab.vtctl(&words).expect(0);
+    }
+    let checked = lab.json(&["storage", "check", "bricks"]);
+    let hosts = checked["hosts"].as_array().unwrap();
+    assert_eq!(hosts.len(), 3, "{checked}");
+    for host in hosts {
+        for words in ["what another host wrote", "QEMU's own driver", "reads at once", "is not kept off", "MiB"] {
+            assert!(told(host).contains(words), "{words:?} is not in {host}");
+        }
+    }
+    assert_eq!(server.files(), <[PathBuf; 0]>::default(), "a check leaves nothing");
+    let ran = lab.vtctl(&["storage", "check", "nothing", "-o", "json"]).expect(25);
+    assert!(ran.stdout.contains("volume other of"), "{}", ran.stdout);
+
+    lab.vtctl(&["image", "import", TINY, "--host", "host1"]).expect(0);
+    let before = lab.inventory(3);
+    let results = tempfile::tempdir().unwrap();
+    let bundle = results.path().join("job");
+    let child = slowly(&lab, "bricks", || server.files(), &bundle);
+    server.freeze();
+    let ran = lab.vtctl(&["storage", "check", "bricks", "-o", "json"]).expect(25);
+    assert!(ran.stdout.contains("does not answer within"), "{}", ran.stdout);
+    server.thaw();
+    passes(child);
+    assert_eq!(server.files(), <[PathBuf; 0]>::default(), "no disk is left");
     assert_eq!(lab.inventory(3), before, "something was left behind");
 }
