@@ -67,7 +67,8 @@ impl Tool {
             format!("--fsize={FILE_BYTES_MAX}"),
             "--core=0".to_owned(),
         ]);
-        command.arg(self.name).args(words);
+        // What it says is looked into here, and names of files are UTF-8.
+        command.arg(self.name).args(words).env("LC_ALL", "C.UTF-8");
         command.stdin(Stdio::null()).stdout(out.map_or_else(Stdio::piped, Stdio::from)).stderr(Stdio::piped());
         let child = command.kill_on_drop(true).spawn().map_err(|error| missing().caused_by(&error))?;
         let said = match timeout(self.patience, hear(child)).await {

@@ -173,23 +173,10 @@ impl LocalAttempt {
     /// Writes a floppy disk, with the files of a folder where one is named.
     async fn make_floppy(&self, folder: Option<&str>, file: &Path) -> Result<(), Report> {
         let from = folder.map(|folder| media_folder(&self.places.images, folder)).transpose()?;
-        let file = file.to_owned();
-        let made = blocking(move || {
-            let files = from.map_or_else(|| Ok(Vec::new()), |from| files_of(&from))?;
-            let bytes = floppy::image(&files).map_err(io::Error::other)?;
-            if let Some(parent) = file.parent() {
-                std::fs::create_dir_all(parent)?;
-            }
-            std::fs::write(file, bytes)
-        });
-        made.await.map_err(|error| {
-            let full = error.kind() == io::ErrorKind::StorageFull;
-            let code = if full { ErrorCode::DiskFull } else { ErrorCode::StorageFailed };
-            let title = match folder {
-                Some(folder) => format!("no floppy disk could be made of {MEDIA}/{folder}: {error}"),
-                None => format!("no floppy disk could be made: {error}"),
-            };
-            Report::new(code, title).caused_by(&error)
+        let of = folder.map(|folder| format!(" of {MEDIA}/{folder}")).unwrap_or_default();
+        floppy::make(from, file).await.map_err(|report| {
+            let title = format!("no floppy disk could be made{of}: {}", report.title);
+            Report { title, ..report }
         })
     }
 
@@ -253,23 +240,6 @@ impl Image {
                 .help(format!("vtctl image verify {}", self.record.name))
         })
     }
-}
-
-/// Names and bytes of the files of a folder, in order. Links and folders in it, and files that are longer than a floppy
-/// disk, are an error.
-fn files_of(folder: &Path) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let meta = entry.metadata()?;
-        if !meta.is_file() || meta.len() > floppy::BYTES {
-            return Err(io::Error::other(format!("{name} is no file that a floppy disk can have")));
-        }
-        files.push((name, std::fs::read(entry.path())?));
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// A folder below `media` of a pool; links do not lead out of it.

@@ -1,202 +1,158 @@
-//! The bytes of a floppy disk: 1440 KiB with a FAT12 file system, and files in its only folder. Pure.
+//! Floppy disks of 1440 KiB, empty or with the files of a folder, made by mtools in a file: nothing is mounted.
 //!
-//! Setups of guests look for their answers there, by names that are longer than FAT's own: each file has a long name, and a
-//! short one made of it.
-//! Source: Microsoft's "FAT: General Overview of On-Disk Format", 1.03.
+//! Setups of guests look for their answers there, by names that are longer than FAT's own. A name that mtools would change
+//! without a word is refused.
+
+use std::{
+    ffi::OsStr,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use vt_protocol::error::{ErrorCode, Report};
+
+use crate::images::{
+    blocking,
+    tool::{Said, Tool},
+};
 
 /// Length of the disk, bytes.
-pub(super) const BYTES: u64 = SECTORS as u64 * SECTOR as u64;
+pub(super) const BYTES: u64 = 1440 << 10;
 
-const SECTOR: usize = 512;
-const SECTORS: usize = 2880;
-/// Of each of the two tables.
-const TABLE_SECTORS: usize = 9;
-const FOLDER_ENTRIES: usize = 224;
-const ENTRY: usize = 32;
-const FOLDER_AT: usize = (1 + 2 * TABLE_SECTORS) * SECTOR;
-const DATA_AT: usize = FOLDER_AT + FOLDER_ENTRIES * ENTRY;
-/// Clusters, of one sector each; the first has number 2.
-const CLUSTERS: usize = SECTORS - DATA_AT / SECTOR;
-const END_OF_FILE: u16 = 0xfff;
-/// Characters of a long name that one entry holds.
-const LONG_PART: usize = 13;
-const LONG_MAX: usize = 255;
-const ATTRIBUTE_LONG: u8 = 0x0f;
-const ATTRIBUTE_FILE: u8 = 0x20;
-/// The first day that FAT knows: 1 January 1980.
-const DAY: [u8; 2] = [0x21, 0];
+const SECTOR: u64 = 512;
+/// What the boot sector, two tables of nine sectors and a folder of fourteen leave for files, sectors.
+const ROOM: u64 = BYTES / SECTOR - 33;
+/// Places in that folder; a long name takes several.
+const PLACES: usize = 224;
+const NAME_MAX: usize = 255;
 
-/// Why files do not go on a floppy disk.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum FloppyError {
-    #[error("its files need {0} KiB, and a floppy disk has room for {limit}", limit = (CLUSTERS * SECTOR) >> 10)]
-    Long(usize),
-    #[error("it has more files than the {FOLDER_ENTRIES} places of a floppy disk's folder")]
-    Many,
-    #[error("a floppy disk can have no file {0:?}")]
-    Name(String),
+const MFORMAT: Tool = of_mtools("mformat");
+const MCOPY: Tool = of_mtools("mcopy");
+
+const fn of_mtools(name: &'static str) -> Tool {
+    Tool { name, package: "mtools", missing: ErrorCode::StorageFailed, patience: Duration::from_secs(60) }
 }
 
-/// A floppy disk with these files: names and bytes.
-pub(super) fn image(files: &[(String, Vec<u8>)]) -> Result<Vec<u8>, FloppyError> {
-    let needed: usize = files.iter().map(|(_, bytes)| bytes.len().div_ceil(SECTOR)).sum();
-    if needed > CLUSTERS {
-        return Err(FloppyError::Long((needed * SECTOR).div_ceil(1024)));
+/// Makes a floppy disk at `disk`, in place of what is there, with the files of the folder `from`.
+///
+/// # Errors
+/// mtools is not there, the files do not fit or have names that a floppy disk cannot have, or it cannot be written.
+pub(super) async fn make(from: Option<PathBuf>, disk: &Path) -> Result<(), Report> {
+    let failed = |error: io::Error| Report::new(ErrorCode::StorageFailed, error.to_string()).caused_by(&error);
+    let files = blocking(move || from.map_or_else(|| Ok(Vec::new()), |from| files_of(&from))).await.map_err(failed)?;
+    if let Some(parent) = disk.parent() {
+        tokio::fs::create_dir_all(parent).await.map_err(failed)?;
     }
-    let mut disk = vec![0; SECTORS * SECTOR];
-    disk[..SECTOR].copy_from_slice(&boot_sector());
-    let mut folder = Vec::new();
-    // The first two places of the table say what kind of disk it is.
-    let mut table = vec![0xff0, END_OF_FILE];
-    for (number, (name, bytes)) in files.iter().enumerate() {
-        let short = short_name(name, number);
-        folder.extend(long_entries(name, &short)?);
-        let first = if bytes.is_empty() { 0 } else { table.len() as u16 };
-        folder.push(file_entry(&short, first, bytes.len() as u32));
-        let at = DATA_AT + (table.len() - 2) * SECTOR;
-        disk[at..at + bytes.len()].copy_from_slice(bytes);
-        let clusters = bytes.len().div_ceil(SECTOR);
-        table.extend((1..=clusters).map(|n| if n == clusters { END_OF_FILE } else { first + n as u16 }));
+    match tokio::fs::remove_file(disk).await {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
     }
-    if folder.len() > FOLDER_ENTRIES {
-        return Err(FloppyError::Many);
+    let kilobytes = (BYTES >> 10).to_string();
+    let image: [&OsStr; 2] = ["-i".as_ref(), disk.as_os_str()];
+    let format = ["-C", "-f", &kilobytes, "::"].map(OsStr::new);
+    done(&MFORMAT.run(&[&image[..], &format].concat(), None).await?)?;
+    if files.is_empty() {
+        return Ok(());
     }
-    let table = packed(&table);
-    for copy in 0..2 {
-        let at = (1 + copy * TABLE_SECTORS) * SECTOR;
-        disk[at..at + table.len()].copy_from_slice(&table);
-    }
-    let folder = folder.concat();
-    disk[FOLDER_AT..FOLDER_AT + folder.len()].copy_from_slice(&folder);
-    Ok(disk)
+    let files = files.iter().map(|file| file.as_os_str());
+    let words: Vec<&OsStr> = image.into_iter().chain(["-Q".as_ref()]).chain(files).chain(["::".as_ref()]).collect();
+    done(&MCOPY.run(&words, None).await?)
 }
 
-fn boot_sector() -> [u8; SECTOR] {
-    let mut sector = [0; SECTOR];
-    let mut put = |at: usize, bytes: &[u8]| sector[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &[0xeb, 0x3c, 0x90]);
-    put(3, b"VTMESH  ");
-    put(11, &(SECTOR as u16).to_le_bytes());
-    // Sectors of a cluster, sectors before the tables, tables.
-    put(13, &[1, 1, 0, 2]);
-    put(17, &(FOLDER_ENTRIES as u16).to_le_bytes());
-    put(19, &(SECTORS as u16).to_le_bytes());
-    put(21, &[0xf0]);
-    put(22, &(TABLE_SECTORS as u16).to_le_bytes());
-    // Sectors of a track, heads.
-    put(24, &[18, 0, 2, 0]);
-    put(38, &[0x29]);
-    put(43, b"NO NAME    FAT12   ");
-    put(510, &[0x55, 0xaa]);
-    sector
+fn done(said: &Said) -> Result<(), Report> {
+    if said.code == Some(0) {
+        return Ok(());
+    }
+    let code = if said.is_full() { ErrorCode::DiskFull } else { ErrorCode::StorageFailed };
+    Err(Report::new(code, format!("mtools cannot do it: {}", said.words())))
 }
 
-/// Places of the table, of twelve bits each.
-fn packed(table: &[u16]) -> Vec<u8> {
-    let pair = |pair: &[u16]| {
-        let (one, two) = (pair[0], pair.get(1).copied().unwrap_or(0));
-        [one as u8, (one >> 8 | two << 4) as u8, (two >> 4) as u8]
-    };
-    table.chunks(2).flat_map(pair).collect()
-}
-
-/// Eight letters and three, unlike those of any other file: the second, `Autounattend.xml`, is `AUTO001~.XML`.
-fn short_name(name: &str, number: usize) -> [u8; 11] {
-    let letters = |text: &str| -> Vec<u8> {
-        text.bytes().filter(u8::is_ascii_alphanumeric).map(|letter| letter.to_ascii_uppercase()).collect()
-    };
-    let (stem, ending) = name.rsplit_once('.').unwrap_or((name, ""));
-    let mut short = [b' '; 11];
-    let stem: Vec<u8> = letters(stem).into_iter().take(4).chain(format!("{number:03}~").into_bytes()).collect();
-    for (place, letter) in short.iter_mut().zip(stem) {
-        *place = letter;
-    }
-    for (place, letter) in short[8..].iter_mut().zip(letters(ending)) {
-        *place = letter;
-    }
-    short
-}
-
-fn file_entry(short: &[u8; 11], first: u16, length: u32) -> [u8; ENTRY] {
-    let mut entry = [0; ENTRY];
-    entry[..11].copy_from_slice(short);
-    entry[11] = ATTRIBUTE_FILE;
-    for day in [16, 18, 24] {
-        entry[day..day + 2].copy_from_slice(&DAY);
-    }
-    entry[26..28].copy_from_slice(&first.to_le_bytes());
-    entry[28..].copy_from_slice(&length.to_le_bytes());
-    entry
-}
-
-/// The entries that hold the long name, the last part of it first, as they stand before the file's own.
-fn long_entries(name: &str, short: &[u8; 11]) -> Result<Vec<[u8; ENTRY]>, FloppyError> {
-    let letters: Vec<u16> = name.encode_utf16().collect();
-    let bad = |c: char| c.is_control() || "\"*/:<>?\\|".contains(c);
-    if letters.is_empty() || letters.len() > LONG_MAX || name.contains(bad) || name.ends_with(['.', ' ']) {
-        return Err(FloppyError::Name(name.to_owned()));
-    }
-    let sum = short.iter().fold(0u8, |sum, letter| sum.rotate_right(1).wrapping_add(*letter));
-    let parts = letters.chunks(LONG_PART).count();
-    let entry = |(number, part): (usize, &[u16])| {
-        let mut entry = [0; ENTRY];
-        let last = if number + 1 == parts { 0x40 } else { 0 };
-        entry[0] = (number + 1) as u8 | last;
-        (entry[11], entry[13]) = (ATTRIBUTE_LONG, sum);
-        // A zero behind the name, then ones.
-        let letters = part.iter().copied().chain([0]).chain(std::iter::repeat(0xffff));
-        let places = (1..11).step_by(2).chain((14..26).step_by(2)).chain((28..32).step_by(2));
-        for (place, letter) in places.zip(letters) {
-            entry[place..place + 2].copy_from_slice(&letter.to_le_bytes());
+/// The files of a folder, in order. What a floppy disk cannot have is an error: links and folders, names of other systems,
+/// and more than it has room for.
+fn files_of(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let (mut files, mut sectors) = (Vec::new(), 0);
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let meta = entry.metadata()?;
+        let bad = |c: char| c.is_control() || "\"*/:<>?\\|\u{fffd}".contains(c);
+        if !meta.is_file() || name.contains(bad) || name.ends_with(['.', ' ']) || name.chars().count() > NAME_MAX {
+            return Err(io::Error::other(format!("{name:?} is no file that a floppy disk can have")));
         }
-        entry
-    };
-    let mut entries: Vec<_> = letters.chunks(LONG_PART).enumerate().map(entry).collect();
-    entries.reverse();
-    Ok(entries)
+        sectors += meta.len().div_ceil(SECTOR);
+        files.push(entry.path());
+        if files.len() > PLACES {
+            return Err(io::Error::other(format!("it has more files than the {PLACES} places of a floppy disk")));
+        }
+    }
+    if sectors > ROOM {
+        let (needed, room) = ((sectors * SECTOR).div_ceil(1024), ROOM * SECTOR / 1024);
+        return Err(io::Error::other(format!("its files need {needed} KiB, and a floppy disk has room for {room}")));
+    }
+    files.sort();
+    Ok(files)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{fs, process::Command};
 
     use super::*;
 
-    #[test]
-    fn another_program_reads_the_files_back() {
+    /// A folder with files of those names and bytes, and the disk that is made of it.
+    async fn made(files: &[(&str, &[u8])]) -> (tempfile::TempDir, Result<PathBuf, Report>) {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("floppy.img");
-        let long: Vec<u8> = (0..70_000u32).map(|n| (n % 251) as u8).collect();
-        let files = [
-            ("Autounattend.xml".to_owned(), b"<unattend/>".to_vec()),
-            ("a name of more than twenty-six letters.txt".to_owned(), long),
-            ("empty".to_owned(), vec![]),
-            ("ks.cfg".to_owned(), vec![b'k'; SECTOR]),
-        ];
-        std::fs::write(&path, image(&files).unwrap()).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), BYTES);
-        for (name, bytes) in &files {
-            let read = Command::new("mtype").arg("-i").arg(&path).arg(format!("::/{name}")).output().unwrap();
-            assert!(
-                read.status.success() && read.stdout == *bytes,
-                "{name}: {}",
-                String::from_utf8_lossy(&read.stderr)
-            );
+        let (from, disk) = (dir.path().join("kit"), dir.path().join("made/floppy.img"));
+        fs::create_dir(&from).unwrap();
+        for (name, bytes) in files {
+            fs::write(from.join(name), bytes).unwrap();
         }
-        let checked = Command::new("fsck.fat").arg("-n").arg(&path).output().unwrap();
-        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+        let done = make(Some(from), &disk).await.map(|()| disk);
+        (dir, done)
     }
 
-    #[test]
-    fn what_does_not_fit_or_has_no_name_there_is_refused() {
-        let file = |name: &str, length: usize| (name.to_owned(), vec![7; length]);
-        assert!(image(&[file("all", CLUSTERS * SECTOR)]).is_ok());
-        let long = image(&[file("all", CLUSTERS * SECTOR), file("b", 1)]).unwrap_err();
-        assert_eq!(long, FloppyError::Long(1424));
-        let many: Vec<_> = (0..120).map(|n| file(&format!("f{n}"), 0)).collect();
-        assert_eq!(image(&many).unwrap_err(), FloppyError::Many);
-        for name in ["", "a:b", "end.", "a\nb", &"x".repeat(256)] {
-            assert_eq!(image(&[file(name, 1)]).unwrap_err(), FloppyError::Name(name.to_owned()));
+    #[tokio::test]
+    async fn the_files_of_a_folder_are_on_the_disk_and_it_is_in_order() {
+        let long: Vec<u8> = (0..70_000u32).map(|n| (n % 251) as u8).collect();
+        let files: [(&str, &[u8]); 5] = [
+            ("Autounattend.xml", b"<unattend/>"),
+            ("a name of more than twenty-six letters.txt", &long),
+            ("Übung.cfg", b"no ASCII"),
+            ("empty", b""),
+            ("ks.cfg", &[b'k'; 512]),
+        ];
+        let (_dir, disk) = made(&files).await;
+        let disk = disk.unwrap();
+        assert_eq!(fs::metadata(&disk).unwrap().len(), BYTES);
+        for (name, bytes) in files {
+            let mut read = Command::new("mtype");
+            read.env("LC_ALL", "C.UTF-8").arg("-i").arg(&disk).arg(format!("::/{name}"));
+            let read = read.output().unwrap();
+            let said = String::from_utf8_lossy(&read.stderr);
+            assert!(read.status.success() && read.stdout == bytes, "{name}: {said}");
         }
+        let checked = Command::new("fsck.fat").arg("-n").arg(&disk).output().unwrap();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+        // One that is there is replaced, here by an empty one.
+        make(None, &disk).await.unwrap();
+        let listed = Command::new("mdir").arg("-b").arg("-i").arg(&disk).arg("::").output().unwrap();
+        assert!(listed.stdout.is_empty(), "{}", String::from_utf8_lossy(&listed.stdout));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_or_has_no_name_there_is_refused() {
+        let all = vec![7; (ROOM * SECTOR) as usize];
+        assert!(made(&[("all", &all)]).await.1.is_ok());
+        let report = made(&[("all", &all), ("b", b"b")]).await.1.unwrap_err();
+        assert_eq!(report.title, "its files need 1424 KiB, and a floppy disk has room for 1423");
+        for name in ["a:b", "end.", "a\nb"] {
+            let report = made(&[(name, b"1")]).await.1.unwrap_err();
+            assert_eq!(report.title, format!("{name:?} is no file that a floppy disk can have"));
+        }
+        let many: Vec<String> = (0..130).map(|n| format!("a long name {n}")).collect();
+        let many: Vec<(&str, &[u8])> = many.iter().map(|name| (name.as_str(), &b""[..])).collect();
+        let report = made(&many).await.1.unwrap_err();
+        assert!(report.title.contains("No directory slots"), "{report}");
     }
 }
