@@ -1,6 +1,6 @@
 //! The proof that a disk has one writer: two exports of one file at a real server, each with a client that never stops
-//! writing its own mark, and the disk given from one to the other at a random moment, while the first stands still as a
-//! machine does that is frozen as a whole. The watcher reads the file at the server, past both.
+//! writing its own mark, and the disk given from one to the other at a random moment, while something is the matter with the
+//! host of the first ([`Trouble`]). The watcher reads the file at the server, past both.
 //!
 //! No guest and no daemon is in it: what is shown is that nothing has to be trusted but the server.
 
@@ -9,13 +9,13 @@ use std::{
     io::{BufRead, BufReader, Write},
     os::unix::{fs::FileExt, net::UnixStream},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -31,6 +31,23 @@ use crate::{nfs_server::NfsServer, program, wait};
 const BLOCKS: u64 = 64;
 const BLOCK: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is the matter with the first writer's host while the disk goes to another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// The whole machine stands still, and wakes up after that.
+    Frozen,
+    /// It is cut off from the server too, and goes on: what it was writing comes when the link is whole again.
+    CutOff,
+    /// It is cut off from the other hosts alone: it goes on writing, and hears from nobody that the disk is not its own any
+    /// more.
+    Unaware,
+}
+
+impl Trouble {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Frozen, Self::CutOff, Self::Unaware];
+}
 
 /// What is left out on purpose, to show that the watcher would see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,41 +69,45 @@ pub struct Shown {
     pub stale: u64,
 }
 
-/// One host's way to the disk: its export, and a client that writes.
-struct Writer {
+/// `vtd export` of one file of a server, as a VM has it beside its QEMU.
+pub struct Export {
     run_dir: tempfile::TempDir,
-    export: Child,
-    stop: Arc<AtomicBool>,
-    written: Arc<AtomicU64>,
-    client: Option<JoinHandle<()>>,
+    process: Child,
 }
 
-impl Writer {
-    fn start(server: &NfsServer, file: &str, epoch: Option<u64>) -> anyhow::Result<Self> {
+impl Export {
+    /// Starts it and waits until a client can connect. `command`: runs `vtd` in the host's network. `server`: its address
+    /// there. `epoch`: the file is taken over under it at once.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    ///
+    /// # Panics
+    /// It is not ready in time; says why.
+    pub fn start(mut command: Command, server: &str, file: &str, epoch: Option<u64>) -> anyhow::Result<Self> {
         let run_dir = tempfile::tempdir()?;
-        let mut command = server.command(program("vtd"));
         command.args(["export", "--run-dir"]).arg(run_dir.path());
-        command.args(["--pool", &server.uri("disks"), "--file", file]);
+        command.args(["--pool", &format!("nfs://{server}/disks"), "--file", file]);
         if let Some(epoch) = epoch {
             command.args(["--epoch", &epoch.to_string()]);
         }
         let log = fs::File::create(run_dir.path().join("log"))?;
-        let export = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
-        let (stop, written) = (Arc::default(), Arc::default());
-        let writer = Self { run_dir, export, stop, written, client: None };
-        let socket = writer.socket();
+        let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()?;
+        let export = Self { run_dir, process };
+        let socket = export.socket();
         wait::until("an export", PATIENCE, || match socket.exists() {
             true => Ok(()),
-            false => Err(fs::read_to_string(writer.run_dir.path().join("log"))),
+            false => Err(fs::read_to_string(export.run_dir.path().join("log"))),
         });
-        Ok(writer)
+        Ok(export)
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Where a client connects.
+    pub fn socket(&self) -> PathBuf {
         self.run_dir.path().join("disk")
     }
 
-    /// Has the export take the disk over.
+    /// Has it take the disk over.
     fn take(&self, epoch: u64) -> anyhow::Result<()> {
         let mut stream = UnixStream::connect(self.run_dir.path().join("dctl"))?;
         stream.set_read_timeout(Some(PATIENCE))?;
@@ -101,9 +122,35 @@ impl Writer {
         bail!("the export has ended")
     }
 
+    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.process.id())?), signal)?)
+    }
+}
+
+impl Drop for Export {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// One host's way to the disk: its export, and a client that writes.
+struct Writer {
+    export: Export,
+    stop: Arc<AtomicBool>,
+    written: Arc<AtomicU64>,
+    client: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    fn start(command: Command, server: &str, file: &str, epoch: Option<u64>) -> anyhow::Result<Self> {
+        let export = Export::start(command, server, file, epoch)?;
+        Ok(Self { export, stop: Arc::default(), written: Arc::default(), client: None })
+    }
+
     /// Writes that mark round and round, each block answered before the next, until it is refused or stopped.
     fn write(&mut self, mark: u8) -> anyhow::Result<()> {
-        let mut client = Nbd::connect(&self.socket())?;
+        let mut client = Nbd::connect(&self.export.socket())?;
         let (stop, written) = (self.stop.clone(), self.written.clone());
         self.client = Some(std::thread::spawn(move || {
             for number in 0u64.. {
@@ -122,17 +169,12 @@ impl Writer {
             if now >= count { Ok(()) } else { Err(now) }
         });
     }
-
-    fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        Ok(kill(Pid::from_raw(i32::try_from(self.export.id())?), signal)?)
-    }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        let _ = self.export.kill();
-        let _ = self.export.wait();
+        let _ = self.export.signal(Signal::SIGKILL);
         if let Some(client) = self.client.take() {
             let _ = client.join();
         }
@@ -173,29 +215,64 @@ impl Nbd {
     }
 }
 
+/// A server that ends under a writer, and is there again after a while: how many blocks were acknowledged before it ended
+/// and after it was back. Nothing of them may be lost, and the writer hears of nothing but that it took long.
+///
+/// # Errors
+/// Something of that is not so.
+pub fn server_goes(server: &mut NfsServer, away: Duration) -> anyhow::Result<(u64, u64)> {
+    let path = server.folder("disks").join("stays");
+    fs::File::create(&path)?.set_len(BLOCKS * BLOCK as u64)?;
+    let mut writer = Writer::start(server.command(program("vtd")), server.address(), "stays", Some(7))?;
+    writer.write(0x33)?;
+    writer.await_blocks(BLOCKS / 2);
+    server.end();
+    let before = writer.written.load(Ordering::Relaxed);
+    let gone = Instant::now();
+    wait::until("the server's time to come back", away * 2, || {
+        if gone.elapsed() > away { Ok(()) } else { Err(gone.elapsed()) }
+    });
+    let meanwhile = writer.written.load(Ordering::Relaxed);
+    ensure!(meanwhile <= before + 1, "{meanwhile} blocks were acknowledged by nobody, after {before}");
+    ensure!(writer.client.as_ref().is_some_and(|client| !client.is_finished()), "the writer was refused");
+    server.come_back();
+    writer.await_blocks(meanwhile + BLOCKS);
+    let after = writer.written.load(Ordering::Relaxed) - meanwhile;
+    drop(writer);
+    let disk = fs::read(&path)?;
+    ensure!(disk.iter().all(|byte| *byte == 0x33), "what was acknowledged is not there");
+    fs::remove_file(&path)?;
+    Ok((before, after))
+}
+
 /// Plays one seed.
 ///
 /// # Errors
 /// Something did not run as it should, or the second writer was refused.
-pub fn play(server: &NfsServer, seed: u64, margin: Margin) -> anyhow::Result<Shown> {
+pub fn play(server: &NfsServer, seed: u64, trouble: Trouble, margin: Margin) -> anyhow::Result<Shown> {
     const FIRST: u8 = 0x11;
     const SECOND: u8 = 0x22;
     chance::seed(Some(seed));
     let draw = |below: u64| chance::number() % below;
-    let file = format!("writers-{seed}-{margin:?}");
+    let file = format!("writers-{seed}-{trouble:?}-{margin:?}");
     let path = server.folder("disks").join(&file);
     fs::File::create(&path)?.set_len(BLOCKS * BLOCK as u64)?;
     let (then, now) = (100 + 10 * seed, 100 + 10 * seed + 1 + draw(9));
 
-    let mut first = Writer::start(server, &file, Some(then))?;
-    let mut second = Writer::start(server, &file, None)?;
+    let host = server.neighbour();
+    let mut first = Writer::start(host.command(program("vtd")), host.server(), &file, Some(then))?;
+    let mut second = Writer::start(server.command(program("vtd")), server.address(), &file, None)?;
     first.write(FIRST)?;
     first.await_blocks(1 + draw(200));
-    // Frozen somewhere in a write, for there is always one.
-    first.signal(Signal::SIGSTOP)?;
+    // Somewhere in a write, for there is always one.
+    match trouble {
+        Trouble::Frozen => first.export.signal(Signal::SIGSTOP)?,
+        Trouble::CutOff => host.cut(),
+        Trouble::Unaware => {}
+    }
     match margin {
-        Margin::Kept => second.take(now)?,
-        Margin::TakenOut => second.take(then)?,
+        Margin::Kept => second.export.take(now)?,
+        Margin::TakenOut => second.export.take(then)?,
     }
     second.write(SECOND)?;
     second.await_blocks(BLOCKS);
@@ -205,7 +282,11 @@ pub fn play(server: &NfsServer, seed: u64, margin: Margin) -> anyhow::Result<Sho
     if let Some(client) = second.client.take() {
         let _ = client.join();
     }
-    first.signal(Signal::SIGCONT)?;
+    match trouble {
+        Trouble::Frozen => first.export.signal(Signal::SIGCONT)?,
+        Trouble::CutOff => host.mend(),
+        Trouble::Unaware => {}
+    }
     // It goes on until it is refused; without the margin it never is, and goes round.
     wait::until("the first to be refused, or to go on", PATIENCE, || {
         let over = first.client.as_ref().is_none_or(JoinHandle::is_finished);

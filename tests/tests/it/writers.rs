@@ -1,18 +1,28 @@
 //! A disk at a server has one writer: a share of the seeds that `make writers` plays.
 
+use std::time::Duration;
+
 use vt_tests::{
     nfs_server::NfsServer,
-    writers::{Margin, play},
+    writers::{Margin, Trouble, play, server_goes},
 };
 
 #[test]
-fn a_frozen_writer_that_wakes_up_writes_no_more_and_the_watcher_would_see_it() {
+fn a_writer_whose_host_is_frozen_or_cut_off_writes_no_more_once_the_disk_is_anothers_and_the_watcher_would_see_it() {
     let server = NfsServer::alone();
-    for seed in 1..=3 {
-        let shown = play(&server, seed, Margin::Kept).unwrap();
-        assert_eq!(shown.stale, 0, "seed {seed}: {shown:?}");
-        assert!(shown.first > 0 && shown.second > 0, "seed {seed}: {shown:?}");
+    for trouble in Trouble::ALL {
+        for seed in 1..=3 {
+            let shown = play(&server, seed, trouble, Margin::Kept).unwrap();
+            assert_eq!(shown.stale, 0, "{trouble:?}, seed {seed}: {shown:?}");
+            assert!(shown.first > 0 && shown.second > 0, "{trouble:?}, seed {seed}: {shown:?}");
+        }
+        let shown = play(&server, 1, trouble, Margin::TakenOut).unwrap();
+        assert!(shown.stale > 0, "{trouble:?}: without the margin the first goes on: {shown:?}");
     }
-    let shown = play(&server, 1, Margin::TakenOut).unwrap();
-    assert!(shown.stale > 0, "without the margin the first goes on: {shown:?}");
+}
+
+#[test]
+fn a_server_that_is_gone_for_30_s_loses_nothing_and_its_writers_only_wait() {
+    let (before, after) = server_goes(&mut NfsServer::alone(), Duration::from_secs(30)).unwrap();
+    assert!(before > 0 && after > 0, "{before} blocks before, {after} after");
 }

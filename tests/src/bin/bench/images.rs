@@ -1,5 +1,5 @@
 //! Images from host to host against what people use for that today: scp, rsync and a plain TLS socket, in the same
-//! namespaces and in the same run; what a second version costs; and one image to many hosts over slow links.
+//! namespaces and in the same run; what a second version costs; one image to many hosts over slow links; and an NFS server.
 //!
 //! Three kinds of image go: all noise, half of it holes, and nearly all of it holes, as a disk is on which a system was
 //! just installed. Peers are charged for `sync` of their file, for a copy of ours is on disk when it has its name.
@@ -17,7 +17,7 @@ use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use serde_json::Value;
 use vt_tests::lab::{Lab, lab_root};
 
-use crate::{figures::Figure, idle::daemons};
+use crate::{figures::Figure, idle::daemons, nfs};
 
 const MIB: u64 = 1 << 20;
 /// Blocks in which copies are compared, bytes.
@@ -62,6 +62,7 @@ const KINDS: [Kind; 3] = [
 pub(crate) fn measure(extent: Extent) -> anyhow::Result<Vec<Figure>> {
     let mut figures = host_to_host(extent)?;
     figures.extend(to_many(extent)?);
+    figures.extend(nfs::measure(extent.small_mib)?);
     Ok(figures)
 }
 
@@ -301,7 +302,7 @@ fn inside(lab: &Lab, host: u32) -> Command {
     command
 }
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
+pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     let ran = command.stdin(Stdio::null()).output().with_context(|| format!("running {command:?}"))?;
     ensure!(ran.status.success(), "{command:?}: {}", String::from_utf8_lossy(&ran.stderr));
     Ok(())
@@ -320,7 +321,7 @@ fn verify(lab: &Lab, image: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn timed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+pub(crate) fn timed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     let begun = Instant::now();
     work()?;
     Ok(begun.elapsed().as_secs_f64())
@@ -328,6 +329,11 @@ fn timed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
 
 fn text(path: &Path) -> anyhow::Result<&str> {
     path.to_str().context("a path is text")
+}
+
+/// A file of noise.
+pub(crate) fn noise(path: &Path, mib: u64) -> anyhow::Result<()> {
+    write(path, mib, 1, &mut StdRng::seed_from_u64(3))
 }
 
 /// Noise in each `step`-th MiB; the rest are holes.

@@ -4,7 +4,7 @@
 //! bench [--quick]            fewer rounds and a shorter look at idle daemons: for a glance, not for the record
 //! bench --ways [--quick]     what carries a VM, compared: cost, throughput, readings
 //! bench --libvirt [--quick]  a move by virsh, by libvirt, over QMP, and by a bare QMP exchange
-//! bench --images [--quick]   images from host to host, against scp, rsync and a TLS socket
+//! bench --images [--quick]   images from host to host, against scp, rsync and a TLS socket; to an NFS server, against nfs-cp
 //! ```
 //!
 //! Needs root, QEMU and the built programs beside it. Makes a lab of its own and removes it. Compares commits with etcd
@@ -17,6 +17,7 @@ mod figures;
 mod idle;
 mod images;
 mod libvirt;
+mod nfs;
 mod overhead;
 mod raw;
 mod start;

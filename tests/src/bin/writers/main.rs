@@ -5,7 +5,7 @@ use std::{process::ExitCode, time::Instant};
 use vt_tests::{
     nfs_server::NfsServer,
     seeds::Words,
-    writers::{Margin, play},
+    writers::{Margin, Trouble, play},
 };
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -17,15 +17,22 @@ fn main() -> anyhow::Result<ExitCode> {
         if !words.go_on(done, begun) {
             break;
         }
-        let shown = play(&server, seed, Margin::Kept)?;
         done += 1;
-        red += u64::from(shown.stale > 0);
-        println!(
-            "seed {seed}: {} blocks by the first, {} by the second, {} overwritten by the first after that",
-            shown.first, shown.second, shown.stale
-        );
+        for trouble in Trouble::ALL {
+            let shown = play(&server, seed, trouble, Margin::Kept)?;
+            red += u64::from(shown.stale > 0);
+            println!(
+                "seed {seed}, {trouble:?}: {} blocks by the first, {} by the second, {} overwritten by the first after that",
+                shown.first, shown.second, shown.stale
+            );
+        }
     }
-    let control = play(&server, 0, Margin::TakenOut)?;
-    println!("{done} seeds, {red} red; without the margin {} blocks are overwritten", control.stale);
-    Ok(if red == 0 && control.stale > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let mut seen = true;
+    for trouble in Trouble::ALL {
+        let control = play(&server, 0, trouble, Margin::TakenOut)?;
+        println!("{trouble:?}, without the margin: {} blocks are overwritten", control.stale);
+        seen &= control.stale > 0;
+    }
+    println!("{done} seeds of each, {red} red");
+    Ok(if red == 0 && seen { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
