@@ -317,13 +317,12 @@ async fn a_false_block_is_never_written_and_another_source_has_the_true_one() {
     }
 }
 
-#[tokio::test]
-async fn a_receiver_that_is_killed_goes_on_where_it_was() {
-    let mut daemons = Daemons::cluster(3).await;
-    let dir = tempfile::tempdir().unwrap();
-    let source = disk(&dir.path().join("data.raw"), 400);
+/// Has host3 of three take an image of 200 blocks of noise, and kills it in the middle. The source's file, and the bytes
+/// that had arrived.
+async fn killed_in_the_middle(daemons: &mut Daemons, dir: &Path) -> (PathBuf, u64) {
+    let source = disk(&dir.join("data.raw"), 400);
     import(&daemons.all[0], import_of(&source, "data")).await.unwrap();
-    // 200 blocks, slow enough to be caught in the middle.
+    // Slow enough to be caught.
     let mut items = daemons.all[0].stream(&AdminRequest::Image(sync("data", "host3", 4 << 20))).await;
     let half = Instant::now() + PATIENCE;
     let arrived = loop {
@@ -335,16 +334,55 @@ async fn a_receiver_that_is_killed_goes_on_where_it_was() {
     };
     assert_eq!(placement(&daemons.all[0], "data", "host3").await, Some(PlacementState::Copying));
     daemons.all[2].kill();
-    drop(items);
     let left = inside(&daemons.all[2]);
     assert!(left.len() == 1 && left[0].starts_with(".part-data-"), "{left:?}");
+    (source, arrived)
+}
+
+/// Starts the killed host, and has it take the image to the end. How many bytes moved.
+async fn goes_on(daemons: &mut Daemons, source: &Path) -> u64 {
     daemons.all[2].start().await;
     daemons.settled(3).await;
     let done = outcomes(&daemons.all[0], sync("data", "host3", 0)).await;
-    let rest = moved(&done[0]);
-    assert!(rest + 20 * BLOCK < 200 * BLOCK, "{rest} bytes moved again after {arrived} had come");
-    assert!(fs::read(pool(&daemons.all[2]).join("data/disk.raw")).unwrap() == fs::read(&source).unwrap());
+    assert!(fs::read(pool(&daemons.all[2]).join("data/disk.raw")).unwrap() == fs::read(source).unwrap());
     assert_eq!(inside(&daemons.all[2]), ["data"]);
+    moved(&done[0])
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_killed_goes_on_where_it_was() {
+    let mut daemons = Daemons::cluster(3).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (source, arrived) = killed_in_the_middle(&mut daemons, dir.path()).await;
+    let rest = goes_on(&mut daemons, &source).await;
+    assert!(rest + 20 * BLOCK < 200 * BLOCK, "{rest} bytes moved again after {arrived} had come");
+}
+
+#[tokio::test]
+async fn what_a_power_cut_took_from_a_receiver_comes_again() {
+    let mut daemons = Daemons::cluster(3).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (source, _) = killed_in_the_middle(&mut daemons, dir.path()).await;
+    // Of what was not on disk yet some is zeros, some is what lay there before, and the end of the file is gone.
+    let part = pool(&daemons.all[2]).join(&inside(&daemons.all[2])[0]).join("disk.raw");
+    let here = fs::read(&part).unwrap();
+    let arrived: Vec<u64> =
+        (0..400).filter(|at| here[(at * BLOCK) as usize..][..BLOCK as usize] != [0; BLOCK as usize]).collect();
+    let file = File::options().write(true).open(&part).unwrap();
+    for (place, block) in arrived.iter().enumerate() {
+        match place % 3 {
+            0 => file.write_all_at(&[0; BLOCK as usize], block * BLOCK).unwrap(),
+            1 => file.write_all_at(b"of another file", block * BLOCK + 4096).unwrap(),
+            _ => {}
+        }
+    }
+    file.set_len(300 * BLOCK).unwrap();
+    let rest = goes_on(&mut daemons, &source).await;
+    let lost = arrived.len() as u64 * 2 / 3;
+    assert!(rest >= (200 - arrived.len() as u64 + lost) * BLOCK, "{rest} bytes moved, and {lost} blocks were lost");
+    assert!(
+        outcomes(&daemons.all[0], ImageRequest::Verify(name("data"))).await.iter().all(|host| host.trouble.is_none())
+    );
 }
 
 #[tokio::test]
