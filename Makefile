@@ -20,7 +20,7 @@ help:
 	@echo "make matrix  one guest moved in every way: transports, modes, both together, as a table (root); WAYS=\"tcp tls\" HOSTS=2"
 	@echo "make versions the same between QEMU 7.2 and the installed one, over QMP and by libvirt, in target/versions as JSON and HTML (root); WAYS=\"tcp tls\""
 	@echo "make cancels every phase of a migration cancelled TIMES (20) times, the guest alive and moved after each (root)"
-	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=2"
+	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=2; POOL=nfs or POOL=gluster with their disks at a server"
 	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
 	@echo "make writers a writer of a disk at a server whose host is frozen, cut off, or not told that the disk is another's, over COUNT (50) seeds; SEED=17 one (root)"
 	@echo "make attacks a table of attacks on a real daemon: what refused each, and where it was written down"
@@ -155,7 +155,7 @@ fuzz:
 SEED ?= 1
 LANES ?= 2
 TIMES ?= 20
-FAULTS = cargo run --locked -p vt-tests --bin faults -- --seed $(SEED)
+FAULTS = cargo run --locked -p vt-tests --bin faults -- --seed $(SEED) $(if $(POOL),--pool $(POOL))
 faults: build
 	$(FAULTS) --lanes $(LANES) --json faults.json $(CELL)
 

@@ -19,6 +19,7 @@ use nix::{
 use super::{
     cell::{Fault, Part},
     landing::{self, Marks, marks},
+    pool::{POOL, Pool},
     watch::Watcher,
 };
 use crate::lab::{Lab, lab_root};
@@ -92,6 +93,7 @@ pub struct Ground {
     pub watcher: Watcher,
     small: Vec<PathBuf>,
     holds: tempfile::TempDir,
+    pool: Option<Pool>,
     // Last: the lab goes when nothing is mounted in it any more.
     lab: Lab,
 }
@@ -110,7 +112,24 @@ impl Ground {
         variables.extend(mutation.map(|name| ("VTMESH_MUTATION".to_owned(), name.to_owned())));
         let lab = Lab::up_with(HOSTS, variables, images);
         let watcher = Watcher::start(lab.name(), HOSTS)?;
-        Ok(Self { watcher, small: Vec::new(), holds, lab })
+        Ok(Self { watcher, small: Vec::new(), holds, pool: None, lab })
+    }
+
+    /// The same, with the disks of its guests at a server of that kind.
+    ///
+    /// # Errors
+    /// There is no such kind.
+    ///
+    /// # Panics
+    /// The server cannot be started.
+    pub fn with_pool(mut self, kind: &str) -> anyhow::Result<Self> {
+        self.pool = Some(Pool::on(&self.lab, kind).with_context(|| format!("no pools of kind {kind}"))?);
+        Ok(self)
+    }
+
+    /// The parameter that puts disks into the pool, if there is one.
+    pub fn pool_param(&self) -> Option<String> {
+        self.pool.as_ref().map(|_| format!("disk_pool={POOL}"))
     }
 
     /// The lab.
@@ -329,9 +348,11 @@ impl Ground {
         self.lab.json(&["host", "show", host])["session_epoch"].as_u64().unwrap_or(0)
     }
 
-    /// What exists on all hosts, where all of them answer.
+    /// What exists on all hosts, where all of them answer, and in the pool.
     pub fn inventory(&self) -> Vec<String> {
-        self.lab.inventory(HOSTS)
+        let mut all = self.lab.inventory(HOSTS);
+        all.extend(self.pool.iter().flat_map(Pool::files).map(|file| file.display().to_string()));
+        all
     }
 
     /// Waits until that holds.

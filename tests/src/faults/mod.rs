@@ -7,6 +7,7 @@
 //! | [`watch`] | the watcher outside: a packet socket on the switch of the lab |
 //! | [`landing`] | the proof that a fault fell into its phase, from what the hosts wrote down |
 //! | [`ground`] | a lab of three hosts on which faults are made and healed |
+//! | [`pool`] | a server that the disks of the guests lie at |
 //! | [`notice`] | how soon the others are told that a party is gone |
 //! | [`play`] | one cell, from the submitted job to the equal inventory |
 //!
@@ -18,5 +19,6 @@ pub mod ground;
 pub mod landing;
 pub mod notice;
 pub mod play;
+pub mod pool;
 pub mod sighting;
 pub mod watch;

@@ -308,7 +308,8 @@ fn submit(ground: &Ground, cell: Cell, seed: u64, cast: &Cast) -> anyhow::Result
     words.extend(["-p", "clock_tolerance=120000", "-p", "max_standstill=120000"]);
     let pace = pace(cell, seed);
     let params = ["mem=128M", "mem_probe=1M", "mem_rewrite=256K", &beacon, timeout];
-    for param in params.into_iter().chain(pace.iter().map(String::as_str)) {
+    let pool = ground.pool_param();
+    for param in params.into_iter().chain(pace.iter().chain(&pool).map(String::as_str)) {
         words.extend(["-p", param]);
     }
     let answer = ground.lab().vtctl(&words).expect(0).json();

@@ -1,7 +1,7 @@
 //! The table of faults: every cell on a real guest, played and judged.
 //!
 //! ```text
-//! faults [--list] [--seed N] [--lanes N] [--json FILE] [--images DIR] [--mutation NAME] [CELL…]
+//! faults [--list] [--seed N] [--lanes N] [--json FILE] [--images DIR] [--pool nfs|gluster] [--mutation NAME] [CELL…]
 //! faults --mutations   six broken rules, each with a cell that has to go red
 //! faults --notice N [--dies party|daemon|leader]   how soon the others are told that a party is gone, N times each
 //! ```
@@ -28,6 +28,7 @@ use vt_tests::{
         ground::Ground,
         notice::{Dies, measure, percentile},
         play::{Found, play},
+        pool::Pool,
     },
     lab::vtctl,
 };
@@ -36,8 +37,8 @@ use vt_tests::{
 const EVIDENCE: &str = "faults-evidence";
 /// The most that the whole table may take.
 const TABLE: Duration = Duration::from_secs(45 * 60);
-const USAGE: &str =
-    "usage: faults [--list] [--seed N] [--lanes N] [--json FILE] [--images DIR] [--mutation NAME] [FAULT/PHASE…]";
+const USAGE: &str = "usage: faults [--list] [--seed N] [--lanes N] [--json FILE] [--images DIR] [--pool nfs|gluster] [--mutation NAME] \
+     [FAULT/PHASE…]";
 
 #[derive(Debug, PartialEq, Eq)]
 struct Words {
@@ -46,6 +47,7 @@ struct Words {
     lanes: u64,
     json: Option<String>,
     images: Option<String>,
+    pool: Option<String>,
     mutation: Option<String>,
     mutations: bool,
     notice: u64,
@@ -60,6 +62,7 @@ fn parse(arguments: &[String]) -> Result<Words, String> {
         lanes: 1,
         json: None,
         images: None,
+        pool: None,
         mutation: None,
         mutations: false,
         notice: 0,
@@ -83,6 +86,13 @@ fn parse(arguments: &[String]) -> Result<Words, String> {
             "--lanes" => words.lanes = number(value()?)?.clamp(1, 8),
             "--json" => words.json = Some(value()?),
             "--images" => words.images = Some(value()?),
+            "--pool" => {
+                let kind = value()?;
+                if !Pool::KINDS.contains(&kind.as_str()) {
+                    return Err(format!("--pool is {}, not {kind:?}", Pool::KINDS.join(" or ")));
+                }
+                words.pool = Some(kind);
+            }
             "--mutation" => words.mutation = Some(value()?),
             pattern => {
                 let (fault, phase) = pattern.split_once('/').ok_or_else(|| format!("{pattern:?} is no FAULT/PHASE"))?;
@@ -146,6 +156,15 @@ fn image(words: &Words) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A ground as it was asked for.
+fn ground_for(words: &Words, mutation: Option<&str>) -> anyhow::Result<Ground> {
+    let ground = Ground::new(words.images.as_deref(), mutation)?;
+    match &words.pool {
+        Some(kind) => ground.with_pool(kind),
+        None => Ok(ground),
+    }
+}
+
 /// A cell for each rule that a debug build can break. The seed of the table, for it chooses lengths and first votes.
 const CAUGHT_BY: [(Mutation, &str); 6] = [
     (Mutation::NoMove, "kill-guards/transferring"),
@@ -161,7 +180,7 @@ fn mutations(words: &Words) -> anyhow::Result<bool> {
     let mut caught = 0;
     for (mutation, name) in CAUGHT_BY {
         let cell = Cell::named(name).with_context(|| format!("no cell {name}"))?;
-        let mut ground = Ground::new(words.images.as_deref(), Some(mutation.name()))?;
+        let mut ground = ground_for(words, Some(mutation.name()))?;
         // A fault that did not land has caught nothing: it is played again.
         let found = play(&mut ground, cell, words.seed);
         let is_caught = !found.wrong.is_empty();
@@ -178,7 +197,7 @@ fn mutations(words: &Words) -> anyhow::Result<bool> {
 
 /// Measures how soon others are told; whether every floor was kept.
 fn notice(words: &Words) -> anyhow::Result<bool> {
-    let mut ground = Ground::new(words.images.as_deref(), words.mutation.as_deref())?;
+    let mut ground = ground_for(words, words.mutation.as_deref())?;
     let mut kept = true;
     for &dies in &words.dies {
         let told = (0..words.notice).map(|_| measure(&mut ground, dies)).collect::<anyhow::Result<Vec<u64>>>();
@@ -289,7 +308,7 @@ fn lane(words: &Words, open: &Mutex<VecDeque<Cell>>, done: &Mutex<Vec<Found>>) -
         let Some(cell) = locked(open).pop_front() else { return Ok(()) };
         let mut on = match ground.take() {
             Some(ground) => ground,
-            None => Ground::new(words.images.as_deref(), words.mutation.as_deref())?,
+            None => ground_for(words, words.mutation.as_deref())?,
         };
         let found = play(&mut on, cell, words.seed);
         println!("{}", row(&found));
