@@ -27,19 +27,36 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
             "remove_image",
             "image_boot",
             "image_snapshot",
-            "images_good",
             "force_image_clone",
             "image_clone_command",
             "image_remove_command",
             "remove_image_on_check_error",
-            "backup_image_before_testing",
-            "restore_image_after_testing",
+            "skip_cluster_leak_warn",
+            "master_image_name",
             "master_images_clone",
             "clone_master",
             "disk_prepare_timeout",
             "preprocess_env",
             "not_preprocess",
         ],
+    ),
+    (
+        "a case never writes an image: what it writes goes into an overlay that ends with the case, so that the image is after \
+         it what it was before, and there is nothing to be backed up or restored (`vtctl run --keep` leaves the VM and its disk)",
+        &[
+            "backup_image_before_testing",
+            "backup_image_after_testing_passed",
+            "restore_image",
+            "restore_image_after_testing",
+            "restore_image_on_check_error",
+            "backup_image_on_check_error",
+            "save_image",
+        ],
+    ),
+    (
+        "golden images are those of the catalogue: each host has copies that are compared with their digests, and takes them from \
+         any host that has one",
+        &["images_good"],
     ),
     (
         "every VM has devices of the same kinds: virtio disks, network cards, a serial console and the channels of \
@@ -368,38 +385,41 @@ mod tests {
     /// and other objects behind them.
     const DOCUMENTED: &str = "
         all_host_supported_flags attempt_timeout attempts attempts_timeout auto_cpu_model autostress
-        backup_image_before_testing bg_stress_test blk_extra_params bridge bus_extra_params cache_size cancel_delay
-        capabilitys capabilitys_state catch_monitor cd_format cdrom cdrom_preapre_timeout cdrom_size cdrom_test_autounlock
-        cdrom_test_locked cdrom_test_tray_status cdroms change_speed_interval check_clocksource_cmd check_copy_path
-        check_image check_running_cmd check_vm_before_migration check_vm_needs_restart checksum_timeout clocksource
-        close_cdrom_cmd cmd_reboot cmd_shutdown comm_port config_cmd control_args convert_ppm_files_to_png copy_file_cmd
-        copy_timeout count_of_change cpu_model cpu_model_flags cpuflags_install_path crash_cmd crash_timeout create_file
-        create_image del_file_with_err dep disable_cpus disk_prepare_timeout disk_usage display drive_cache drive_format
-        drive_index drive_rerror drive_serial drive_werror driver_id_cmd driver_id_pattern driver_load_cmd
-        driver_unload_cmd dst_file eject_cdrom_cmd enable_random_timeout extra_params file_size file_transfer_client
-        file_transfer_port filesize floppies floppy_name floppy_preapre_timeout floppy_prepare_timeout force_create_image
-        force_image_clone force_reset_go_down_check get_sar_output_cmd guest_dmesg_level guest_floppy_path guest_path
-        guest_port guest_root guest_spec_flags guest_suspend_type helper_test host_mig_offline host_spec_flags
-        host_sync_time_cmd image_boot image_clone_command image_format image_name image_raw_device image_remove_command
-        image_size image_snapshot images images_good install_cmd install_path iothreads iterations kdump_config
-        kdump_enable_cmd kdump_propagate_cmd kdump_restart_cmd kdump_status_cmd keep_ppm_files keep_screendumps
-        kernel_param_cmd kill_bg_stress_cmd kill_timeout kill_unresponsive_vms kill_vm kill_vm_gracefully kill_vm_on_error
-        kill_vm_timeout load_host_cmd lock_cdrom_cmd login_before_pre_tests login_timeout machine_type main_monitor main_vm
-        max_downtime max_mig_downtime max_migration_speed max_random_timeout md5sum md5sum_1m md5sum_cmd mem mig_cancel
-        mig_downtime mig_offline mig_protocol mig_speed mig_speed_accuracy mig_timeout migrate_count migrate_dest_host
-        migrate_main_vm migrate_port migrate_proto migrate_shared_storage migrate_source_host migrate_timeout migrate_vms
-        migration_bg_check_command migration_bg_command migration_bg_kill_command migration_mode migration_setup
-        migration_sync_vms migration_test_command migration_timeout min_migration_speed min_random_timeout module_name
-        monitor_type monitors mount_cdrom_cmd mount_dir name need_cleanup need_set_auto_converge need_set_speed
-        need_stress need_to_login netdev_extra_params netdst nettype nic_mode nic_model nics not_login_after_mig
-        not_preprocess not_wait_for_migration parameters parameters_value password paused_after_start_vm plug_block
-        post_command post_command_noncritical post_command_timeout post_sub_test pre_command pre_command_noncritical
-        pre_command_timeout pre_sub_test pre_sub_test_timeout preprocess_env profilers qemu_binary qemu_img_binary qxl
-        qxl_dev_nr readonly_test_cmd reboot_command reboot_method reboot_timeout redirs regain_ip_cmd remove_file_cmd
-        remove_image remove_image_on_check_error repeats restart_vm restore_image_after_testing reuse_previous_config
-        rtc_drift sar_cmd_in_guest sar_cpu_str sar_log_name sar_memory_str second_floppy_name serial_login
-        services_up_timeout set_cache_size shell_client shell_port shell_prompt shortname show_mount_cmd shutdown_command
-        skip sleep_before_migration smp spice src_file ssh_port ssh_prompt start_migration_timeout start_vm
+        backup_image_after_testing_passed backup_image_before_testing backup_image_on_check_error bg_stress_test
+        blk_extra_params bridge bus_extra_params cache_size cancel_delay capabilitys capabilitys_state catch_monitor
+        cd_format cdrom cdrom_preapre_timeout cdrom_size cdrom_test_autounlock cdrom_test_locked cdrom_test_tray_status
+        cdroms change_speed_interval check_clocksource_cmd check_copy_path check_image check_running_cmd
+        check_vm_before_migration check_vm_needs_restart checksum_timeout clocksource close_cdrom_cmd cmd_reboot
+        cmd_shutdown comm_port config_cmd control_args convert_ppm_files_to_png copy_file_cmd copy_timeout
+        count_of_change cpu_model cpu_model_flags cpuflags_install_path crash_cmd crash_timeout create_file create_image
+        del_file_with_err dep disable_cpus disk_prepare_timeout disk_usage display drive_cache drive_format drive_index
+        drive_rerror drive_serial drive_werror driver_id_cmd driver_id_pattern driver_load_cmd driver_unload_cmd dst_file
+        eject_cdrom_cmd enable_random_timeout extra_params file_size file_transfer_client file_transfer_port filesize
+        floppies floppy_name floppy_preapre_timeout floppy_prepare_timeout force_create_image force_image_clone
+        force_reset_go_down_check get_sar_output_cmd guest_dmesg_level guest_floppy_path guest_path guest_port guest_root
+        guest_spec_flags guest_suspend_type helper_test host_mig_offline host_spec_flags host_sync_time_cmd image_boot
+        image_clone_command image_format image_name image_raw_device image_remove_command image_size image_snapshot
+        images images_good install_cmd install_path iothreads iterations kdump_config kdump_enable_cmd
+        kdump_propagate_cmd kdump_restart_cmd kdump_status_cmd keep_ppm_files keep_screendumps kernel_param_cmd
+        kill_bg_stress_cmd kill_timeout kill_unresponsive_vms kill_vm kill_vm_gracefully kill_vm_on_error kill_vm_timeout
+        load_host_cmd lock_cdrom_cmd login_before_pre_tests login_timeout machine_type main_monitor main_vm
+        master_image_name max_downtime max_mig_downtime max_migration_speed max_random_timeout md5sum md5sum_1m
+        md5sum_cmd mem mig_cancel mig_downtime mig_offline mig_protocol mig_speed mig_speed_accuracy mig_timeout
+        migrate_count migrate_dest_host migrate_main_vm migrate_port migrate_proto migrate_shared_storage
+        migrate_source_host migrate_timeout migrate_vms migration_bg_check_command migration_bg_command
+        migration_bg_kill_command migration_mode migration_setup migration_sync_vms migration_test_command
+        migration_timeout min_migration_speed min_random_timeout module_name monitor_type monitors mount_cdrom_cmd
+        mount_dir name need_cleanup need_set_auto_converge need_set_speed need_stress need_to_login netdev_extra_params
+        netdst nettype nic_mode nic_model nics not_login_after_mig not_preprocess not_wait_for_migration parameters
+        parameters_value password paused_after_start_vm plug_block post_command post_command_noncritical
+        post_command_timeout post_sub_test pre_command pre_command_noncritical pre_command_timeout pre_sub_test
+        pre_sub_test_timeout preprocess_env profilers qemu_binary qemu_img_binary qxl qxl_dev_nr readonly_test_cmd
+        reboot_command reboot_method reboot_timeout redirs regain_ip_cmd remove_file_cmd remove_image
+        remove_image_on_check_error repeats restart_vm restore_image restore_image_after_testing
+        restore_image_on_check_error reuse_previous_config rtc_drift sar_cmd_in_guest sar_cpu_str sar_log_name
+        sar_memory_str save_image second_floppy_name serial_login services_up_timeout set_cache_size shell_client
+        shell_port shell_prompt shortname show_mount_cmd shutdown_command skip skip_cluster_leak_warn
+        sleep_before_migration smp spice src_file ssh_port ssh_prompt start_migration_timeout start_vm
         start_vm_for_migration steps stress_cmd stress_kill_cmd stress_memory stress_type stressapptest_insatll_cmd
         stressapptest_repo strict_mode sub_test sub_type target_cdrom test_after_load test_control_file test_timeout
         test_type time_command time_diff_limit time_filter_re time_format timeout tmp_dir transfer_speed transfer_timeout

@@ -204,7 +204,6 @@ fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyh
     }
     let healed_us = now_us();
     ground.lab().wait_for_live(super::ground::HOSTS as usize);
-    let live_us = now_us();
     if let (Some(host), Some(before), true) = (ends_session, session, reached) {
         let now = ground.session(host);
         // A new leader waits before it ends anybody's session.
@@ -217,10 +216,9 @@ fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyh
 
     if reached && (cell.fate(seed) == Fate::Lives || guards) {
         let one = ground.wait("exactly one source", ONE, || {
-            // A host that was away may have given its copy up just before it was live again.
+            // What came before the fault says nothing of the time after it.
             let seen = ground.watcher.since(submitted_us);
-            let first = seen.iter().position(|sighting| sighting.at_us >= live_us);
-            let after = first.map_or(&[][..], |first| &seen[first..]);
+            let after = seen.iter().position(|sighting| sighting.at_us >= to).map_or(&[][..], |first| &seen[first..]);
             steady(after, now_us()).and_then(|_| steady(&seen, now_us())).ok_or_else(|| "none, or two".to_owned())
         });
         match one {
