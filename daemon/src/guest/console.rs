@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use fancy_regex::{Regex, RegexBuilder};
 use tokio::time::Instant;
 
 use super::{GuestError, Place, channel::Channel};
@@ -26,19 +27,32 @@ const READS_MAX: usize = 64;
 /// How long a prompt may take to be complete.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// Who logs in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Who logs in, and how a shell looks then.
+#[derive(Debug, Clone)]
 pub struct Credentials {
     /// Name of the user.
     pub user: String,
     /// Password, where the guest asks for one.
     pub password: Option<String>,
+    /// What the last line looks like when the shell waits, where it does not end as most do.
+    pub prompt: Option<Regex>,
+}
+
+/// Most memory of a prompt's pattern, bytes, and most steps it may go back on a line: it comes from whoever runs a case.
+const PROMPT_MAX: (usize, usize) = (1 << 20, 10_000);
+
+/// Reads the pattern of a prompt.
+///
+/// # Errors
+/// It is none, or too large.
+pub fn prompt(pattern: &str) -> Result<Regex, fancy_regex::Error> {
+    RegexBuilder::new(pattern).delegate_size_limit(PROMPT_MAX.0).backtrack_limit(PROMPT_MAX.1).build()
 }
 
 impl Default for Credentials {
     /// The built-in image lets root in without a password.
     fn default() -> Self {
-        Self { user: "root".into(), password: None }
+        Self { user: "root".into(), password: None, prompt: None }
     }
 }
 
@@ -105,7 +119,7 @@ impl Console {
                 }
                 continue;
             }
-            let typed = match scene(self.channel.pending()) {
+            let typed = match self.scene() {
                 Scene::Login => format!("{}\r", self.credentials.user),
                 Scene::Password => match &self.credentials.password {
                     Some(password) => format!("{password}\r"),
@@ -173,7 +187,11 @@ impl Console {
                 self.channel.forget_but(TAIL);
             }
         }
-        Ok(matches!(scene(self.channel.pending()), Scene::Login | Scene::Password))
+        Ok(matches!(self.scene(), Scene::Login | Scene::Password))
+    }
+
+    fn scene(&self) -> Scene {
+        scene(self.channel.pending(), self.credentials.prompt.as_ref())
     }
 
     /// Whether what looks like a prompt is one.
@@ -239,9 +257,10 @@ fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
 }
 
-fn scene(bytes: &[u8]) -> Scene {
+fn scene(bytes: &[u8], prompt: Option<&Regex>) -> Scene {
     let text = plain(&bytes[bytes.len().saturating_sub(TAIL)..]);
-    let last = text.rsplit('\n').find(|line| !line.trim().is_empty()).unwrap_or_default().trim();
+    let line = text.rsplit('\n').find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let last = line.trim();
     let lower = last.to_lowercase();
     if lower.ends_with("login:") {
         // After a refused login there is a new prompt below.
@@ -253,7 +272,11 @@ fn scene(bytes: &[u8]) -> Scene {
     if lower.ends_with("login incorrect") {
         return Scene::Refused;
     }
-    if last.ends_with(['#', '$', '>', '%']) { Scene::Shell } else { Scene::Unknown }
+    // Old configurations have patterns for guests of theirs: one that does not fit this guest is no reason to miss its shell,
+    // and what looks like one is asked before it counts.
+    let shell =
+        last.ends_with(['#', '$', '>', '%']) || prompt.is_some_and(|prompt| prompt.is_match(line).unwrap_or(false));
+    if shell { Scene::Shell } else { Scene::Unknown }
 }
 
 /// Terminal output as text: escape sequences and control characters removed, line ends as `\n`.
@@ -310,8 +333,13 @@ mod tests {
             ("", Scene::Unknown),
             ("\u{0}\u{1}", Scene::Unknown),
         ] {
-            assert_eq!(scene(text.as_bytes()), wanted, "{text:?}");
+            assert_eq!(scene(text.as_bytes(), None), wanted, "{text:?}");
         }
+        let lambda = prompt(r"^\w+ λ\s*$").unwrap();
+        assert_eq!(scene("guest λ ".as_bytes(), Some(&lambda)), Scene::Shell);
+        assert_eq!(scene("guest:~# ".as_bytes(), Some(&lambda)), Scene::Shell);
+        assert_eq!(scene("guest λ is up".as_bytes(), Some(&lambda)), Scene::Unknown);
+        assert!(prompt("[").is_err() && prompt("(a{1000}){1000}").is_err());
     }
 
     #[test]

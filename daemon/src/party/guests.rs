@@ -23,7 +23,7 @@ use crate::{
     guest::{
         GuestError,
         agent::Agent,
-        console::{Console, Credentials},
+        console::{Console, Credentials, prompt},
         probe::Probe,
         reach,
     },
@@ -154,7 +154,12 @@ impl LocalAttempt {
     /// Who logs in on consoles, as the parameters of the case say.
     pub(super) fn credentials(&self) -> Credentials {
         let said = |key| self.param(key).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
-        Credentials { user: said("username").unwrap_or_else(|| "root".to_owned()), password: said("password") }
+        Credentials {
+            user: said("username").unwrap_or_else(|| "root".to_owned()),
+            password: said("password"),
+            // It was looked at with the other parameters, before anything started.
+            prompt: said("shell_prompt").and_then(|pattern| prompt(&pattern).ok()),
+        }
     }
 
     /// Asks a guest on this host.

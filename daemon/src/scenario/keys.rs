@@ -156,7 +156,6 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
             "guest_root",
             "shell_client",
             "shell_port",
-            "shell_prompt",
             "ssh_port",
             "ssh_prompt",
             "use_telnet",
@@ -330,6 +329,7 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
         "the serial log of the guest is in the evidence whole, and what its kernel says is no part of a verdict",
         &["verify_host_dmesg", "verify_guest_dmesg", "guest_dmesg_level"],
     ),
+    ("which variants have to pass first is what the language makes of their names, in `dep`", &["depend"]),
     (
         "there is one kind of test, of a machine of QEMU that its daemon owns",
         &["virt_test_type", "force_reset_go_down_check"],
@@ -390,7 +390,7 @@ mod tests {
         cd_format cdrom cdrom_preapre_timeout cdrom_size cdrom_test_autounlock cdrom_test_locked cdrom_test_tray_status
         cdroms change_speed_interval check_clocksource_cmd check_copy_path check_image check_running_cmd
         check_vm_before_migration check_vm_needs_restart checksum_timeout clocksource close_cdrom_cmd cmd_reboot
-        cmd_shutdown comm_port config_cmd control_args convert_ppm_files_to_png copy_file_cmd copy_timeout
+        depend cmd_shutdown comm_port config_cmd control_args convert_ppm_files_to_png copy_file_cmd copy_timeout
         count_of_change cpu_model cpu_model_flags cpuflags_install_path crash_cmd crash_timeout create_file create_image
         del_file_with_err dep disable_cpus disk_prepare_timeout disk_usage display drive_cache drive_format drive_index
         drive_rerror drive_serial drive_werror driver_id_cmd driver_id_pattern driver_load_cmd driver_unload_cmd dst_file
@@ -470,7 +470,7 @@ mod tests {
                 let bites = |(kind, value): &(&str, &str)| {
                     let mut params = Params::new();
                     params.set(*kind, *value, origin());
-                    params.set(*key, "-?/ = no value", origin());
+                    params.set(*key, "-?/ = [no value", origin());
                     match (scenario.check)(&params) {
                         Err(error) => error.key == *key,
                         Ok(()) => scenario.beyond(&params).is_some(),

@@ -10,6 +10,7 @@ use vt_protocol::{
 };
 
 use super::{Documented, Limit, drives, goals::Goal, transfer};
+use crate::guest::console;
 
 const MIB: u64 = 1 << 20;
 
@@ -21,7 +22,11 @@ pub(super) const VM_PARAMS: &[Documented] = &[
     ("machine", "", "QEMU machine type; default: the newest q35 of the source"),
     ("cpu_model", "", "QEMU CPU model; default: what fits the accelerator"),
     ("accelerator", "", "kvm or tcg; default: kvm where it works on every host of the case"),
-    ("disk_pool", "", "pool of kind nfs or gluster that the VM's disk lies in; default: the hosts' own folders of disks"),
+    (
+        "disk_pool",
+        "",
+        "pool of kind nfs or gluster that the VM's disk lies in; default: the hosts' own folders of disks",
+    ),
     (
         "nics",
         "nic1",
@@ -39,6 +44,11 @@ pub(super) const VM_PARAMS: &[Documented] = &[
     ("login_timeout", "360", "seconds until the guest is up and lets in"),
     ("username", "root", "who logs in on the console"),
     ("password", "", "with which password, where the guest asks for one"),
+    (
+        "shell_prompt",
+        "",
+        "what the last line of a shell that waits looks like, as a regular expression; one that ends in #, $, > or % is known",
+    ),
 ];
 
 /// What every scenario that moves a VM takes besides.
@@ -161,6 +171,9 @@ impl VmSettings {
         }
         // Who logs in is the daemon's to know: it reads the same parameter.
         word(params, "username", "the name of a user")?;
+        if params.text("shell_prompt").is_some_and(|pattern| console::prompt(pattern.trim()).is_err()) {
+            return Err(params.error("shell_prompt", "a regular expression, or a very large one"));
+        }
         // So is which QEMU of its host that is.
         for key in ["qemu_binary", "qemu_dst_binary"] {
             let said = params.text(key).map(str::trim).unwrap_or_default();
