@@ -136,7 +136,9 @@ impl Journal {
         }
         {
             let mut inner = journal.inner();
-            inner.end = batches.last().map_or(first * SEGMENT, |batch| batch.end);
+            // A segment of which only a torn batch was left has been begun: the one before it may go with its entries.
+            let begun = (first + (inner.places.len() as u64).saturating_sub(1)) * SEGMENT;
+            inner.end = batches.last().map_or(begun, |batch| batch.end.max(begun));
             if let Some(purged) = purged {
                 inner.purge(purged);
             }

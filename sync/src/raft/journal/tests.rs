@@ -91,6 +91,29 @@ fn what_was_removed_stays_removed_and_a_log_goes_on_behind_a_snapshot() {
     assert!(fixture.reopen(Some(50)).is_err(), "entries 51 to 100 are nowhere");
 }
 
+/// Power failed in the first batch of a segment, and everything before it stands in a snapshot.
+#[test]
+fn a_segment_with_nothing_but_a_torn_batch_is_where_the_log_goes_on() {
+    const LARGE: usize = 300_000;
+    let mut fixture = Fixture::new();
+    let position = |fixture: &Fixture, index: u64| fixture.journal.inner().index.get(index).unwrap().position;
+    let mut next = 0;
+    while next == 0 || position(&fixture, next - 1) < SEGMENT {
+        fixture.append(next..next + 1, LARGE);
+        next += 1;
+    }
+    let (torn, last) = (next - 1, next - 2);
+    let second = position(&fixture, torn) + 1;
+    let lost = fixture.journal.inner().offset(second).unwrap();
+    fixture.file.write(lost, &[0; SECTOR]).unwrap();
+    fixture.reopen(Some(last)).unwrap();
+    assert_eq!(fixture.journal.last(), None);
+    // Short enough for what is left of the segment before.
+    fixture.append(torn..torn + 2, 3);
+    fixture.reopen(Some(last)).unwrap();
+    fixture.has(torn..torn + 2, 3);
+}
+
 #[test]
 fn after_a_write_that_failed_nothing_is_written() {
     let fixture = Fixture::new();
