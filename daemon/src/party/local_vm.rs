@@ -282,9 +282,11 @@ impl LocalAttempt {
     }
 
     /// Tells every guard of a renewal and waits for none: one that is slow must not keep the others from their time. A VM
-    /// that its guard has paused goes on only where this host owns it as before.
-    pub(crate) fn extend_guards(&self, at: BootTime) {
+    /// that its guard has paused goes on only where this host owns it as before, by a state that is not older than
+    /// `acts_from`: a daemon that was started again may know nothing yet of a VM that has moved. The next renewal looks again.
+    pub(crate) fn extend_guards(&self, at: BootTime, acts_from: u64) {
         let state = self.cluster.state();
+        let is_current = state.index >= acts_from;
         let incoming = self.all_incoming();
         for guard in incoming.iter().filter_map(|incoming| incoming.unheard()) {
             guard.extend(at);
@@ -294,7 +296,7 @@ impl LocalAttempt {
             let Some(guard) = vm.guard() else { continue };
             guard.extend(at);
             let may = state.vms.get(&vm.id).is_some_and(|record| record.may_go_on(self.me(), vm.epoch()));
-            if may && guard.state() == GuardState::Paused {
+            if may && is_current && guard.state() == GuardState::Paused {
                 self.evidence.events.warn(format!("{} was paused by its guard and goes on", vm.id.name));
                 vm.permit(guard);
             }

@@ -221,8 +221,9 @@ impl Supervisor {
     /// its guard has paused goes on where this host still owns it under the epoch it knows.
     pub fn renewed(&self, at: BootTime) {
         self.renewed.send_replace(Some(at));
+        let acts_from = *self.acts_from.borrow();
         for attempt in self.attempts() {
-            attempt.extend_guards(at);
+            attempt.extend_guards(at, acts_from);
         }
     }
 

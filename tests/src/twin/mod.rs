@@ -128,10 +128,12 @@ impl Twin {
     /// The session counts from that moment: every guard is told, and what a guard has paused goes on where it may.
     pub fn renewed(&mut self, since: BootTime, now: BootTime) {
         self.held = Some(since);
+        // What was known before the session was opened may be long over.
+        let is_current = self.state.index >= self.opened;
         for copy in self.copies.values_mut() {
             copy.extend(since, now);
             let may = self.state.vms.get(&copy.vm).is_some_and(|record| record.may_go_on(self.me, copy.epoch));
-            if may && copy.guard() == GuardState::Paused {
+            if may && is_current && copy.guard() == GuardState::Paused {
                 self.notes.push(format!("{} was paused by its guard and goes on", copy.vm.name));
                 copy.permit(now);
             }
