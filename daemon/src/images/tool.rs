@@ -85,7 +85,8 @@ impl Tool {
     }
 }
 
-async fn hear(mut child: Child) -> io::Result<Said> {
+/// Waits for a program's end and hears what it says, of each stream so much.
+pub(crate) async fn hear(mut child: Child) -> io::Result<Said> {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let read_out = async {

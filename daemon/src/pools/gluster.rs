@@ -10,16 +10,18 @@ use std::{process::Stdio, time::Duration};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     process::{Child, ChildStdin, ChildStdout, Command},
-    time::timeout,
 };
 use vt_protocol::{
     error::{ErrorCode, Report},
     pool::GlusterPlace,
 };
 
+use super::in_time;
+use crate::images::tool::hear;
+
 /// How long an errand may take.
 const ERRAND: Duration = Duration::from_secs(60);
-/// Most that an errand or QEMU's tool may say, bytes.
+/// Most that QEMU's tool may say, bytes.
 const SAID_MAX: u64 = 8 << 20;
 /// How much of it is quoted, characters.
 const QUOTE: usize = 600;
@@ -55,6 +57,7 @@ pub(super) async fn errand(place: &GlusterPlace, script: &str, words: &[&str], i
         .args([format!("{AROUND}{script}").as_str(), "sh", &place.server])
         .args([&place.port.unwrap_or(PORT).to_string(), &place.volume])
         .args(words)
+        .env("LC_ALL", "C.UTF-8")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -65,29 +68,23 @@ pub(super) async fn errand(place: &GlusterPlace, script: &str, words: &[&str], i
             // One that ends before it has read everything says why by itself.
             let _ = stdin.write_all(input).await;
         }
-        child.wait_with_output().await
+        hear(child).await
     };
-    let done = timeout(ERRAND, work).await.map_err(|_| silent(place, ERRAND))?;
-    let done = done.map_err(|error| failed("a volume cannot be mounted here".to_owned()).caused_by(&error))?;
-    if done.status.success() {
-        return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
+    let no_mount = |error| failed("a volume cannot be mounted here".to_owned()).caused_by(&error);
+    let done = in_time((place.server.as_str(), place), ERRAND, async { work.await.map_err(no_mount) }).await?;
+    if done.code == Some(0) {
+        return Ok(String::from_utf8_lossy(&done.out).into_owned());
     }
-    let said = quote(&done.stderr);
-    Err(if said.contains("No space left") {
+    let said = quote(&done.err);
+    Err(if done.is_full() {
         Report::new(ErrorCode::DiskFull, "the pool is full").with("pool", place.to_string())
-    } else if done.status.code() == Some(127) {
+    } else if done.code == Some(127) {
         failed("Gluster's client is not on this host".to_owned()).help("apt-get install glusterfs-client")
     } else {
         failed(format!("volume {} of {} cannot be used", place.volume, place.server))
             .help("gluster volume status VOLUME   (at the server)")
     }
     .with("said", said))
-}
-
-/// A server that has not answered for so long.
-pub(super) fn silent(place: &GlusterPlace, waited: Duration) -> Report {
-    let title = format!("the server {} does not answer within {} s", place.server, waited.as_secs());
-    Report::new(ErrorCode::StorageFailed, title).with("pool", place.to_string()).retryable()
 }
 
 /// The end of what was said, without what is only noise.

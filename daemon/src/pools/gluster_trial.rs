@@ -3,13 +3,15 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
 use vt_protocol::{
     error::{ErrorCode, Report},
     pool::GlusterPlace,
 };
 
-use super::gluster::{FREE, HEAD, Opened, PUT, REMOVE, errand, silent};
+use super::{
+    gluster::{FREE, HEAD, Opened, PUT, REMOVE, errand},
+    in_time,
+};
 use crate::images::trial::{is_like, room, trial_name};
 
 /// How long a server may take for all of it.
@@ -24,7 +26,7 @@ const OTHERWISE: &str = "verification failed";
 /// # Errors
 /// Something does not work that disks need; the report names it.
 pub(super) async fn run(place: &GlusterPlace, written: Option<&(String, String)>) -> Result<Vec<String>, Report> {
-    in_time(place, async {
+    in_time((place.server.as_str(), place), ANSWERS, async {
         let mut told = Vec::new();
         if let Some((name, text)) = written {
             // Whatever another host says, it is the name of a trial.
@@ -53,16 +55,12 @@ pub(super) async fn run(place: &GlusterPlace, written: Option<&(String, String)>
 
 /// Writes a file that other hosts are to read; returns its name and text. Removed by [`forget`].
 pub(super) async fn leave(place: &GlusterPlace) -> Result<(String, String), Report> {
-    in_time(place, async {
+    in_time((place.server.as_str(), place), ANSWERS, async {
         let (name, text) = (trial_name(), format!("{:032x}", rand::random::<u128>()));
         errand(place, PUT, &[&name], text.as_bytes()).await?;
         Ok((name, text))
     })
     .await
-}
-
-async fn in_time<T>(place: &GlusterPlace, what: impl Future<Output = Result<T, Report>>) -> Result<T, Report> {
-    timeout(ANSWERS, what).await.unwrap_or_else(|_| Err(silent(place, ANSWERS)))
 }
 
 /// Removes what [`leave`] wrote.

@@ -8,10 +8,11 @@
 //! | `gluster`, `gluster_trial` | a volume of Gluster, and the same for it |
 //! | `remote` | either of them |
 //!
-//! **The fence** of NFS (Gluster has none, see `gluster`). The disk of a VM belongs, at the server, to a user number that is made from the writer's epoch, and the
-//! export writes under that number. A host that becomes the owner gives the file to its own number before the guest
-//! runs. From then on the *server* refuses whatever the host before it sends, also what was on its way, also from a
-//! machine that was frozen as a whole and knows of nothing. So no clock and no daemon has to be trusted for it.
+//! **The fence** of NFS (Gluster has none, see `gluster`). The disk of a VM belongs, at the server, to a user number that is
+//! made from the writer's epoch, and the export writes under that number. A host that becomes the owner gives the file to
+//! its own number before the guest runs. From then on the *server* refuses whatever the host before it sends, also what was
+//! on its way, also from a machine that was frozen as a whole and knows of nothing. So no clock and no daemon has to be
+//! trusted for it.
 //!
 //! What may not happen here: a write under a number that was not taken over, or a take-over before the log says whose
 //! the VM is.
@@ -23,7 +24,13 @@ mod nfs;
 pub(crate) mod remote;
 mod trial;
 
-use vt_protocol::ids::Epoch;
+use std::{fmt::Display, time::Duration};
+
+use tokio::time::timeout;
+use vt_protocol::{
+    error::{ErrorCode, Report},
+    ids::Epoch,
+};
 
 /// User numbers of writers: above those of people and systems, below what tools take for -1.
 const USERS: u64 = 1 << 29;
@@ -32,6 +39,21 @@ const USERS: u64 = 1 << 29;
 /// before half a billion entries of the log.
 pub(crate) fn user_of(epoch: Epoch) -> u32 {
     (USERS + epoch.0 % USERS) as u32
+}
+
+/// Does something at a server, which may take `limit`.
+///
+/// # Errors
+/// It went wrong, or the server has not answered by then.
+async fn in_time<T>(
+    (server, pool): (&str, &impl Display),
+    limit: Duration,
+    what: impl Future<Output = Result<T, Report>>,
+) -> Result<T, Report> {
+    timeout(limit, what).await.unwrap_or_else(|_| {
+        let title = format!("the server {server} does not answer within {} s", limit.as_secs());
+        Err(Report::new(ErrorCode::StorageFailed, title).with("pool", pool.to_string()).retryable())
+    })
 }
 
 #[cfg(test)]

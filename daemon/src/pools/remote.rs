@@ -2,9 +2,8 @@
 
 use std::{fmt, time::Duration};
 
-use tokio::time::timeout;
 use vt_protocol::{
-    error::{ErrorCode, Report},
+    error::Report,
     ids::Epoch,
     pool::{GlusterPlace, NfsPlace, Place, PlaceError},
 };
@@ -12,7 +11,7 @@ use vt_sync::state::Pool;
 
 use super::{
     gluster::{self, errand},
-    gluster_trial,
+    gluster_trial, in_time,
     nfs::{NfsError, ROOT, Share},
     trial, user_of,
 };
@@ -164,11 +163,5 @@ async fn on_server<T>(
         let mut share = Share::open(place, ROOT).await?;
         what(&mut share).await
     };
-    match timeout(SERVES, work).await {
-        Ok(done) => done.map_err(|error| error.report(place)),
-        Err(_) => {
-            let title = format!("the server {} does not answer within {} s", place.server, SERVES.as_secs());
-            Err(Report::new(ErrorCode::StorageFailed, title).with("pool", place.to_string()).retryable())
-        }
-    }
+    in_time((place.server.as_str(), place), SERVES, async { work.await.map_err(|error| error.report(place)) }).await
 }

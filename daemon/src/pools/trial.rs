@@ -11,6 +11,7 @@ use vt_protocol::{
 };
 
 use super::{
+    in_time,
     nfs::{Handle, NfsError, ROOT, Share, Written},
     user_of,
 };
@@ -29,7 +30,7 @@ const AFTER: Epoch = Epoch(2);
 /// # Errors
 /// Something does not work that disks need; the report names it.
 pub(crate) async fn run(place: &NfsPlace, written: Option<&(String, String)>) -> Result<Vec<String>, Report> {
-    in_time(place, async {
+    in_time((place.server.as_str(), place), ANSWERS, async {
         let mut share = Share::open(place, ROOT).await.map_err(|error| error.report(place))?;
         let mut told = Vec::new();
         if let Some((name, text)) = written {
@@ -60,7 +61,7 @@ pub(crate) async fn run(place: &NfsPlace, written: Option<&(String, String)>) ->
 
 /// Writes a file that other hosts are to read; returns its name and text. Removed by [`forget`].
 pub(crate) async fn leave(place: &NfsPlace) -> Result<(String, String), Report> {
-    in_time(place, async {
+    in_time((place.server.as_str(), place), ANSWERS, async {
         let (name, text) = (trial_name(), format!("{:032x}", rand::random::<u128>()));
         let left = async {
             let mut share = Share::open(place, ROOT).await?;
@@ -79,13 +80,6 @@ pub(crate) async fn forget(place: &NfsPlace, name: &str) {
     if let Ok(Err(error)) = timeout(ANSWERS, gone).await {
         tracing::warn!(name, %error, "the trial of a pool has left a file there");
     }
-}
-
-async fn in_time<T>(place: &NfsPlace, what: impl Future<Output = Result<T, Report>>) -> Result<T, Report> {
-    timeout(ANSWERS, what).await.unwrap_or_else(|_| {
-        let title = format!("the server {} does not answer within {} s", place.server, ANSWERS.as_secs());
-        Err(Report::new(ErrorCode::StorageFailed, title).with("pool", place.to_string()).retryable())
-    })
 }
 
 async fn reads(share: &mut Share, place: &NfsPlace, name: &str, text: &str) -> Result<(), Report> {
