@@ -45,7 +45,7 @@ type Heard = (Epoch, Instant);
 pub struct Silence {
     times: SessionTimes,
     leads_since: Instant,
-    /// Who led before, and when it was heard last.
+    /// Who led before, and from when its silence counts.
     before: Option<(HostId, Instant)>,
     heard: BTreeMap<HostId, Heard>,
     /// The daemons that held the sessions when they were last looked at.
@@ -55,7 +55,9 @@ pub struct Silence {
 impl Silence {
     /// A leader begins. `before` is who led before it, and how long ago it was heard.
     pub fn new(times: SessionTimes, now: Instant, before: Option<(HostId, Duration)>) -> Self {
-        let before = before.and_then(|(host, ago)| Some((host, now.checked_sub(ago)?)));
+        // One that led and was started again had nobody yet to open its session with: it has a moment to do so.
+        let most = times.suspect.saturating_sub(times.renew / 2);
+        let before = before.and_then(|(host, ago)| Some((host, now.checked_sub(ago.min(most))?)));
         Self { times, leads_since: now, before, heard: BTreeMap::new(), holders: BTreeMap::new() }
     }
 
@@ -76,8 +78,6 @@ impl Silence {
         let mut holders = BTreeMap::new();
         // Hosts look for a new leader for a while; only a session whose start this leader saw is counted from there.
         let grace = self.leads_since + self.times.suspect;
-        // One that led and was started again had nobody yet to open its session with.
-        let back = (self.leads_since + self.times.renew / 2).checked_sub(self.times.suspect);
         let may_expire = self.leads_since + self.times.expire + self.times.renew;
         let young = now < grace;
         for session in sessions {
@@ -88,7 +88,7 @@ impl Silence {
                 _ if restarted => now,
                 Some((epoch, at)) if *epoch == session.epoch => *at,
                 _ if young => match self.before {
-                    Some((before, at)) if before == session.host => back.map_or(at, |back| at.max(back)),
+                    Some((before, since)) if before == session.host => since,
                     _ => grace,
                 },
                 _ => now,
