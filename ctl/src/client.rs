@@ -259,11 +259,8 @@ impl Mesh {
         let mut tries = 1;
         loop {
             let reached = self.reach(need).await?;
-            let by = self.by(match request {
-                AdminRequest::RunSubmit(_) => LONG_CALL,
-                _ if again => CALL,
-                _ => LONG_CALL,
-            });
+            let is_long = !again || matches!(request, AdminRequest::RunSubmit(_));
+            let by = self.by(if is_long { LONG_CALL } else { CALL });
             match reached.client.call(request, by).await {
                 Ok(AdminReply::Refused(report)) => return Err(report),
                 Ok(reply) => return Ok(reply),

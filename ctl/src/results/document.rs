@@ -44,8 +44,6 @@ pub fn of_job(job: &JobView) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, path::Path};
-
     use super::*;
     use crate::{
         job::tracker::tests::{case, failed, job},
@@ -56,16 +54,8 @@ mod tests {
     fn the_document_has_job_cases_exit_and_evidence() {
         let job = job(JobState::Done, vec![case(1, failed())]);
         let files = ["job.json".to_owned()];
-        let (logs, hosts) = (Logs::default(), BTreeMap::new());
-        let material = Material {
-            job: &job,
-            evidence: Some(Path::new("/r")),
-            files: &files,
-            logs: &logs,
-            hosts: &hosts,
-            moved: &BTreeMap::new(),
-        };
-        let value = results(&material);
+        let logs = Logs::default();
+        let value = results(&Material::at_r(&job, &files, &logs));
         assert_eq!(value["schema"], "vtmesh/v1/results");
         assert_eq!(value["exit"], json!({"code": 100, "name": "failed"}));
         assert_eq!((&value["evidence"], &value["files"][0]), (&json!("/r"), &json!("job.json")));

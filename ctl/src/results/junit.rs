@@ -177,7 +177,7 @@ pub(crate) fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, path::Path};
+    use std::collections::BTreeMap;
 
     use vt_protocol::{
         admin::WatchItem,
@@ -215,18 +215,10 @@ mod tests {
         let what = Happening::Log { level: "info".into(), text: nasty.into() };
         logs.take(&WatchItem::Event { attempt: attempt(2), event: event(1, "host1", what) });
         let files = ["cases/0002-nasty/host1/events.jsonl".to_owned(), "job.json".to_owned()];
-        let hosts = BTreeMap::new();
         let version = |version: &str| Some(version.to_owned());
         let libvirt = Moved { backend: version("libvirt"), from: version("7.2.22"), to: version("10.0.8") };
         let moved = BTreeMap::from([(1, libvirt)]);
-        let material = Material {
-            job: &job,
-            evidence: Some(Path::new("/r")),
-            files: &files,
-            logs: &logs,
-            hosts: &hosts,
-            moved: &moved,
-        };
+        let material = Material { moved: &moved, ..Material::at_r(&job, &files, &logs) };
         let text = xml(&material);
         let document = roxmltree::Document::parse(&text).unwrap_or_else(|error| panic!("{error}\n{text}"));
         let suite = document.root_element().first_element_child().unwrap();
@@ -289,16 +281,7 @@ mod tests {
             logs.take(&WatchItem::Event { attempt: attempt(1), event: event(seq, "host1", what) });
         }
         let files: Vec<String> = (0..200).map(|n| format!("cases/0001-multihost_migration/{n}")).collect();
-        let hosts = BTreeMap::new();
-        let material = Material {
-            job: &job,
-            evidence: Some(Path::new("/r")),
-            files: &files,
-            logs: &logs,
-            hosts: &hosts,
-            moved: &BTreeMap::new(),
-        };
-        let text = xml(&material);
+        let text = xml(&Material::at_r(&job, &files, &logs));
         let document = roxmltree::Document::parse(&text).unwrap();
         let out = document.descendants().find(|node| node.has_tag_name("system-out")).unwrap().text().unwrap();
         assert!(out.len() <= 64 << 10 && out.contains("… and 140 more files"), "{}", out.len());

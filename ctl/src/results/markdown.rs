@@ -96,8 +96,6 @@ fn cell(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use vt_protocol::job::JobState;
 
     use super::*;
@@ -111,15 +109,8 @@ mod tests {
         let mut cases = vec![case(1, CaseStateView::Done { verdict: Verdict::Pass, cause: None }), case(2, failed())];
         cases[1].name = "a|b\nc".into();
         let job = job(JobState::Done, cases);
-        let (logs, hosts) = (Logs::default(), BTreeMap::new());
-        let text = text(&Material {
-            job: &job,
-            evidence: None,
-            files: &[],
-            logs: &logs,
-            hosts: &hosts,
-            moved: &BTreeMap::new(),
-        });
+        let logs = Logs::default();
+        let text = text(&Material { evidence: None, ..Material::at_r(&job, &[], &logs) });
         assert_eq!(
             text,
             "# multihost_migration · job_7\n\nFAIL 1  PASS 1 of 2  in 16.2 s\n\n\

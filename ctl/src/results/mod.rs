@@ -47,6 +47,16 @@ pub struct Material<'a> {
     pub moved: &'a BTreeMap<u32, Moved>,
 }
 
+#[cfg(test)]
+impl<'a> Material<'a> {
+    /// With the evidence at `/r`, and nothing known of hosts and moves.
+    fn at_r(job: &'a JobView, files: &'a [String], logs: &'a Logs) -> Self {
+        static HOSTS: BTreeMap<Name, HostFacts> = BTreeMap::new();
+        static MOVED: BTreeMap<u32, Moved> = BTreeMap::new();
+        Self { job, evidence: Some(Path::new("/r")), files, logs, hosts: &HOSTS, moved: &MOVED }
+    }
+}
+
 /// Where the evidence of a job goes when the user names no directory.
 pub fn default_folder(job: JobId) -> PathBuf {
     PathBuf::from("vtmesh-results").join(job.to_string())
