@@ -21,6 +21,8 @@ use super::{
     watch::{PORT, now_us},
 };
 
+/// Until a host that was healed knows what was decided without it, µs: two renewals.
+const SETTLES_US: u64 = 2_000_000;
 /// Until the guest is up and the migration has come to its phase.
 const COMES: Duration = Duration::from_secs(180);
 /// Exactly one source this long after healing.
@@ -204,6 +206,7 @@ fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyh
     }
     let healed_us = now_us();
     ground.lab().wait_for_live(super::ground::HOSTS as usize);
+    let settled_us = now_us() + SETTLES_US;
     if let (Some(host), Some(before), true) = (ends_session, session, reached) {
         let now = ground.session(host);
         // A new leader waits before it ends anybody's session.
@@ -216,9 +219,10 @@ fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyh
 
     if reached && (cell.fate(seed) == Fate::Lives || guards) {
         let one = ground.wait("exactly one source", ONE, || {
-            // What came before the fault says nothing of the time after it.
+            // A host that was away learns only now what became of its session, and gives its copy up where it is over.
             let seen = ground.watcher.since(submitted_us);
-            let after = seen.iter().position(|sighting| sighting.at_us >= to).map_or(&[][..], |first| &seen[first..]);
+            let first = seen.iter().position(|sighting| sighting.at_us >= settled_us);
+            let after = first.map_or(&[][..], |first| &seen[first..]);
             steady(after, now_us()).and_then(|_| steady(&seen, now_us())).ok_or_else(|| "none, or two".to_owned())
         });
         match one {
