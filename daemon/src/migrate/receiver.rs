@@ -148,8 +148,8 @@ impl Receiver {
         tokio::spawn(async move {
             attempt.place("destination-votes").await;
             // Nothing was proposed yet: the source still has what is lost here.
-            if vm.qemu.process().exit().is_some() {
-                let _ = tell.send(Event::EndedUnvoted(Box::new(unvoted(&vm.ended().await)))).await;
+            if let Err(why) = answers(&vm).await {
+                let _ = tell.send(Event::EndedUnvoted(Box::new(why))).await;
                 return;
             }
             attempt.close_disk(vm.qemu.qmp()).await;
@@ -294,6 +294,16 @@ impl Receiver {
             _ => Err(Failure::Followed(Consequence::PeerGone(why.title))),
         };
         self.incoming.arrival.send_replace(Some(arrival));
+    }
+}
+
+/// Whether QEMU is there to be voted for. What its monitor has told may be old: a daemon that stood still for a while reads
+/// it after its guard has killed QEMU, and may read it before it hears of that.
+async fn answers(vm: &LocalVm) -> Result<(), Report> {
+    let Err(error) = vm.qemu.qmp().query_status().await else { return Ok(()) };
+    match timeout(ENDS, vm.ended()).await {
+        Ok(ended) => Err(unvoted(&ended)),
+        Err(_) => Err(error.report()),
     }
 }
 

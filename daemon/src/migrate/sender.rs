@@ -22,7 +22,7 @@ use vt_protocol::{
 use vt_sync::{
     Answer,
     command::{AbortMigration, FinishMigration, VoteSourceCompleted},
-    state,
+    state::{self, VmState},
 };
 
 use super::{
@@ -463,10 +463,17 @@ impl Sender {
             }
             let state = self.attempt.cluster.state();
             self.attempt.open_in(&state)?;
-            // Finished by its new owner: it was seen to run there.
-            let record = state.vms.get(&self.ready.id.vm);
-            if record.is_some_and(|vm| vm.owner == self.to && vm.migration.is_none()) {
-                return Ok(());
+            if let Some(vm) = state.vms.get(&self.ready.id.vm).filter(|vm| vm.owner == self.to) {
+                // Finished by its new owner: it was seen to run there.
+                if vm.migration.is_none() {
+                    return Ok(());
+                }
+                if vm.state == VmState::Lost {
+                    return Err(gone(format!(
+                        "{} lost its session before it said that the VM runs there",
+                        self.call.to
+                    )));
+                }
             }
             if Instant::now() >= until {
                 return Err(gone(format!("{} did not say that the VM runs there", self.call.to)));

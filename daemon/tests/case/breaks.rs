@@ -18,7 +18,11 @@ use vt_protocol::{
     verdict::{Blame, Consequence, Outcome, Verdict},
     vm::{Backend, MigrationSpec},
 };
-use vt_sync::{State, state::Phase};
+use vt_sync::{
+    State,
+    command::{ExpireSession, VoteDestLoaded, VoteSourceCompleted},
+    state::Phase,
+};
 
 use crate::in_process::{LONG, World, real, shell};
 
@@ -331,6 +335,36 @@ async fn the_source_daemon_restarts_in_the_transfer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_destination_daemon_restarts_in_the_transfer() {
     restart_in_the_transfer(1).await;
+}
+
+/// The VM had moved, and its new owner was lost before it said that it runs there: the source does not wait for its word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_does_not_wait_for_a_new_owner_whose_session_is_over() {
+    let mut pair = Pair::new().await;
+    let (one, two) = (pair.one.clone(), pair.two.clone());
+    let vm = name("vm1");
+    let call = |party: Arc<Party>| {
+        let (vm, spec) = (vm.clone(), slow(LONG * 10));
+        tokio::spawn(async move { party.migrate(&vm, &name("host1"), &name("host2"), &spec).await })
+    };
+    let (sends, _receives) = (call(one), AbortOnDropHandle::new(call(two)));
+    pair.sending().await;
+    pair.world.stop_daemon(1).await;
+    let (source, destination) = (pair.world.hosts[0].id, pair.world.hosts[1].id);
+    let shared = &pair.world.shared;
+    shared.propose(VoteSourceCompleted { migration: pair.id(1), host: source });
+    shared.propose(VoteDestLoaded { migration: pair.id(1), host: destination });
+    assert!(matches!(phase(&shared.now(), &pair.id(1)), Some(Phase::Moved { .. })));
+    let session = shared.now().hosts[&destination].session.clone().unwrap();
+    shared.propose(ExpireSession { host: destination, epoch: session.epoch, renewed: session.renewed });
+    let failure = tokio::time::timeout(LONG, sends).await.expect("it is waited for").unwrap().unwrap_err();
+    let Failure::Followed(Consequence::PeerGone(why)) = &failure else { panic!("{failure:?}") };
+    assert!(why.contains("host2 lost its session"), "{why}");
+    pair.world.start_daemon(1);
+    pair.one.finish(Outcome::Followed(Consequence::PeerGone(why.clone()))).await.unwrap();
+    let (verdict, cause) = pair.world.verdict().await;
+    assert_eq!((verdict, cause.unwrap().code), (Verdict::Error, ErrorCode::HostLost));
+    pair.world.assert_clean().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
