@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use tokio::time::sleep;
 use vt_protocol::{
     bulk::BulkRequest,
@@ -27,7 +27,7 @@ use super::{
 /// Hosts that are taking it as well and are asked at the same time.
 const PEERS: usize = 8;
 /// How often one of those is asked what it has.
-const ASKS: Duration = Duration::from_millis(300);
+const ASKS: Duration = Duration::from_millis(100);
 
 /// What has not come yet.
 pub(super) struct Wanted {
@@ -148,12 +148,10 @@ impl Work {
                 _ => self.what_it_has(&mut line).await?,
             };
             self.elsewhere().insert(host, blocks);
-            let mut any = false;
-            while let Some(mut asked) = self.next_of_peer(host) {
-                self.fetch(&mut line, &asked.segment, &mut asked.written).await?;
-                any = true;
-            }
-            if !any {
+            let mut other = Line::to(&peer, true);
+            let took = join_all([&mut line, &mut other].map(|line| self.take_from(host, line))).await;
+            let took = took.into_iter().collect::<Result<Vec<bool>, Report>>()?;
+            if !took.contains(&true) {
                 sleep(ASKS).await;
             }
             Ok(())
@@ -164,6 +162,16 @@ impl Work {
             sleep(ASKS).await;
         }
         (host, taken)
+    }
+
+    /// Takes from a host what it has of what is wanted; whether there was anything.
+    async fn take_from(self: &Arc<Self>, host: HostId, line: &mut Line<'_>) -> Result<bool, Report> {
+        let mut any = false;
+        while let Some(mut asked) = self.next_of_peer(host) {
+            self.fetch(line, &asked.segment, &mut asked.written).await?;
+            any = true;
+        }
+        Ok(any)
     }
 
     async fn what_it_has(&self, line: &mut Line<'_>) -> Result<Blocks, Report> {

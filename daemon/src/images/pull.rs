@@ -18,6 +18,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
+use rand::seq::SliceRandom as _;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
     sync::{Notify, watch},
@@ -44,9 +45,9 @@ use super::{
 };
 
 /// Fewest and most blocks of one question: they may be in as many pieces, and a question is short.
-const SEGMENT: (usize, usize) = (16, 1024);
+const SEGMENT: (usize, usize) = (8, 1024);
 /// An image is asked for in about as many questions, so that hosts that take it together soon have something to give.
-const QUESTIONS: usize = 128;
+const QUESTIONS: usize = 512;
 /// Bytes that are read before they are compared and written.
 const BATCH: usize = 512 << 10;
 /// Hosts that are asked at the same time.
@@ -260,7 +261,10 @@ impl Work {
             files.push(Written::new(file));
         }
         let (place, of) = pull.begin;
+        let share = queue.len() / of;
         queue.rotate_left(queue.len() * place / of);
+        // In an order of our own after our share: hosts that ask each other for different blocks can give both on.
+        queue.make_contiguous()[share..].shuffle(&mut rand::rng());
         let (pace, elsewhere) = (Mutex::new(Instant::now()), Mutex::default());
         let wanted = Mutex::new(Wanted { queue, asked: 0 });
         Ok(Self { pull, manifest, files, wanted, changed: Notify::new(), joined, elsewhere, copies, pace })
@@ -477,7 +481,7 @@ mod tests {
     fn blocks_in_order_are_few_runs() {
         assert_eq!(runs(&[]), []);
         assert_eq!(runs(&[0, 1, 2, 7, 9, 10]), [(0, 3), (7, 1), (9, 2)]);
-        for (blocks, questions) in [(0, 0), (10, 1), (2500, 132), (1 << 18, 256)] {
+        for (blocks, questions) in [(0, 0), (10, 2), (2500, 313), (1 << 18, 512)] {
             let missing: Vec<u32> = (0..blocks).collect();
             let segments = segments(1, &missing);
             assert_eq!(segments.len(), questions);
