@@ -30,44 +30,6 @@ pub(super) fn files(lab: &Lab, host: u32, folder: &str) -> Vec<String> {
 }
 
 #[test]
-fn where_nothing_is_shared_the_image_comes_and_the_disk_moves_with_the_guest() {
-    let lab = Lab::up_separate(3);
-    let before = lab.inventory(3);
-    lab.vtctl(&["image", "import", TINY, "--host", "host1"]).expect(0);
-    let shown = lab.json(&["image", "show", "tiny"]);
-    assert_eq!(shown["placements"], serde_json::json!([{"host": "host1", "state": "present", "shared": false}]));
-
-    let results = tempfile::tempdir().unwrap();
-    let bundle = results.path().join("job");
-    // Each round leads there and back. `make proofs` does ten.
-    let moves: usize = std::env::var("VTMESH_MOVES").ok().map_or(4, |moves| moves.parse().unwrap());
-    let rounds = format!("migrate_count={}", moves / 2);
-    let words = ["run", "multihost_migration", "-m", "host2,host3", "-p", "disk_probe=4M", "-p", &rounds];
-    let ran = lab.vtctl(&[&words[..], &["-r", bundle.to_str().unwrap()]].concat()).expect(0);
-    assert!(ran.stdout.contains("PASS"), "{}", ran.stdout);
-
-    let (host2, host3) = (events(&bundle, "host2"), events(&bundle, "host3"));
-    for (host, said) in [("host2", &host2), ("host3", &host3)] {
-        assert!(said.contains(&format!("everyone waits for {host}: image tiny comes from host1")), "{said}");
-        assert_eq!(said.matches("so the disk is copied with the VM").count(), moves / 2, "{said}");
-        assert_eq!(said.matches("the disk is there").count(), moves / 2, "{said}");
-    }
-    let shown = lab.json(&["image", "show", "tiny"]);
-    let hosts: Vec<&str> =
-        shown["placements"].as_array().unwrap().iter().map(|copy| copy["host"].as_str().unwrap()).collect();
-    assert_eq!(hosts, ["host1", "host2", "host3"], "{shown}");
-    assert_eq!(shown["jobs"].as_array().map(Vec::len), Some(1), "{shown}");
-    for host in 1..=3 {
-        assert_eq!(files(&lab, host, "disks"), <[String; 0]>::default(), "a disk is left on host{host}");
-    }
-    assert_eq!(lab.inventory(3), before, "something was left behind");
-
-    // The copies of three hosts, one of them of another version: nobody moves a disk onto it.
-    let verified = lab.json(&["image", "verify", "tiny"]);
-    assert!(verified["hosts"].as_array().unwrap().iter().all(|host| host["ok"] == true), "{verified}");
-}
-
-#[test]
 fn a_move_that_is_cancelled_leaves_the_disk_where_the_guest_is() {
     let lab = Lab::up_separate(2);
     lab.vtctl(&["image", "import", TINY, "--host", "host1"]).expect(0);

@@ -11,4 +11,5 @@ mod moves;
 mod pools;
 mod scenario;
 mod trouble;
+mod unchanged;
 mod versions;

@@ -112,19 +112,6 @@ fn a_pool_at_a_server_is_tried_from_every_host() {
 }
 
 #[test]
-fn a_guest_whose_disk_is_at_a_server_moves() {
-    let (server, lab) = with_image();
-    let before = lab.inventory(3);
-    let results = tempfile::tempdir().unwrap();
-    let bundle = results.path().join("job");
-    let words = [&MOVE[..], &[bundle.to_str().unwrap(), "-p", "disk_pool=filer", "-p", "disk_probe=1M"]].concat();
-    let ran = lab.vtctl(&words).expect(0);
-    assert!(ran.stdout.contains("PASS"), "{}", ran.stdout);
-    assert_eq!(paths(&server.folder("disks")), <[PathBuf; 0]>::default(), "no disk is left");
-    assert_eq!(lab.inventory(3), before, "something was left behind");
-}
-
-#[test]
 fn a_guest_whose_disk_is_at_a_server_outlives_that_it_stands_still_for_30_s() {
     let (server, lab) = with_image();
     let before = lab.inventory(3);
