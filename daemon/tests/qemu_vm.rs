@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 use vt_daemon::qemu::{
     Channel, Found, Sampler, Vm, VmError,
+    cable::{Cable, MacvtapMode, Way},
     process::Exit,
     qmp::{MigrationStatus, Qmp, QmpError, RunState, Transcript},
     remains,
@@ -347,6 +348,58 @@ async fn network_cards_are_on_taps_that_come_and_go_with_the_vm() {
     assert_eq!(Tap::all().unwrap(), Vec::<String>::new());
     drop(Tap::create("vmt0123456789ab", "br0").unwrap());
     assert!(!Tap::exists("vmt0123456789ab"));
+}
+
+/// In a network namespace of the test's own thread, whose devices the machine's /dev knows nothing of.
+#[tokio::test]
+async fn a_card_on_a_macvtap_has_its_device_and_sends_by_the_uplink() {
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+    let ip = |words: &str| {
+        let output = std::process::Command::new("ip").args(words.split(' ')).output().unwrap();
+        assert!(output.status.success(), "ip {words}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    ip("link add up0 type veth peer name up1");
+    ip("link set up0 up");
+    ip("link set up1 up");
+    let places = Places::new();
+    let mac = [0x52, 0x54, 0, 0, 9, 1];
+    let with_uplink = |uplink: Option<&str>| {
+        setup_with(|setup| {
+            setup.spec.nics = vec![Nic { mac, address: None, prefix: 24, model: NicModel::Virtio }];
+            setup.cables = vec![Cable { way: Way::Macvtap(MacvtapMode::Bridge), vhost: false }];
+            setup.uplink = uplink.map(str::to_owned);
+        })
+    };
+    for (uplink, says) in [(None, "no uplink"), (Some("up-none"), "up-none")] {
+        let report = Vm::start(with_uplink(uplink), places.vm("vm1")).await.unwrap_err().report();
+        assert!(report.code == ErrorCode::NetworkSetup && format!("{report:?}").contains(says), "{report:?}");
+        assert_eq!(Tap::all().unwrap(), Vec::<String>::new());
+    }
+
+    let vm = Vm::start(with_uplink(Some("up1")), places.vm("vm1")).await.unwrap();
+    let tap = vm.record().taps[0].clone();
+    let shown = ip(&format!("-details -o link show dev {tap}"));
+    for part in ["@up1", "macvtap mode bridge", "52:54:00:00:09:01"] {
+        assert!(shown.contains(part), "{part} is not in {shown}");
+    }
+    let open = fs::read_dir(format!("/proc/{}/fd", vm.pid())).unwrap();
+    let open: Vec<_> = open.flatten().filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+    let device = open.iter().any(|file| {
+        let name = file.to_string_lossy();
+        name.starts_with(&format!("/dev/{tap}")) || name.starts_with("/dev/tap")
+    });
+    assert!(device, "{open:?}");
+    assert!(!std::path::Path::new(&format!("/dev/{tap}")).exists(), "a device is left");
+    let network = vm.qmp().execute("human-monitor-command", json!({"command-line": "info network"}), LONG).await;
+    let network = network.unwrap();
+    assert!(network.as_str().unwrap().contains("net0: index=0,type=tap,fd="), "{network}");
+    assert!(places.inventory().contains(&format!("tap {tap}")));
+    // From this thread, as others are in another namespace.
+    let run_dir = vm.run_dir().to_owned();
+    drop(vm);
+    assert_eq!(remains::clear(&run_dir), Vec::<String>::new());
+    assert_eq!(Tap::all().unwrap(), Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -109,7 +109,7 @@ impl ScenarioInfo {
 }
 
 /// Keys that a disk, CD, floppy disk or network card has for itself, under the name that the configuration gives it.
-const OF_DEVICES: [&str; 12] = [
+const OF_DEVICES: [&str; 16] = [
     "create_image",
     "force_create_image",
     "image_format",
@@ -122,6 +122,10 @@ const OF_DEVICES: [&str; 12] = [
     "sha1sum",
     "skip_hash",
     "nic_model",
+    "nettype",
+    "macvtap_mode",
+    "vhost",
+    "netdev_extra_params",
 ];
 
 /// A key of configurations: who reads it, or why nobody does.

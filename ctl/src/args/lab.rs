@@ -74,6 +74,9 @@ pub struct LabUpArgs {
     /// Each host has a libvirtd too, for vtctl run --backend libvirt
     #[arg(long)]
     pub libvirt: bool,
+    /// Each host has a second link to the network, without an address, for vtctl run -p nettype=macvtap
+    #[arg(long)]
+    pub uplinks: bool,
     /// A further QEMU of each host under a name, for vtctl run -p qemu_binary=NAME; may be given several times
     #[arg(long = "qemu", value_name = "NAME=FILE", value_parser = named_file)]
     pub qemus: Vec<(Name, PathBuf)>,

@@ -78,8 +78,8 @@ async fn up(globals: &Globals, ui: &Ui, args: LabUpArgs) -> Result<Code, Report>
         return Err(usage("no directory is known for images").help("vtctl lab up --images DIR"));
     };
     let begun = std::time::Instant::now();
-    let LabUpArgs { hosts, vtd, separate_pools, libvirt, qemus, log, .. } = args;
-    let options = lab::UpOptions { name, hosts, vtd, images, separate_pools, libvirt, qemus, log };
+    let LabUpArgs { hosts, vtd, separate_pools, libvirt, uplinks, qemus, log, .. } = args;
+    let options = lab::UpOptions { name, hosts, vtd, images, separate_pools, libvirt, uplinks, qemus, log };
     let record =
         lab::up(options, &mut |line| ui.note(format_args!("  {} {line}", ui.err.symbol(Symbol::Done)))).await?;
     let hosts: Vec<&str> = record.hosts.iter().map(|host| host.name.as_str()).collect();
@@ -92,6 +92,7 @@ async fn up(globals: &Globals, ui: &Ui, args: LabUpArgs) -> Result<Code, Report>
             })).collect::<Vec<_>>(),
             "separate_pools": record.separate_pools,
             "libvirt": record.libvirt,
+            "uplinks": record.uplinks,
             "images": (!record.separate_pools).then_some(&record.images),
             "disks": (!record.separate_pools).then_some(&record.disks),
         })),

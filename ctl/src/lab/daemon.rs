@@ -11,7 +11,7 @@ use vt_protocol::error::{ErrorCode, Report};
 
 use super::{
     UpOptions, libvirtd, network,
-    record::{HostRecord, LabRecord, trouble},
+    record::{HostRecord, LabRecord, UPLINK, trouble},
 };
 
 /// How long a daemon may take until it answers on its socket.
@@ -53,7 +53,7 @@ pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, options: &UpOpt
          [paths]\ndata = {data}\nrun = {run}\nimages = {images}\ndisks = {disks}\n\
          cgroup = \"vtmesh/lab-{lab}/{name}\"\n\n\
          [pool]\nshared = {shared}\n\n\
-         [network]\nbridge = \"br0\"\nguests = \"10.77.0.100-10.77.0.249/24\"\n\n\
+         [network]\nbridge = \"br0\"\nguests = \"10.77.0.100-10.77.0.249/24\"\n{uplink}\n\
          [log]\nfilter = {log}\n",
         lab = lab.name,
         name = host.name,
@@ -63,6 +63,7 @@ pub(super) fn write_settings(lab: &LabRecord, host: &HostRecord, options: &UpOpt
         images = quoted(&images),
         disks = quoted(&disks),
         shared = !lab.separate_pools,
+        uplink = if lab.uplinks { format!("uplink = \"{UPLINK}\"\n") } else { String::new() },
         log = toml_string(&options.log),
     );
     if !options.qemus.is_empty() {

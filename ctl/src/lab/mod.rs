@@ -6,6 +6,8 @@
 //!   host namespaces   vt-LAB-host1 …            up0 ─ br0   up0 ─ br0  …      br0 carries 10.77.0.1N/24 and the taps
 //! ```
 //!
+//! With [`UpOptions::uplinks`] each host has a second port on the switch, whose end `up1` is on no bridge: for macvtaps.
+//!
 //! Guests sit on taps of the same layer 2 network, so one keeps its address when it moves. Everything a lab makes can
 //! be found again by its name alone (namespaces, directories, processes inside the namespaces), also when `vtctl` was
 //! killed while making it; [`down`] removes it all. Nothing is ever made in the namespace of the machine itself.
@@ -46,6 +48,8 @@ pub struct UpOptions {
     pub separate_pools: bool,
     /// Each host has a libvirtd.
     pub libvirt: bool,
+    /// Each host has a second link to the switch, for macvtaps.
+    pub uplinks: bool,
     /// Further QEMUs of each host: name and file.
     pub qemus: Vec<(Name, PathBuf)>,
     /// Log filter of the daemons.

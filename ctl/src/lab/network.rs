@@ -13,7 +13,7 @@ use nix::{
 };
 use vt_protocol::error::{ErrorCode, Report};
 
-use super::record::{HostRecord, LabRecord};
+use super::record::{HostRecord, LabRecord, UPLINK};
 
 /// Whether this machine can have a lab.
 pub(super) fn check_machine() -> Result<(), Report> {
@@ -49,6 +49,12 @@ pub(super) fn make(lab: &LabRecord) -> Result<(), Report> {
     for host in &lab.hosts {
         let HostRecord { namespace, port, .. } = host;
         links += &format!("link add {port} type veth peer name up0 netns {namespace}\nlink set {port} master sw0 up\n");
+        if lab.uplinks {
+            let port = host.uplink_port();
+            links += &format!(
+                "link add {port} type veth peer name {UPLINK} netns {namespace}\nlink set {port} master sw0 up\n"
+            );
+        }
     }
     batch(Some(switch), &links)?;
     for host in &lab.hosts {
@@ -61,8 +67,22 @@ pub(super) fn make(lab: &LabRecord) -> Result<(), Report> {
                 host.ipv6()
             ),
         )?;
+        if lab.uplinks {
+            add_uplink(&host.namespace)?;
+        }
     }
     Ok(())
+}
+
+/// Brings the second link of a host up. What comes in there is for macvtaps: the host itself hears the same network by its
+/// bridge, and would take everything twice.
+fn add_uplink(namespace: &str) -> Result<(), Report> {
+    batch(Some(namespace), &format!("link set {UPLINK} addrgenmode none\nlink set {UPLINK} up\n"))?;
+    let own = format!("/proc/sys/net/ipv4/conf/{UPLINK}");
+    let script = format!("echo 1 >{own}/rp_filter && echo 1 >{own}/arp_ignore");
+    let enter = enter(namespace);
+    let words: Vec<&str> = enter[1..].iter().map(String::as_str).chain(["sh", "-c", &script]).collect();
+    output(&enter[0], &words).map(drop)
 }
 
 fn batch(namespace: Option<&str>, lines: &str) -> Result<(), Report> {
@@ -110,12 +130,16 @@ pub(super) fn connected(lab: &LabRecord, host: &HostRecord) -> Result<bool, Repo
     Ok(shown.contains("state forwarding"))
 }
 
-/// Opens or closes a host's port on the switch. A closed port drops every frame and keeps its carrier, as a network
+/// Opens or closes a host's ports on the switch. A closed port drops every frame and keeps its carrier, as a network
 /// that is broken somewhere else would: the host's own links stay up, and nothing answers.
 pub(super) fn set_connected(lab: &LabRecord, host: &HostRecord, connected: bool) -> Result<(), Report> {
     let state = if connected { "forwarding" } else { "disabled" };
     // `bridge` takes the state by number too; words are known since iproute2 5.
-    output("bridge", &["-n", &lab.switch, "link", "set", "dev", &host.port, "state", state]).map(drop)
+    let uplink = lab.uplinks.then(|| host.uplink_port());
+    for port in [Some(host.port.clone()), uplink].into_iter().flatten() {
+        output("bridge", &["-n", &lab.switch, "link", "set", "dev", &port, "state", state])?;
+    }
+    Ok(())
 }
 
 /// Process ids inside a namespace.

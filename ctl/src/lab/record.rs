@@ -18,6 +18,8 @@ use super::UpOptions;
 
 /// Port of every daemon, QUIC and bulk.
 pub(super) const PORT: u16 = 7465;
+/// A host's end of its second link to the switch.
+pub(super) const UPLINK: &str = "up1";
 /// Where labs keep data. `VTMESH_LAB_ROOT` moves it, so that tests do not meet a developer's labs.
 const DATA_ROOT: &str = "/var/lib/vtmesh/labs";
 /// Where labs keep sockets: short, because a Unix socket's path has 107 bytes.
@@ -68,6 +70,9 @@ pub struct LabRecord {
     /// Each host has a libvirtd.
     #[serde(default)]
     pub libvirt: bool,
+    /// Each host has a second link to the switch, [`UPLINK`].
+    #[serde(default)]
+    pub uplinks: bool,
     /// The daemon's program.
     pub vtd: PathBuf,
 }
@@ -94,6 +99,11 @@ impl HostRecord {
     /// Its daemon's Unix socket.
     pub fn socket(&self) -> PathBuf {
         self.run.join("vtd.sock")
+    }
+
+    /// The port of its second link on the switch, where it has one.
+    pub(super) fn uplink_port(&self) -> String {
+        format!("{}u", self.port)
     }
 
     /// Its images, where it shares none.
@@ -141,6 +151,7 @@ impl LabRecord {
             disks: paths.data.join("disks"),
             separate_pools: options.separate_pools,
             libvirt: options.libvirt,
+            uplinks: options.uplinks,
             vtd,
         }
     }

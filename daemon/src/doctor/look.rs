@@ -161,10 +161,12 @@ fn network(settings: &Settings) -> Network {
         addresses.any(|found| found == address)
     };
     let network = &settings.network;
+    let there = |name: &String| (name.clone(), Tap::exists(name));
     let migration = network.migration.map(|address| (address, here(address)));
     let at = migration.filter(|(_, here)| *here).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |(address, _)| address);
     Network {
-        bridge: network.bridge.as_ref().map(|name| (name.clone(), Tap::exists(name))),
+        bridge: network.bridge.as_ref().map(there),
+        uplink: network.uplink.as_ref().map(there),
         migration,
         free_ports: (free_ports(at).count(), PORTS.count()),
     }

@@ -74,6 +74,8 @@ pub struct Qemu {
 pub struct Network {
     /// The bridge for guests, and whether it is there.
     pub bridge: Option<(String, bool)>,
+    /// The interface for macvtaps, and whether it is there.
+    pub uplink: Option<(String, bool)>,
     /// Where migrations come in, and whether an interface has that address; `None` where it is not set.
     pub migration: Option<(IpAddr, bool)>,
     /// Ports for migrations that are free, of all that there are.

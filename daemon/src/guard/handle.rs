@@ -283,8 +283,15 @@ impl Post {
         let args = std::iter::once(WORD.to_owned()).chain(words.to_args()).collect();
         let vtd = self.setup.vtd.clone();
         // It keeps a second copy of the guest from running: spared like the daemon.
-        let launch =
-            Launch { vtd: vtd.clone(), program: vtd, args, output: self.log.clone(), cgroup, expendable: false };
+        let launch = Launch {
+            vtd: vtd.clone(),
+            program: vtd,
+            args,
+            output: self.log.clone(),
+            cgroup,
+            expendable: false,
+            macvtaps: Vec::new(),
+        };
         let guard = Process::spawn(&launch)?;
         let deadline = Instant::now() + ATTEMPT_TIMEOUT;
         loop {

@@ -68,11 +68,13 @@ pub fn xml(vm: &CommandLine<'_>, emulator: &Path) -> String {
         ));
     }
     line("<controller type='scsi' index='0' model='virtio-scsi'/>".to_owned());
-    for (nic, tap) in spec.nics.iter().zip(vm.taps) {
+    for (number, (nic, tap)) in spec.nics.iter().zip(vm.taps).enumerate() {
         let [a, b, c, d, e, f] = nic.mac;
+        let vhost = vm.cables.get(number).is_some_and(|cable| cable.vhost);
+        let driver = if vhost { "<driver name='vhost'/>" } else { "" };
         line(format!(
             "<interface type='ethernet'><mac address='{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}'/>\
-             <target dev='{}' managed='no'/><model type='{}'/><rom enabled='no'/></interface>",
+             <target dev='{}' managed='no'/><model type='{}'/>{driver}<rom enabled='no'/></interface>",
             escaped(tap),
             nic.model.name()
         ));

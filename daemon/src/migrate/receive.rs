@@ -210,7 +210,8 @@ impl LocalAttempt {
             accelerator: asked.preflight.accelerator,
             cpu_model: asked.preflight.cpu_model.clone(),
         };
-        let shows = seen_by_guest(&self.would_run(&asked.vm, &resolved));
+        self.check_cables(&id.vm.name).await?;
+        let shows = seen_by_guest(&self.would_run(&asked.vm, &resolved)?);
         let mut found =
             differences(&asked.preflight, Here { features: &features, accelerator, shows: &shows }, &asked.spec);
         if asked.vm.backend == Backend::Libvirt {
@@ -323,10 +324,11 @@ impl LocalAttempt {
     }
 
     /// The words of a QEMU for this VM on this host, with no more of what the guest cannot see than it takes.
-    fn would_run(&self, spec: &VmSpec, resolved: &Resolved) -> Vec<String> {
+    fn would_run(&self, spec: &VmSpec, resolved: &Resolved) -> Result<Vec<String>, Report> {
         let disk = Disk { path: String::new(), format: "qcow2".to_owned(), below: None, served: None };
-        // Without a bridge there is no tap, and without a tap no card.
-        let taps = if self.places.bridge.is_some() { vec![String::new(); spec.nics.len()] } else { Vec::new() };
+        // Without a network there is no tap, and without a tap no card.
+        let cables = self.cables(&spec.id.name)?;
+        let taps = if self.has_network(&cables) { vec![String::new(); spec.nics.len()] } else { Vec::new() };
         let nowhere = std::path::Path::new("");
         let drives: Vec<Extra> = spec.drives.iter().map(|drive| Extra::of(drive, String::new())).collect();
         let line = CommandLine {
@@ -336,12 +338,13 @@ impl LocalAttempt {
             disk: Some(&disk),
             drives: &drives,
             taps: &taps,
+            cables: &cables,
             run_dir: nowhere,
             serial_log: nowhere,
             memory_file: None,
             incoming: true,
         };
-        line.words()
+        Ok(line.words())
     }
 
     /// Puts into the log that this side is ready.

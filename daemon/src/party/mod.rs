@@ -7,6 +7,7 @@
 //! | [`supervisor`], [`tend`] | which parties are wanted here; the life of one |
 //! | [`attempt`], [`calls`], [`server`] | what this host holds for an attempt; its party's calls; the socket |
 //! | [`barrier`], [`vms`], [`guests`] | what calls do |
+//! | `cables` | what the network cards of a VM are plugged into |
 //! | [`local_vm`], `disk`, `qemu`, `image`, `monitor` | a VM of this host; its disk; which QEMU runs it; what it boots from; what its QEMU is told |
 //! | `firewall` | packets of migrations dropped on purpose |
 //! | [`giveback`] | the end: nothing is left |
@@ -16,6 +17,7 @@
 
 pub mod attempt;
 pub mod barrier;
+mod cables;
 pub mod calls;
 pub mod client;
 pub(crate) mod disk;

@@ -37,6 +37,8 @@ pub struct Places {
     pub qemus: Binaries,
     /// The bridge of the taps.
     pub bridge: Option<String>,
+    /// The interface of the macvtaps.
+    pub uplink: Option<String>,
     /// Addresses for guests.
     pub guests: Option<GuestRange>,
     /// Where migrations come in.
@@ -76,6 +78,7 @@ impl Places {
             shared: settings.pool_shared,
             qemus: settings.qemus.clone(),
             bridge: settings.network.bridge.clone(),
+            uplink: settings.network.uplink.clone(),
             guests: settings.network.guests,
             migration: settings.network.migration.unwrap_or(migration),
             lanes: Lanes::new(settings.moves.at_once, settings.moves.per_link),

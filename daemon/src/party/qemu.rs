@@ -67,9 +67,10 @@ impl LocalAttempt {
     /// Answers [`PeerRequest::QemuOf`].
     ///
     /// # Errors
-    /// There is no such QEMU, or it does not say what it can do.
+    /// There is no such QEMU, it does not say what it can do, or the VM's network cards cannot be had here.
     pub(super) async fn offer(&self, vm: &Name) -> Result<QemuOffer, Report> {
         let qemu = self.qemu(vm)?;
+        self.check_cables(vm).await?;
         let features = self.features.of(qemu.path).await?;
         let (accelerator, accelerator_reason) = self.accelerator_of(qemu.name).await;
         Ok(QemuOffer {

@@ -83,7 +83,7 @@ impl LocalAttempt {
         self.survey_drives(&mut drives, call.check_images).await.map_err(caused)?;
 
         let (epoch, slot) = self.claim(&call, &image).await?;
-        let nics = self.nics(slot, &call.nics).map_err(caused)?;
+        let nics = self.nics(&call.vm, slot, &call.nics).map_err(caused)?;
         let spec = VmSpec {
             id: self.vm_id(&call.vm),
             image: call.image.clone(),
@@ -138,8 +138,8 @@ impl LocalAttempt {
         }
     }
 
-    fn nics(&self, slot: u16, models: &[NicModel]) -> Result<Vec<Nic>, Report> {
-        if self.places.bridge.is_none() {
+    fn nics(&self, vm: &Name, slot: u16, models: &[NicModel]) -> Result<Vec<Nic>, Report> {
+        if !self.has_network(&self.cables(vm)?) {
             return Ok(Vec::new());
         }
         let mut address = None;
@@ -217,7 +217,9 @@ impl LocalAttempt {
             boot,
             disk: Some(disk),
             drives: self.drives(&spec)?,
+            cables: self.cables(&spec.id.name)?,
             bridge: self.places.bridge.clone(),
+            uplink: self.places.uplink.clone(),
             memory_in_file: false,
             incoming: incarnation != "start",
             spec,

@@ -12,11 +12,15 @@
 //! | virtio-blk 1… (`vdb`…) | other disks, in order |
 //! | scsi-cd 0… | CDs, in order |
 //! | floppy 0, 1 | floppy disks, in order |
-//! | virtio-net 0…, or another model | one a NIC of the spec, on a tap |
+//! | virtio-net 0…, or another model | one a NIC of the spec, on a tap or a macvtap |
 //! | virtio-rng | entropy, so that ssh keys do not keep a boot waiting |
 
 use std::path::{Path, PathBuf};
 
+use super::{
+    cable::{Cable, Way},
+    vhost,
+};
 use crate::pools::export::Served;
 use vt_protocol::{
     probe,
@@ -159,8 +163,10 @@ pub struct CommandLine<'a> {
     pub disk: Option<&'a Disk>,
     /// Disks beside it, and CDs.
     pub drives: &'a [Extra],
-    /// A tap for each NIC of the spec, in order.
+    /// The tap of each NIC of the spec, by name, in order.
     pub taps: &'a [String],
+    /// What each of them is; a tap where it says nothing.
+    pub cables: &'a [Cable],
     /// The VM's run folder, for sockets.
     pub run_dir: &'a Path,
     /// Where the console is logged.
@@ -230,7 +236,14 @@ impl CommandLine<'_> {
         self.drives(&mut line);
         for (number, (nic, tap)) in spec.nics.iter().zip(self.taps).enumerate() {
             let [a, b, c, d, e, f] = nic.mac;
-            line.option("-netdev", format!("tap,id=net{number},ifname={},script=no,downscript=no", escaped(tap)));
+            let cable = self.cables.get(number).copied().unwrap_or_default();
+            let to = match cable.way {
+                Way::Tap => format!("ifname={},script=no,downscript=no", escaped(tap)),
+                // Who starts QEMU puts its descriptor there.
+                Way::Macvtap(_) => format!("fd={}", escaped(tap)),
+            };
+            let vhost = if cable.vhost { format!(",{}", vhost::OPTIONS) } else { String::new() };
+            line.option("-netdev", format!("tap,id=net{number},{to}{vhost}"));
             let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
             let device = nic.model.device();
             line.option("-device", format!("{device},netdev=net{number},id=nic{number},mac={mac},romfile="));
@@ -344,7 +357,7 @@ pub(crate) fn uuid(spec: &VmSpec) -> String {
 mod tests {
     use vt_protocol::vm::{Backend, Nic, NicModel};
 
-    use super::*;
+    use super::{super::cable::MacvtapMode, *};
 
     fn spec() -> VmSpec {
         VmSpec {
@@ -369,6 +382,10 @@ mod tests {
     }
 
     fn words(spec: &VmSpec, run_dir: &str, tap: &str, incoming: bool) -> Vec<String> {
+        with_cables(spec, run_dir, tap, incoming, &[])
+    }
+
+    fn with_cables(spec: &VmSpec, run_dir: &str, tap: &str, incoming: bool, cables: &[Cable]) -> Vec<String> {
         let boot =
             Boot { kernel: "/i/kernel".into(), initrd: Some("/i/initrd".into()), append: "console=ttyS0".into() };
         let below = Below { path: "/i/base".into(), format: "raw".into() };
@@ -392,6 +409,7 @@ mod tests {
             disk: Some(&disk),
             drives: &drives,
             taps: &[tap.to_owned()],
+            cables,
             run_dir: Path::new(run_dir),
             serial_log: &Path::new(run_dir).join("serial.log"),
             memory_file: None,
@@ -417,6 +435,20 @@ mod tests {
             source.contains(&"-m 256M".to_owned()) && source.iter().any(|word| word.contains("mac=52:54")),
             "{source:?}"
         );
+    }
+
+    #[test]
+    fn a_guest_sees_nothing_of_the_cable_of_its_card() {
+        let spec = spec();
+        let plain = words(&spec, "/run/a", "tap0", false);
+        for (cable, netdev) in [
+            (Cable { way: Way::Tap, vhost: true }, "ifname=tap0,script=no,downscript=no,vhost=on,vhostforce=on"),
+            (Cable { way: Way::Macvtap(MacvtapMode::Vepa), vhost: false }, "fd=tap0"),
+        ] {
+            let other = with_cables(&spec, "/run/a", "tap0", false, &[cable]);
+            assert!(other.contains(&format!("tap,id=net0,{netdev}")), "{other:?}");
+            assert_eq!(seen_by_guest(&other), seen_by_guest(&plain));
+        }
     }
 
     #[test]

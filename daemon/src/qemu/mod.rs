@@ -10,17 +10,19 @@
 //! | [`binaries`] | the QEMUs of this host by name |
 //! | [`installed`], [`probe`] | what one can do |
 //! | [`flaws`] | what one is known to do wrong |
-//! | [`tap`] | its network |
+//! | [`cable`], [`tap`], [`macvtap`], [`vhost`] | its network: what is asked for, what is made, what the kernel does |
 //! | [`sampler`] | readings of its migration |
 //!
 //! What may not happen here: decisions about owners and migrations. Those are made elsewhere, from what this module
 //! reports.
 
 pub mod binaries;
+pub mod cable;
 pub mod command_line;
 pub mod flaws;
 pub mod installed;
 pub mod launch;
+pub mod macvtap;
 pub mod pipe;
 pub mod probe;
 pub mod process;
@@ -31,6 +33,7 @@ pub mod sampler;
 pub(crate) mod site;
 pub mod stall;
 pub mod tap;
+pub mod vhost;
 pub mod vm;
 
 use crate::guard;

@@ -69,6 +69,8 @@ pub struct Launch {
     pub cgroup: Option<Cgroup>,
     /// The kernel may end it where memory is short, whatever holds for the daemon.
     pub expendable: bool,
+    /// Macvtaps whose devices it has open, by name; `fd=NAME` in its words becomes the descriptor's number.
+    pub macvtaps: Vec<String>,
 }
 
 /// A running or ended process.
@@ -90,6 +92,9 @@ impl Process {
         }
         if let Some(cgroup) = &launch.cgroup {
             command.arg("--cgroup").arg(cgroup.path());
+        }
+        for name in &launch.macvtaps {
+            command.arg(launch::MACVTAP).arg(name);
         }
         command.arg(&launch.program).args(&launch.args);
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).current_dir("/");

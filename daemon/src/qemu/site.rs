@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::{
+    cable::Way,
     command_line::{AGENT_SOCKET, CONSOLE_SOCKET, CommandLine, GUARD_QMP_SOCKET, PROBE_SOCKET, QMP_SOCKET},
     record::VmRecord,
     remains,
@@ -62,10 +63,16 @@ impl Site {
         site.write()?;
         // The record names them: whatever is made from here on is removed with the run folder.
         site.cgroup = make_cgroup(cgroups.as_ref(), run_dir);
-        for (tap, nic) in site.record.taps.iter().zip(&site.record.spec.nics) {
-            let bridge = setup.bridge.as_deref().ok_or(TapError::NoBridge)?;
-            Tap::create(tap, bridge)?.keep();
-            if let Some(address) = nic.address {
+        let bridge = setup.bridge.as_deref();
+        for (number, (tap, nic)) in site.record.taps.iter().zip(&site.record.spec.nics).enumerate() {
+            match setup.cables.get(number).copied().unwrap_or_default().way {
+                Way::Tap => Tap::create(tap, bridge.ok_or(TapError::NoBridge)?)?.keep(),
+                Way::Macvtap(mode) => {
+                    let uplink = setup.uplink.as_deref().ok_or(TapError::NoUplink)?;
+                    Tap::create_macvtap(tap, uplink, mode, nic.mac)?.keep()
+                }
+            };
+            if let Some((address, bridge)) = nic.address.zip(bridge) {
                 forget_neighbour(address, bridge)?;
             }
         }
@@ -81,11 +88,18 @@ impl Site {
             disk: setup.disk.as_ref(),
             drives: &setup.drives,
             taps: &self.record.taps,
+            cables: &setup.cables,
             run_dir: &self.run_dir,
             serial_log: &self.serial_log,
             memory_file: self.memory_file.as_deref(),
             incoming: setup.incoming,
         }
+    }
+
+    /// Its macvtaps, by name.
+    pub(super) fn macvtaps(&self, setup: &VmSetup) -> Vec<String> {
+        let taps = self.record.taps.iter().zip(&setup.cables);
+        taps.filter(|(_, cable)| matches!(cable.way, Way::Macvtap(_))).map(|(tap, _)| tap.clone()).collect()
     }
 
     /// Writes the record again.

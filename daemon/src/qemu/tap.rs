@@ -1,4 +1,4 @@
-//! Taps: a guest's end of the host's bridge, in the network namespace that the daemon itself is in.
+//! Taps: a guest's end of the host's bridge, or of its uplink (a macvtap), in the network namespace that the daemon itself is in.
 //!
 //! A tap is persistent, so that it outlives the daemon as its VM does. Its name follows from the VM's run folder, so two
 //! VMs of one host never share one. Made and removed with `ip`, as an admin would.
@@ -10,6 +10,8 @@ use std::{
 };
 
 use vt_protocol::error::{ErrorCode, Report};
+
+use super::cable::MacvtapMode;
 
 /// Longest name the kernel takes for an interface.
 const NAME_MAX: usize = 15;
@@ -32,6 +34,12 @@ pub enum TapError {
     /// The VM has network cards, and the host no bridge for them.
     #[error("the VM has a network card, and this host has no bridge for guests")]
     NoBridge,
+    /// A card is to hang on the host's uplink, and the host has none.
+    #[error("the VM has a network card on a macvtap, and this host has no uplink for it")]
+    NoUplink,
+    /// Its device was not to be had for QEMU.
+    #[error("the device of macvtap {0}")]
+    NotOpened(String),
 }
 
 impl TapError {
@@ -40,6 +48,8 @@ impl TapError {
         let report = Report::new(ErrorCode::NetworkSetup, self.to_string()).caused_by(self);
         match self {
             Self::NoBridge => report.help("set network.bridge in the daemon's settings"),
+            Self::NoUplink => report.help("set network.uplink in the daemon's settings"),
+            Self::NotOpened(_) => report.help("ip -details link show type macvtap"),
             Self::Refused { .. } => report.help("ip link show type bridge"),
             Self::NoIp(_) => report.help("apt-get install iproute2"),
         }
@@ -68,6 +78,23 @@ impl Tap {
         ip(&["tuntap", "add", "dev", name, "mode", "tap"])?;
         let tap = Self { name: name.to_owned(), kept: false };
         ip(&["link", "set", "dev", name, "master", bridge])?;
+        ip(&["link", "set", "dev", name, "up"])?;
+        Ok(tap)
+    }
+
+    /// Makes a macvtap on `uplink` for the card with that MAC address and brings it up. One of that name left from before is
+    /// replaced.
+    pub fn create_macvtap(name: &str, uplink: &str, mode: MacvtapMode, mac: [u8; 6]) -> Result<Self, TapError> {
+        if Self::exists(name) {
+            Self::delete(name)?;
+        }
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        let made =
+            ["link", "add", "link", uplink, "name", name, "address", &mac, "type", "macvtap", "mode", mode.name()];
+        ip(&made)?;
+        let tap = Self { name: name.to_owned(), kept: false };
+        // The host itself has nothing to say by the card's address, which at first is still in use on another host.
+        ip(&["link", "set", "dev", name, "addrgenmode", "none"])?;
         ip(&["link", "set", "dev", name, "up"])?;
         Ok(tap)
     }

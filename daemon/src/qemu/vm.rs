@@ -23,6 +23,7 @@ use vt_protocol::{
 };
 
 use super::{
+    cable::Cable,
     command_line::{
         AGENT_SOCKET, Boot, CONSOLE_SOCKET, Disk, Extra, GUARD_QMP_SOCKET, PROBE_SOCKET, QMP_SOCKET, Resolved,
     },
@@ -71,8 +72,12 @@ pub struct VmSetup {
     pub disk: Option<Disk>,
     /// Disks beside it, and CDs.
     pub drives: Vec<Extra>,
-    /// The bridge its network cards are on.
+    /// What its network cards are plugged into, in order; a tap where it says nothing.
+    pub cables: Vec<Cable>,
+    /// The bridge that taps are on.
     pub bridge: Option<String>,
+    /// The interface that macvtaps are on.
+    pub uplink: Option<String>,
     /// Keep RAM in [`MEMORY_FILE`] instead of a memfd.
     pub memory_in_file: bool,
     /// Wait for a migration.
@@ -248,8 +253,15 @@ impl Vm {
             export::start(&vtd, &site.run_dir, &evidence, site.cgroup.clone(), served).await?;
         }
         let stderr = evidence.join(STDERR_FILE);
-        let launch =
-            Launch { vtd, program: qemu, args: words, output: stderr, cgroup: site.cgroup.take(), expendable: true };
+        let launch = Launch {
+            vtd,
+            program: qemu,
+            args: words,
+            output: stderr,
+            cgroup: site.cgroup.take(),
+            expendable: true,
+            macvtaps: site.macvtaps(&setup),
+        };
         let process = Process::spawn(&launch).map_err(VmError::io("start QEMU in", &site.run_dir))?;
         site.record.process = Some(process.id().clone());
         site.write()?;
@@ -260,10 +272,15 @@ impl Vm {
             biased;
             exit = process.ended() => {
                 let stderr = last_lines(&evidence.join(STDERR_FILE), 20);
-                return Err(match stderr.lines().find_map(|line| line.strip_prefix(launch::NOT_RUN)) {
-                    Some(why) if exit == Exit::Code(launch::EXIT_NOT_RUN) => VmError::Missing(why.to_owned()),
-                    _ => VmError::Died { vm: id, exit, stderr, command },
-                });
+                let said = |prefix| stderr.lines().find_map(|line| line.strip_prefix(prefix)).map(str::to_owned);
+                let error = match exit {
+                    Exit::Code(launch::EXIT_NOT_RUN) => said(launch::NOT_RUN).map(VmError::Missing),
+                    Exit::Code(launch::EXIT_NOT_OPENED) => {
+                        said(launch::NOT_OPENED).map(|why| VmError::Tap(TapError::NotOpened(why)))
+                    }
+                    _ => None,
+                };
+                return Err(error.unwrap_or(VmError::Died { vm: id, exit, stderr, command }));
             }
             qmp = first_connection(&monitor, &transcript) => {
                 qmp.map_err(|source| VmError::Silent { vm: id, source })?

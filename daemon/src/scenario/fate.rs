@@ -163,8 +163,14 @@ pub fn ignored_keys(plan: &OpenPlan) -> BTreeSet<String> {
 impl Scenario {
     /// What a variant asks for and this scenario does not do, or nobody can.
     pub(super) fn beyond(&self, params: &Params) -> Option<Report> {
-        let asks = |limit: &&Limit| params.text(limit.key).map(str::trim).is_some_and(|value| !(limit.takes)(value));
-        let Some(limit) = self.limits().find(asks) else {
+        // A network card may be asked for more than the others are.
+        let cards = params.objects("nics").into_iter().map(|nic| params.object(nic));
+        let seen: Vec<Params> = std::iter::once(params.clone()).chain(cards).collect();
+        let asks = |limit: &Limit, params: &&Params| {
+            params.text(limit.key).map(str::trim).is_some_and(|value| !(limit.takes)(value))
+        };
+        let found = self.limits().find_map(|limit| Some((limit, seen.iter().find(|seen| asks(limit, seen))?)));
+        let Some((limit, params)) = found else {
             let (key, rule) = transfer::barred(params).filter(|_| self.moves())?;
             let report = Report::new(ErrorCode::CannotRunHere, format!("not possible so: {rule}"));
             return Some(params.get(key).into_iter().fold(report, |report, param| {
@@ -399,9 +405,15 @@ mod tests {
             ),
             // Only one of the hosts is asked for more than is done.
             (
-                &[old, ("netdev_extra_params_host2", ",vhost=on")],
+                &[old, ("netdev_extra_params_host2", ",vhost=on,sndbuf=0")],
                 ErrorCode::CannotRunHere,
-                "netdev_extra_params = ,vhost=on",
+                "netdev_extra_params = ,vhost=on,sndbuf=0: multihost_migration gives network cards no more than vhost",
+                "",
+            ),
+            (
+                &[old, ("nics", "nic1 nic2"), ("netdev_extra_params_nic2", ",sndbuf=0")],
+                ErrorCode::CannotRunHere,
+                "netdev_extra_params = ,sndbuf=0",
                 "",
             ),
         ] {
@@ -412,6 +424,9 @@ mod tests {
             assert_eq!(report.help.first().map_or("", String::as_str), help, "{report:?}");
             assert!(report.evidence.contains(&("set at".into(), "base.cfg:7".into())), "{report:?}");
         }
+        // What a host's kernel can do is that host's to say.
+        let vhost = [old, ("netdev_extra_params_host1", ",vhost=on"), ("netdev_extra_params_host2", "")];
+        assert_eq!(validate(&variant(&vhost, None)).unwrap(), [None]);
         let unequal = [old, ("machine_type", "q35"), ("machine_type_host2", "pc")];
         let skipped = validate(&variant(&unequal, None)).unwrap();
         let report = skipped[0].as_ref().unwrap();

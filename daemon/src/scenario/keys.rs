@@ -80,7 +80,6 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
         "a guest's network is a bridge of vtmesh's own on each host, and its address the same on all of them",
         &[
             "nic_mode",
-            "nettype",
             "netdst",
             "bridge",
             "mac",

@@ -10,7 +10,10 @@ use vt_protocol::{
 };
 
 use super::{Documented, Limit, drives, goals::Goal, transfer};
-use crate::guest::console;
+use crate::{
+    guest::console,
+    qemu::cable::{self, Cable},
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -31,6 +34,19 @@ pub(super) const VM_PARAMS: &[Documented] = &[
         "nics",
         "nic1",
         "names of the VM's network cards, at most 8; the first has the address, all are on the hosts' bridge",
+    ),
+    (
+        "nettype",
+        "bridge",
+        "macvtap: each card is a macvtap on its host's uplink ([network] uplink in the settings); every other word: a tap on its \
+         bridge; nettype_nic2 of that one",
+    ),
+    ("macvtap_mode", "bridge", "of a macvtap: bridge, vepa, private, passthru"),
+    (
+        "vhost",
+        "off",
+        "on: the kernel of the host carries the packets (skipped where it cannot); vhost_host2 on that host; also written \
+         netdev_extra_params = ,vhost=on",
     ),
     ("nic_model", "virtio", "what each is: virtio, e1000, e1000e, rtl8139, vmxnet3; nic_model_nic2 of that one"),
     (
@@ -104,7 +120,7 @@ pub(super) const LIMITS: &[Limit] =
 pub(super) const SEVERAL: &[Limit] = &[CARDS];
 
 const CARDS: Limit =
-    Limit { key: "netdev_extra_params", takes: str::is_empty, does: "gives network cards no more than their tap" };
+    Limit { key: "netdev_extra_params", takes: cable::takes, does: "gives network cards no more than vhost" };
 
 /// What is not done where nothing is done to the VM's devices, nor to the guest before it moves.
 pub(super) const UNCHANGED: &[Limit] = &[
@@ -299,6 +315,8 @@ fn nics(params: &Params) -> Result<Vec<NicModel>, ParamError> {
     if names.len() > NICS_MAX || names.iter().any(|name| name.parse::<Name>().is_err()) {
         return Err(params.error("nics", format!("at most {NICS_MAX} names")));
     }
+    // What they hang on is the daemon's to know, too.
+    Cable::all(params)?;
     if names.is_empty() {
         Ok(vec![model(params)?])
     } else {

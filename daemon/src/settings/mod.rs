@@ -136,6 +136,8 @@ pub struct Paths {
 pub struct Network {
     /// The bridge of the taps; `None`: guests have no network card.
     pub bridge: Option<String>,
+    /// The interface of macvtaps; `None`: no guest is on one.
+    pub uplink: Option<String>,
     /// Addresses for guests; `None`: guests have no address.
     pub guests: Option<GuestRange>,
     /// Where migrations come in; `None`: the address of `advertise`.
@@ -237,7 +239,7 @@ impl Default for Settings {
                 cgroup: "vtmesh".into(),
             },
             pool_shared: false,
-            network: Network { bridge: None, guests: None, migration: None },
+            network: Network { bridge: None, uplink: None, guests: None, migration: None },
             moves: Moves { at_once: 8, per_link: 4 },
             qemus: Binaries::only("qemu-system-x86_64"),
             libvirt: None,

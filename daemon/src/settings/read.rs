@@ -171,6 +171,9 @@ fn read_sections(reader: &Reader<'_>, document: &DeTable<'_>, settings: &mut Set
     network.parsed::<Interface>("bridge", "an interface name of 1 to 15 characters", |it| {
         settings.network.bridge = Some(it.0);
     });
+    network.parsed::<Interface>("uplink", "an interface name of 1 to 15 characters", |it| {
+        settings.network.uplink = Some(it.0);
+    });
     network.parsed::<GuestRange>("guests", "a range such as 10.77.0.100-10.77.0.249/24", |range| {
         settings.network.guests = Some(range);
     });
@@ -458,6 +461,7 @@ mod tests {
         assert_eq!(settings.host.name.unwrap().as_str(), "host1");
         assert_eq!(settings.network.guests.unwrap().count(), 150);
         assert_eq!(settings.network.bridge.as_deref(), Some("br0"));
+        assert_eq!(settings.network.uplink.as_deref(), Some("eth1"));
         assert_eq!(settings.network.migration, Some("10.77.0.11".parse().unwrap()));
     }
 

@@ -264,6 +264,7 @@ impl World {
             shared: true,
             qemus: Binaries::only("qemu-system-x86_64"),
             bridge: None,
+            uplink: None,
             guests: None,
             migration: IpAddr::V4(Ipv4Addr::LOCALHOST),
             lanes: Lanes::new(8, 8),

@@ -80,7 +80,9 @@ pub(crate) fn setup(name: &str) -> VmSetup {
         boot: None,
         disk: None,
         drives: vec![],
+        cables: vec![],
         bridge: None,
+        uplink: None,
         memory_in_file: false,
         incoming: false,
     }

@@ -92,6 +92,7 @@ const OF_A_HOST: &[Check<Seen>] = &[
     check("D-PLT-10", Group::Platform, "memory", platform::memory),
     check("D-PLT-11", Group::Platform, "bridge of the guests", platform::bridge),
     check("D-PLT-12", Group::Platform, "address of migrations", platform::migration_address),
+    check("D-PLT-13", Group::Platform, "uplink of the guests", platform::uplink),
     check("D-QEM-01", Group::Qemu, "QEMU", qemu::installed),
     check("D-QEM-02", Group::Qemu, "capabilities that moves need", qemu::capabilities),
     check("D-QEM-03", Group::Qemu, "capabilities of some ways", qemu::more_capabilities),

@@ -210,6 +210,15 @@ pub(super) fn bridge(seen: &Seen) -> Option<Said> {
     })
 }
 
+pub(super) fn uplink(seen: &Seen) -> Option<Said> {
+    let (name, there) = seen.network.uplink.as_ref()?;
+    Some(match there {
+        true => Said::ok(format!("{name} is there")),
+        false => Said::fail(format!("the settings name {name} for macvtaps, and there is no such interface"))
+            .fix("ip link show, and uplink under [network] in the settings"),
+    })
+}
+
 pub(super) fn migration_address(seen: &Seen) -> Option<Said> {
     let (address, there) = seen.network.migration.as_ref()?;
     Some(match there {

@@ -65,6 +65,7 @@ fn healthy() -> Seen {
         libvirt: Some(Ok("11.3".into())),
         network: Network {
             bridge: Some(("br0".into(), true)),
+            uplink: Some(("eth1".into(), true)),
             migration: Some(("10.77.0.11".parse().unwrap(), true)),
             free_ports: (64, 64),
         },
@@ -159,6 +160,7 @@ const BROKEN: &[Broken] = &[
     ("no memory", |s| s.machine.memory_available = GIB / 4, "D-PLT-10", Severity::Warn, "fewer VMs"),
     ("no bridge", |s| s.network.bridge = Some(("br9".into(), false)), "D-PLT-11", Severity::Fail, "ip link add br9 type bridge"),
     ("no such address", |s| s.network.migration = Some(("10.9.9.9".parse().unwrap(), false)), "D-PLT-12", Severity::Fail, "[network]"),
+    ("no uplink", |s| s.network.uplink = Some(("eth9".into(), false)), "D-PLT-13", Severity::Fail, "uplink under [network]"),
     ("no QEMU", |s| s.qemu = Err("qemu-system-x86_64 is not there".into()), "D-QEM-01", Severity::Fail, "apt-get install qemu-system-x86"),
     ("an old QEMU", |s| qemu(s).capabilities.retain(|it| it != "late-block-activate"), "D-QEM-02", Severity::Fail, "QEMU 6.0"),
     ("a QEMU before mapped-ram", |s| qemu(s).capabilities.retain(|it| it != "mapped-ram"), "D-QEM-03", Severity::Note, "QEMU 9.0"),

@@ -80,6 +80,7 @@ pub(crate) async fn start(
         output: log.clone(),
         cgroup,
         expendable: true,
+        macvtaps: Vec::new(),
     };
     let process = Process::spawn(&launch).map_err(ExportError::NotStarted)?;
     let socket = run_dir.join(DISK_SOCKET);

@@ -1,5 +1,6 @@
 //! Real guests in real QEMUs, moved between namespaces by real daemons.
 
+mod cards;
 mod disks;
 mod drives;
 mod faults;

@@ -99,6 +99,13 @@ const WITH_A_VERDICT: &[Trouble] = &[
         says: &["nosuch", "of host1"],
     },
     Trouble {
+        what: "macvtap without an uplink",
+        run: &["uptime", "-m", "host1", "-p", "nettype=macvtap"],
+        exit: 0,
+        code: "E0706",
+        says: &["host1 has no uplink", "[network]"],
+    },
+    Trouble {
         what: "guest never boots",
         run: &["uptime", "-m", "host1", "-p", "login_timeout=1"],
         exit: 100,
