@@ -1,4 +1,4 @@
-//! Six broken rules, each in one place, to show that the checks of the model, the simulator and the real faults catch
+//! Seven broken rules, each in one place, to show that the checks of the model, the simulator and the real faults catch
 //! them. A check that stays green under its mutation proves nothing.
 //!
 //! `VTMESH_MUTATION=move-on-one-vote vtd …` breaks one rule in a whole process; [`while_broken`] breaks it on one thread,
@@ -25,17 +25,20 @@ pub enum Mutation {
     BarrierAtNMinusOne,
     /// A fencing number that is over counts as if it were current.
     StaleEpochAccepted,
+    /// A source lets the guest run again once it has read that it has moved.
+    RunsTwice,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::NoMove,
         Self::MoveOnOneVote,
         Self::SourceResumesOnTimeout,
         Self::MarginZero,
         Self::BarrierAtNMinusOne,
         Self::StaleEpochAccepted,
+        Self::RunsTwice,
     ];
 
     /// Its name, as `VTMESH_MUTATION` takes it.
@@ -47,6 +50,7 @@ impl Mutation {
             Self::MarginZero => "margin-zero",
             Self::BarrierAtNMinusOne => "barrier-at-n-minus-one",
             Self::StaleEpochAccepted => "stale-epoch-accepted",
+            Self::RunsTwice => "runs-twice",
         }
     }
 

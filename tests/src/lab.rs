@@ -78,16 +78,15 @@ impl Lab {
     /// # Panics
     /// It cannot be made.
     pub fn up(hosts: u32) -> Self {
-        Self::up_with(hosts, Vec::new(), None)
+        Self::made(hosts, Vec::new(), &[])
     }
 
-    /// The same, with these variables in the environment of its daemons, and another directory of images.
+    /// The same, with these variables in the environment of its daemons, and these words of `vtctl lab up` besides.
     ///
     /// # Panics
     /// It cannot be made.
-    pub fn up_with(hosts: u32, variables: Vec<(String, String)>, images: Option<&str>) -> Self {
-        let words: Vec<&str> = images.iter().flat_map(|images| ["--images", images]).collect();
-        Self::made(hosts, variables, &words)
+    pub fn up_with(hosts: u32, variables: Vec<(String, String)>, words: &[&str]) -> Self {
+        Self::made(hosts, variables, words)
     }
 
     /// A lab made with these words of `vtctl lab up` besides.

@@ -183,6 +183,15 @@ impl Sender {
                     phase = Phase::Aborting(Box::new(why.clone()));
                     self.abort(why, tell.clone());
                 }
+                // Under a broken rule alone: it runs here as well, and all goes on as if it did not.
+                Some(Action::RunHere) if phase == Phase::Gone => {
+                    let twice = self.run_on().await;
+                    self.attempt
+                        .evidence
+                        .events
+                        .warn(format!("{}: a rule is broken on purpose: {twice:?}", self.ready.id));
+                    return self.let_go().await;
+                }
                 Some(Action::RunHere) => return self.run_here(phase).await,
                 Some(Action::LetGo) => return self.let_go().await,
             }

@@ -81,6 +81,9 @@ pub fn step(phase: Phase, event: Event) -> (Phase, Option<Action>) {
         // The log's word ends it, whatever QEMU does meanwhile.
         (Phase::Gone, _) => (Phase::Gone, None),
         (Phase::Staying(why), _) => (Phase::Staying(why), None),
+        (Phase::Voting | Phase::Voted, Event::Moved) if Mutation::RunsTwice.is_on() => {
+            (Phase::Gone, Some(Action::RunHere))
+        }
         (Phase::Voting | Phase::Voted, Event::Moved) => (Phase::Gone, Some(Action::LetGo)),
         // Cannot be, for we have not voted. If the log says so all the same, the log is right and nothing runs here.
         (Phase::Sending | Phase::Cancelling(_) | Phase::Aborting(_), Event::Moved) => {

@@ -107,10 +107,26 @@ impl Ground {
     /// # Panics
     /// The lab cannot be made.
     pub fn new(images: Option<&str>, mutation: Option<&str>) -> anyhow::Result<Self> {
+        let words: Vec<&str> = images.iter().flat_map(|images| ["--images", images]).collect();
+        Self::made(mutation, &words)
+    }
+
+    /// The same, whose hosts share no disks: there QEMU's own lock of an image keeps no second copy from running.
+    ///
+    /// # Errors
+    /// The watcher cannot stand on its switch.
+    ///
+    /// # Panics
+    /// The lab cannot be made.
+    pub fn separate(mutation: Option<&str>) -> anyhow::Result<Self> {
+        Self::made(mutation, &["--separate-pools"])
+    }
+
+    fn made(mutation: Option<&str>, words: &[&str]) -> anyhow::Result<Self> {
         let holds = tempfile::tempdir()?;
         let mut variables = vec![("VTMESH_HOLD_DIR".to_owned(), holds.path().display().to_string())];
         variables.extend(mutation.map(|name| ("VTMESH_MUTATION".to_owned(), name.to_owned())));
-        let lab = Lab::up_with(HOSTS, variables, images);
+        let lab = Lab::up_with(HOSTS, variables, words);
         let watcher = Watcher::start(lab.name(), HOSTS)?;
         Ok(Self { watcher, small: Vec::new(), holds, pool: None, lab })
     }

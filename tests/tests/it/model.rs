@@ -39,7 +39,9 @@ fn every_rule_that_is_broken_on_purpose_is_caught_and_told_shortly() {
         println!("{mutation}: {} ({} lines)", broken.violation, broken.trace.len());
         let rule = broken.violation.rule;
         let expected = match mutation {
-            Mutation::NoMove | Mutation::SourceResumesOnTimeout | Mutation::MarginZero => "at most one copy",
+            Mutation::NoMove | Mutation::SourceResumesOnTimeout | Mutation::MarginZero | Mutation::RunsTwice => {
+                "at most one copy"
+            }
             Mutation::MoveOnOneVote => "both votes",
             Mutation::BarrierAtNMinusOne => "never before all have arrived",
             Mutation::StaleEpochAccepted => "stale epoch",

@@ -130,3 +130,8 @@ fn a_barrier_that_lets_go_too_early_is_caught() {
 fn an_epoch_that_is_over_and_counts_is_caught() {
     is_caught(Mutation::StaleEpochAccepted, 11, "stale epoch");
 }
+
+#[test]
+fn a_source_that_lets_the_guest_run_again_after_the_decision_is_caught() {
+    is_caught(Mutation::RunsTwice, 1, "at most one copy");
+}

@@ -107,7 +107,7 @@ fn a_case_has_disks_and_cds_of_its_own_that_go_with_the_guest_where_nothing_is_s
 fn a_disk_that_is_damaged_while_the_guest_runs_is_named_by_the_verdict() {
     let pool = tempfile::tempdir().unwrap();
     symlink(TINY, pool.path().join("tiny")).unwrap();
-    let lab = Lab::up_with(2, Vec::new(), pool.path().to_str());
+    let lab = Lab::up_as(2, &["--images", pool.path().to_str().unwrap()]);
     let params = prepare(&lab, pool.path());
     let before = lab.inventory(2);
     let ran = lab.vtctl(&run(&params, &[])).expect(0);

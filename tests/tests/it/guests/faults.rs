@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use vt_sync::mutation::Mutation;
 use vt_tests::faults::{
     cell::{Cell, Fault, Part},
     ground::{Cast, Ground},
     notice::{Dies, measure},
     play::play,
+    sighting::doubles,
 };
+
+use super::disks::TINY;
 
 fn all_green(cells: &[&str]) {
     let mut ground = Ground::new(None, None).expect("a lab with a watcher");
@@ -64,6 +68,40 @@ fn a_vm_whose_daemon_died_before_it_let_it_run_runs_when_the_daemon_is_back() {
     let verdict = &done.unwrap()["cases"][0]["verdict"];
     // A busy machine may take longer over the start of a daemon than until it is called silent: an error of ours, and soon.
     assert!(verdict == "pass" || verdict == "error", "{verdict}");
+}
+
+/// The build that breaks this rule lets the guest run at its source again once the move is decided. It is told from outside,
+/// and by the parties, who hear the numbers that the guest's own probe counts.
+#[test]
+fn a_guest_that_is_let_run_on_both_sides_is_caught_every_time() {
+    let ground = Ground::separate(Some(Mutation::RunsTwice.name())).expect("a lab with a watcher");
+    ground.lab().vtctl(&["image", "import", TINY, "--host", "host1"]).expect(0);
+    let soon = Duration::from_secs(240);
+    for round in 1..=2 {
+        let cast = Cast::new(&ground.leader().unwrap(), Part::Leader);
+        let hosts = format!("{},{}", cast.source, cast.destination);
+        ground.watcher.forget();
+        ground.hold(&cast.source, "source-lets-go").unwrap();
+        let words = ["run", "multihost_migration", "-m", &hosts, "-p", "mem=128M", "--detach", "-o", "json"];
+        let job = ground.lab().vtctl(&words).expect(0).json()["id"].as_str().unwrap().to_owned();
+        let show = || {
+            let shown = ground.lab().vtctl(&["job", "show", &job, "-o", "json"]);
+            serde_json::from_str::<Value>(&shown.stdout).map_err(|_| shown.stderr)
+        };
+        let double = ground.wait("a second copy to be seen", soon, || {
+            doubles(&ground.watcher.since(0)).first().copied().ok_or_else(|| show().unwrap_or_default().to_string())
+        });
+        println!("round {round}: {:?}", double.unwrap());
+        ground.let_go().unwrap();
+        let done = ground.wait("the job to end", soon, || {
+            let shown = show()?;
+            if shown["state"] == "done" { Ok(shown) } else { Err(shown.to_string()) }
+        });
+        let case = done.unwrap()["cases"][0].clone();
+        assert_eq!(case["verdict"], "fail", "round {round}: {case}");
+        let told = case["cause"]["title"].as_str().unwrap();
+        assert!(told.starts_with("two copies of the guest ran"), "round {round}: {case}");
+    }
 }
 
 /// The figures are `make notice`'s; here it has to be far sooner than the barrier's own deadline, minutes away.
