@@ -10,7 +10,7 @@ use tokio::{
     sync::{Semaphore, mpsc},
     time::timeout,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use vt_protocol::{
     error::{ErrorCode, Report},
     party::{Answer, CALLS_MAX, Call, Failure, Hello, LINE_MAX, Reply, Request},
@@ -96,7 +96,8 @@ async fn connection(stream: UnixStream, supervisor: &Arc<Supervisor>) {
         Err(error) => (0, Err(garbled(&error))),
     };
     let (replies, mut queue) = mpsc::channel::<Reply>(CALLS_MAX);
-    let writer = tokio::spawn(async move {
+    // Ended with this connection: what a call that is torn off by the end of the daemon says, the party must not hear.
+    let writer = AbortOnDropHandle::new(tokio::spawn(async move {
         while let Some(reply) = queue.recv().await {
             let Ok(mut text) = serde_json::to_vec(&reply) else { continue };
             text.push(b'\n');
@@ -104,7 +105,7 @@ async fn connection(stream: UnixStream, supervisor: &Arc<Supervisor>) {
                 return;
             }
         }
-    });
+    }));
     let attempt = match greeted {
         Ok(attempt) => attempt,
         Err(failure) => {
