@@ -30,6 +30,7 @@ use vt_protocol::{
 use super::{
     attempt::LocalAttempt,
     disk::DiskPlace,
+    failure::caused,
     floppy,
     image::{Image, create_blank},
     local_vm::LocalVm,
@@ -42,6 +43,12 @@ use crate::{
 
 /// The folder in a pool whose folders may be put on a CD or a floppy disk.
 const MEDIA: &str = "media";
+/// Whether a disk in which damage is found is kept.
+const KEEP_DAMAGED: &str = "backup_image_on_check_error";
+/// Whether space that a disk takes and does not use is not told.
+const SKIP_LEAKS: &str = "skip_cluster_leak_warn";
+/// Most disks with damage that a host keeps: who looks into them removes them.
+const DAMAGED_MAX: usize = 16;
 /// Lengths of disks that floppy drives take, bytes.
 const FLOPPIES: [u64; 3] = [720 << 10, floppy::BYTES, 2880 << 10];
 const XORRISO: Tool = Tool {
@@ -196,18 +203,42 @@ impl LocalAttempt {
             DiskPlace::File(path) => Some(("the disk it booted from".to_owned(), path.clone())),
             DiskPlace::Pool { .. } => None,
         };
+        let params = self.record().case.params.object(vm.id.name.as_str());
+        let says = |key| params.flag(key).ok().flatten().unwrap_or(false);
         for (name, disk) in first.into_iter().chain(own) {
             match inspect::check(&disk).await {
-                Ok(None) => {}
-                Ok(Some(note)) => self.evidence.events.warn(format!("{}, {name}: {note}", vm.id.name)),
+                Ok(Some(note)) if !says(SKIP_LEAKS) => {
+                    self.evidence.events.warn(format!("{}, {name}: {note}", vm.id.name));
+                }
+                Ok(_) => {}
+                // Nothing was found out about the disk: that is not the product's doing.
+                Err(report) if report.code != ErrorCode::ImageRefused => return Err(caused(report)),
                 Err(report) => {
                     let title = format!("QEMU left a disk of {} damaged ({name}): {}", vm.id.name, report.title);
                     let report = Report { code: ErrorCode::DiskDamaged, title, ..report };
+                    let report = if says(KEEP_DAMAGED) { self.keep_damaged(&disk, report).await } else { report };
                     return Err(Failure::Caused(Cause { blame: Blame::Product, report }));
                 }
             }
         }
         Ok(())
+    }
+
+    /// Puts a disk out of the way of what removes disks, and says where it is.
+    async fn keep_damaged(&self, disk: &Path, report: Report) -> Report {
+        let folder = self.places.damaged_disks();
+        let kept = folder.join(disk.file_name().unwrap_or_default());
+        let moved = async {
+            tokio::fs::create_dir_all(&folder).await?;
+            if std::fs::read_dir(&folder)?.count() >= DAMAGED_MAX {
+                return Err(io::Error::other(format!("{DAMAGED_MAX} disks are in {} already", folder.display())));
+            }
+            tokio::fs::rename(disk, &kept).await
+        };
+        match moved.await {
+            Ok(()) => report.with("kept as", kept.display().to_string()),
+            Err(error) => report.with("not kept", error.to_string()),
+        }
     }
 
     /// Removes the files of a VM's disks and CDs.

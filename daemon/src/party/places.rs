@@ -127,6 +127,11 @@ impl Places {
         std::iter::once(self.disk(vm)).chain(drives.map(|entry| entry.path())).collect()
     }
 
+    /// The folder of disks that were found damaged and are kept for who looks into them.
+    pub fn damaged_disks(&self) -> PathBuf {
+        self.disks.join("damaged")
+    }
+
     /// The folder of files that VMs are moved by.
     pub fn states(&self) -> PathBuf {
         self.data.join("states")

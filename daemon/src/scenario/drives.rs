@@ -46,6 +46,13 @@ pub(super) const DRIVE_PARAMS: &[Documented] = &[
     ("image_format", "qcow2", "qcow2 or raw, for a disk that is made empty"),
     ("image_size", "10G", "what the guest sees of a disk that is made empty"),
     ("check_image", "no", "yes: qemu-img looks into the disks before the VM starts and after it has ended"),
+    (
+        "backup_image_on_check_error",
+        "no",
+        "yes: a disk in which damage is found after the VM has ended is kept on its host, in the folder `damaged` of its disks, and \
+         the report names it",
+    ),
+    ("skip_cluster_leak_warn", "no", "yes: space that a disk takes and does not use is not told"),
     ("cdroms", "", "CDs of the VM, each with cdrom_NAME"),
     ("cdrom", "", "an image of the catalogue, or media/FOLDER: a CD made of a folder in the host's pool"),
     ("floppies", "", "floppy disks of the VM, at most two, each with floppy_name_NAME"),

@@ -197,7 +197,10 @@ impl VmSettings {
                 return Err(params.error(key, "the name or path of a QEMU in the host's settings"));
             }
         }
-        // Where its disk lies is the daemon's to know, too.
+        // Where its disk lies is the daemon's to know, too, and what becomes of one that is damaged.
+        for key in ["backup_image_on_check_error", "skip_cluster_leak_warn"] {
+            params.flag(key)?;
+        }
         let pool = params.text("disk_pool").map(str::trim).filter(|pool| !pool.is_empty());
         if pool.is_some_and(|pool| pool.parse::<Name>().is_err()) {
             return Err(params.error("disk_pool", "the name of a pool"));

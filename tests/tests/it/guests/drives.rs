@@ -115,7 +115,7 @@ fn a_disk_that_is_damaged_while_the_guest_runs_is_named_by_the_verdict() {
     assert_eq!(lab.inventory(2), before, "something was left behind");
 
     let disks = of_host(&lab, 1, "..").join("disks");
-    let running = lab.spawn(&run(&params, &["-p", "migrate_count=3"]));
+    let running = lab.spawn(&run(&params, &["-p", "migrate_count=3", "-p", "backup_image_on_check_error=yes"]));
     // Once QEMU has counted every cluster it does not look there again.
     let stg = wait::until("the second disk written and counted", Duration::from_secs(180), || {
         let entries = fs::read_dir(&disks).into_iter().flatten().flatten();
@@ -129,5 +129,8 @@ fn a_disk_that_is_damaged_while_the_guest_runs_is_named_by_the_verdict() {
     let said = format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
     assert_eq!(ended.status.code(), Some(100), "{said}");
     assert!(said.contains("QEMU left a disk of vm1 damaged (stg): it is corrupt inside"), "{said}");
+    let kept = disks.canonicalize().unwrap().join("damaged").join(stg.file_name().unwrap());
+    assert!(said.contains(kept.to_str().unwrap()) && kept.exists(), "{said}");
+    fs::remove_dir_all(kept.parent().unwrap()).unwrap();
     assert_eq!(lab.inventory(2), before, "something was left behind");
 }
