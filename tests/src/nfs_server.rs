@@ -2,7 +2,7 @@
 //! come back, and turn read-only, and what it serves is a folder that the test can look into from outside.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -19,16 +19,25 @@ use crate::{
     wait,
 };
 
-/// What runs in the mount namespace of its own: its pid files, sockets and state are nobody else's.
+/// What runs in the mount namespace of its own: its pid files, sockets and state are nobody else's. `$2`: how much room there
+/// is in `disks`, where it is to be little.
 const SCRIPT: &str = "mount --make-rprivate / && mount -t tmpfs tmpfs /run && mkdir -p /run/ganesha /run/rpcbind && \
+                      { test -z \"$2\" || { truncate -s \"$2\" \"$1/room\" && \
+                      mke2fs -q -t ext4 -m 0 -O ^has_journal \"$1/room\" && mount -o loop \"$1/room\" \"$1/disks\" && \
+                      rmdir \"$1/disks/lost+found\"; }; } && \
                       mount -t tmpfs tmpfs /var/lib/nfs && mkdir -p /var/lib/nfs/ganesha && rpcbind -w && \
                       exec ganesha.nfsd -F -f \"$1/ganesha.conf\" -L \"$1/ganesha.log\" -p /run/ganesha.pid -N EVENT";
+
+/// What [`NfsServer::fill`] writes.
+const FILLER: &str = "filler";
 
 /// A running server.
 #[derive(Debug)]
 pub struct NfsServer {
     host: ServerHost,
     child: Option<Child>,
+    /// How much room there is in `disks`, MiB; `None`: as much as on the machine.
+    room: Option<u32>,
 }
 
 impl NfsServer {
@@ -37,7 +46,15 @@ impl NfsServer {
     /// # Panics
     /// It cannot be started.
     pub fn alone() -> Self {
-        Self::started(ServerHost::alone("nfs"))
+        Self::started(ServerHost::alone("nfs"), None)
+    }
+
+    /// The same with so much room in `disks`, MiB: what is there goes with the server.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn alone_with_room(mib: u32) -> Self {
+        Self::started(ServerHost::alone("nfs"), Some(mib))
     }
 
     /// A server on the network of a lab's hosts.
@@ -45,11 +62,19 @@ impl NfsServer {
     /// # Panics
     /// It cannot be started.
     pub fn on(lab: &Lab) -> Self {
-        Self::started(ServerHost::on(lab, "nfs"))
+        Self::started(ServerHost::on(lab, "nfs"), None)
     }
 
-    fn started(host: ServerHost) -> Self {
-        let mut server = Self { host, child: None };
+    /// The same with so much room in `disks`, MiB: what is there goes with the server.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn on_with_room(lab: &Lab, mib: u32) -> Self {
+        Self::started(ServerHost::on(lab, "nfs"), Some(mib))
+    }
+
+    fn started(host: ServerHost, room: Option<u32>) -> Self {
+        let mut server = Self { host, child: None, room };
         for export in ["disks", "isos", "squashed"] {
             fs::create_dir(server.host.folder().join(export)).expect("a folder of the server");
         }
@@ -83,7 +108,31 @@ impl NfsServer {
 
     /// What an export is made of, seen from outside: `disks`, `isos` (read-only), or `squashed` (all users are one).
     pub fn folder(&self, export: &str) -> PathBuf {
-        self.host.folder().join(export)
+        let folder = self.host.folder().join(export);
+        match self.room {
+            // What is mounted there only the server sees.
+            Some(_) => PathBuf::from(format!("/proc/{}/root{}", self.server(), folder.display())),
+            None => folder,
+        }
+    }
+
+    /// Takes all the room that is left in `disks` of a server that has little.
+    ///
+    /// # Panics
+    /// It has no end.
+    pub fn fill(&self) {
+        assert!(self.room.is_some(), "the machine itself would be full");
+        let mut filler = fs::File::create(self.folder("disks").join(FILLER)).expect("a file of the server");
+        let full = io::copy(&mut io::repeat(1), &mut filler).expect_err("there is an end");
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull, "{full}");
+    }
+
+    /// Gives that room back.
+    ///
+    /// # Panics
+    /// It was not taken.
+    pub fn make_room(&self) {
+        fs::remove_file(self.folder("disks").join(FILLER)).expect("it was filled");
     }
 
     /// A host beside it, whose link can be cut.
@@ -136,7 +185,8 @@ impl NfsServer {
     /// It does not serve.
     pub fn come_back(&mut self) {
         let mut command = self.command("unshare");
-        command.args(["--mount", "sh", "-c", SCRIPT, "sh"]).arg(self.host.folder());
+        let room = self.room.map(|mib| format!("{mib}M")).unwrap_or_default();
+        command.args(["--mount", "sh", "-c", SCRIPT, "sh"]).arg(self.host.folder()).arg(room);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         self.child = Some(child.expect("unshare runs"));
         wait::until("an NFS server", Duration::from_secs(30), || {

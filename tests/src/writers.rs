@@ -210,8 +210,10 @@ impl Nbd {
         self.0.write_all(&request)?;
         let mut answer = [0; 16];
         self.0.read_exact(&mut answer)?;
-        ensure!(answer[4..8] == [0; 4], "refused: {answer:?}");
-        Ok(())
+        match u32::from_be_bytes([answer[4], answer[5], answer[6], answer[7]]) {
+            0 => Ok(()),
+            errno => bail!("refused: {}", std::io::Error::from_raw_os_error(i32::try_from(errno)?)),
+        }
     }
 }
 
@@ -243,6 +245,45 @@ pub fn server_goes(server: &mut NfsServer, away: Duration) -> anyhow::Result<(u6
     ensure!(disk.iter().all(|byte| *byte == 0x33), "what was acknowledged is not there");
     fs::remove_file(&path)?;
     Ok((before, after))
+}
+
+/// A server that is full under a writer: how many blocks were acknowledged before one was refused for want of room. They are
+/// all there, nothing behind them is, and what has its place already can be written still.
+///
+/// # Errors
+/// Something of that is not so.
+pub fn server_fills(server: &NfsServer) -> anyhow::Result<u64> {
+    const LONG: u64 = 1 << 16;
+    let path = server.folder("disks").join("fills");
+    fs::File::create(&path)?.set_len(LONG * BLOCK as u64)?;
+    let export = Export::start(server.command(program("vtd")), server.address(), "fills", Some(7))?;
+    let mut client = Nbd::connect(&export.socket())?;
+    let mut written = 0;
+    let refused = loop {
+        ensure!(written < LONG, "the server has no end");
+        match client.write(written, &[0x44; BLOCK]) {
+            Ok(()) => written += 1,
+            Err(error) => break error.to_string(),
+        }
+    };
+    ensure!(refused.contains("No space left on device"), "{refused}");
+    client.write(0, &[0x55; BLOCK])?;
+    ensure!(client.write(written, &[0x44; BLOCK]).is_err(), "there is room again, from nowhere");
+    let disk = fs::File::open(&path)?;
+    for block in 0..=written {
+        let mut bytes = [0; BLOCK];
+        disk.read_exact_at(&mut bytes, block * BLOCK as u64)?;
+        let wanted = if block == 0 {
+            0x55
+        } else if block < written {
+            0x44
+        } else {
+            0
+        };
+        ensure!(bytes == [wanted; BLOCK], "block {block} of {written} is not what was acknowledged");
+    }
+    fs::remove_file(&path)?;
+    Ok(written)
 }
 
 /// Plays one seed.

@@ -195,7 +195,8 @@ impl LocalVm {
             Some(guard) => guard.has_fenced().await,
             None => false,
         };
-        Ended { fenced, disk_failed: self.disk_failed.get().cloned(), died }
+        let failed = self.disk_failed.get().cloned();
+        Ended { fenced, disk_failed: failed.map(|(code, why)| (code, why, self.disk.to_string())), died }
     }
 
     /// Notes that its disk failed under it: what it ends of.
@@ -214,8 +215,8 @@ impl LocalVm {
 pub(crate) struct Ended {
     /// By its guard, for its host could not renew its session. That is never the product's fault.
     pub(crate) fenced: bool,
-    /// By us, for its disk failed: that is not the product's fault either.
-    disk_failed: Option<(ErrorCode, String)>,
+    /// By us, for its disk failed: that is not the product's fault either. With the reason, and which disk it was.
+    disk_failed: Option<(ErrorCode, String, String)>,
     died: VmError,
 }
 
@@ -232,7 +233,9 @@ impl Ended {
                 let title = format!("{title} (its guard ended it, for its host could not renew its session)");
                 Report::new(ErrorCode::VmFenced, title)
             }
-            Some((code, why)) => Report::new(*code, format!("{title} (its disk in the pool failed: {why})")),
+            Some((code, why, disk)) => {
+                Report::new(*code, format!("{title} (its disk in the pool failed: {why})")).with("disk", disk)
+            }
             None => Report::new(code, title),
         };
         let evidence = self.died.report().evidence;

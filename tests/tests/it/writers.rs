@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use vt_tests::{
     nfs_server::NfsServer,
-    writers::{Margin, Trouble, play, server_goes},
+    writers::{Margin, Trouble, play, server_fills, server_goes},
 };
 
 #[test]
@@ -25,4 +25,12 @@ fn a_writer_whose_host_is_frozen_or_cut_off_writes_no_more_once_the_disk_is_anot
 fn a_server_that_is_gone_for_30_s_loses_nothing_and_its_writers_only_wait() {
     let (before, after) = server_goes(&mut NfsServer::alone(), Duration::from_secs(30)).unwrap();
     assert!(before > 0 && after > 0, "{before} blocks before, {after} after");
+}
+
+#[test]
+fn a_server_that_is_full_keeps_all_that_was_acknowledged_and_says_so_to_who_wants_more() {
+    const ROOM_MIB: u32 = 8;
+    let blocks = server_fills(&NfsServer::alone_with_room(ROOM_MIB)).unwrap();
+    let most = u64::from(ROOM_MIB) << 20 >> 12;
+    assert!(blocks > most / 2 && blocks <= most, "{blocks} of {most} blocks");
 }

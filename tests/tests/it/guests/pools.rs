@@ -11,8 +11,8 @@ use std::{
 use serde_json::Value;
 use vt_tests::{gluster_server::GlusterServer, lab::Lab, nfs_server::NfsServer, wait};
 
-/// The folder that the built-in image is made in.
-const TINY: &str = "/var/lib/vtmesh/images/tiny";
+use super::disks::{TINY, events};
+
 const MOVE: [&str; 5] = ["run", "multihost_migration", "-m", "host1,host2", "--results"];
 /// A move that something can happen in the middle of: it takes longer than a server stands still, for its guest would too.
 const SLOW: [&str; 6] = ["-p", "disk_probe=1M", "-p", "mig_speed=3M", "-p", "mem_rewrite=256K"];
@@ -140,6 +140,38 @@ fn a_server_that_turns_read_only_ends_the_case_with_its_name() {
     assert_eq!(output.status.code(), Some(101), "{stdout}");
     assert!(stdout.contains("its disk in the pool failed") && stdout.contains("read-only"), "{stdout}");
     assert_eq!(lab.inventory(3), before, "something was left behind");
+}
+
+#[test]
+fn a_server_that_is_full_ends_the_case_with_its_name_and_takes_guests_again_when_there_is_room() {
+    let lab = Lab::up_separate(3);
+    let server = NfsServer::on_with_room(&lab, 64);
+    add(&lab, "filer", &server, "/disks", &[]);
+    lab.vtctl(&["image", "import", TINY, "--host", "host1"]).expect(0);
+    let before = lab.inventory(3);
+    let results = tempfile::tempdir().unwrap();
+    let bundle = results.path().join("job");
+    let files = || paths(&server.folder("disks"));
+    // The records go round in more room than they have had until then: each one wants new room at the server.
+    let words = [&MOVE[..], &[bundle.to_str().unwrap(), "-p", "disk_pool=filer"], &SLOW, &["-p", "disk_probe=32M"]];
+    let child = lab.spawn(&words.concat());
+    await_writes(files);
+    server.fill();
+    let output = child.wait_with_output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(101), "{said}");
+    assert!(said.contains("its disk in the pool failed") && said.contains("no room is left"), "{said}");
+    assert!(said.contains(".qcow2 in nfs://"), "the disk is named: {said}");
+    assert!(events(&bundle, "host1").contains("its disk failed and it is ended"), "it is in the evidence");
+    assert_eq!(files(), [server.folder("disks").join("filler")], "its disk is removed, and nothing else");
+    assert_eq!(lab.inventory(3), before, "something was left behind");
+
+    server.make_room();
+    let again = results.path().join("again");
+    let words = ["run", "uptime", "-m", "host1", "-p", "disk_pool=filer", "-r", again.to_str().unwrap()];
+    let ran = lab.vtctl(&words).expect(0);
+    assert!(ran.stdout.contains("PASS"), "{}", ran.stdout);
+    assert_eq!(files(), <[PathBuf; 0]>::default(), "no disk is left");
 }
 
 #[test]
