@@ -68,6 +68,8 @@ pub enum PoolKind {
     Nfs,
     /// A volume of Gluster. Takes disks of VMs.
     Gluster,
+    /// A LUN of an iSCSI server: one disk of one VM at a time.
+    Iscsi,
 }
 
 impl PoolKind {
@@ -77,6 +79,7 @@ impl PoolKind {
             Self::Dir => "dir",
             Self::Nfs => "nfs",
             Self::Gluster => "gluster",
+            Self::Iscsi => "iscsi",
         }
     }
 }

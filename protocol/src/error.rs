@@ -145,6 +145,7 @@ codes! {
     UnknownPool = 409, NotFound, "There is no pool of this name. `vtctl storage list` shows the names.";
     NoSource = 410, Precondition, "No host that answers has a whole copy of the image. `vtctl image show NAME` tells where copies are and how they are.";
     DownloadFailed = 411, Precondition, "A file that was asked for did not come from its address. The message quotes curl. What came is kept: asked for again, it goes on where it was.";
+    PoolInUse = 412, Conflict, "The pool is one disk, and a VM has it, or another pool is the same one. `vtctl storage list` shows pools, `vtctl image writers` who writes.";
     QemuMissing = 501, Precondition, "The QEMU binary is not there or cannot be run. Install qemu-system-x86, or set its path in the settings.";
     QemuDied = 502, Precondition, "QEMU ended by itself. Its last words are quoted; the whole stderr is in the evidence of the case.";
     GuestNotBooted = 503, Failed, "The guest did not come up within its time. The end of its serial log is quoted.";

@@ -109,11 +109,12 @@ impl ScenarioInfo {
 }
 
 /// Keys that a disk, CD, floppy disk or network card has for itself, under the name that the configuration gives it.
-const OF_DEVICES: [&str; 16] = [
+const OF_DEVICES: [&str; 17] = [
     "create_image",
     "force_create_image",
     "image_format",
     "image_name",
+    "image_raw_device",
     "image_size",
     "cdrom",
     "floppy_name",

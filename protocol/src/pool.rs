@@ -5,6 +5,7 @@
 //! ```text
 //! nfs://SERVER[:PORT]/EXPORT[?mount-port=N][&read-only]
 //! gluster+tcp://SERVER[:PORT]/VOLUME
+//! iscsi://SERVER[:PORT]/IQN/LUN
 //! ```
 
 use std::{fmt, path::PathBuf};
@@ -15,6 +16,10 @@ use crate::catalogue::PoolKind;
 const NFS_FORM: &str = "nfs://SERVER[:PORT]/EXPORT[?mount-port=N][&read-only]";
 /// What a volume is written as: as QEMU's driver has it.
 const GLUSTER_FORM: &str = "gluster+tcp://SERVER[:PORT]/VOLUME";
+/// What a LUN is written as: as QEMU's driver has it.
+const ISCSI_FORM: &str = "iscsi://SERVER[:PORT]/IQN/LUN";
+/// Longest name of an iSCSI server's target, bytes.
+const IQN_MAX: usize = 223;
 
 /// A place that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +30,8 @@ pub enum Place {
     Nfs(NfsPlace),
     /// A volume of Gluster.
     Gluster(GlusterPlace),
+    /// A LUN of an iSCSI server.
+    Iscsi(IscsiPlace),
 }
 
 /// An export of an NFS server.
@@ -53,6 +60,19 @@ pub struct GlusterPlace {
     pub volume: String,
 }
 
+/// A LUN of an iSCSI server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct IscsiPlace {
+    /// Name or address.
+    pub server: String,
+    /// Its port; `None`: 3260.
+    pub port: Option<u16>,
+    /// What the server calls the unit that has the LUN: `iqn.…`, `eui.…` or `naa.…`.
+    pub iqn: String,
+    /// The number of the LUN.
+    pub lun: u16,
+}
+
 /// Why a text is no place of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlaceError {
@@ -68,6 +88,12 @@ pub enum PlaceError {
     /// A volume's name.
     #[error("{0:?} is no name of a volume: letters, digits, - and _ only")]
     Volume(String),
+    /// What an iSCSI server has.
+    #[error("{0:?} is no name that an iSCSI server has: iqn., eui. or naa., then letters, digits, . : and - only")]
+    Iqn(String),
+    /// A LUN's number.
+    #[error("{0:?} is no number of a LUN, from 0 to 16383")]
+    Lun(String),
     /// The whole.
     #[error("{0:?} is no {1}")]
     Form(String, &'static str),
@@ -83,6 +109,7 @@ impl Place {
             PoolKind::Dir => path(text).map(|path| Self::Dir(PathBuf::from(path))),
             PoolKind::Nfs => NfsPlace::parse(text).map(Self::Nfs),
             PoolKind::Gluster => GlusterPlace::parse(text).map(Self::Gluster),
+            PoolKind::Iscsi => IscsiPlace::parse(text).map(Self::Iscsi),
         }
     }
 }
@@ -148,6 +175,35 @@ impl fmt::Display for GlusterPlace {
     }
 }
 
+impl IscsiPlace {
+    /// Reads its URI.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn parse(text: &str) -> Result<Self, PlaceError> {
+        let form = || PlaceError::Form(text.to_owned(), ISCSI_FORM);
+        let rest = text.strip_prefix("iscsi://").ok_or_else(form)?;
+        let (authority, rest) = rest.split_once('/').ok_or_else(form)?;
+        let (iqn, lun) = rest.split_once('/').ok_or_else(form)?;
+        let (server, port) = server_and_port(authority)?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-');
+        let named =
+            ["iqn.", "eui.", "naa."].iter().any(|kind| iqn.strip_prefix(kind).is_some_and(|rest| !rest.is_empty()));
+        if !named || iqn.len() > IQN_MAX || !iqn.chars().all(plain) {
+            return Err(PlaceError::Iqn(iqn.to_owned()));
+        }
+        let number = lun.parse().ok().filter(|number: &u16| *number < 1 << 14 && lun == number.to_string());
+        let lun = number.ok_or_else(|| PlaceError::Lun(lun.to_owned()))?;
+        Ok(Self { server, port, iqn: iqn.to_owned(), lun })
+    }
+}
+
+impl fmt::Display for IscsiPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "iscsi://{}/{}/{}", authority(&self.server, self.port), self.iqn, self.lun)
+    }
+}
+
 /// A server as a URI has it. An IPv6 address stands in brackets before its port.
 fn authority(server: &str, port: Option<u16>) -> String {
     let server = if server.contains(':') { format!("[{server}]") } else { server.to_owned() };
@@ -199,13 +255,16 @@ mod tests {
         for text in ["gluster+tcp://10.0.0.9/disks", "gluster+tcp://[fd00::9]:24008/my_vol-1"] {
             assert_eq!(GlusterPlace::parse(text).unwrap().to_string(), text);
         }
+        for text in ["iscsi://10.0.0.9/iqn.2026-11.lab:disks/1", "iscsi://[fd00::9]:3261/naa.52004567BA64678D/0"] {
+            assert_eq!(IscsiPlace::parse(text).unwrap().to_string(), text);
+        }
         let place = NfsPlace::parse("nfs://[fd00::9]:2049/a?mount-port=5").unwrap();
         assert_eq!((place.server.as_str(), place.port, place.mount_port), ("fd00::9", Some(2049), Some(5)));
     }
 
     #[test]
     fn what_is_no_place_is_refused() {
-        use PoolKind::{Dir, Gluster, Nfs};
+        use PoolKind::{Dir, Gluster, Iscsi, Nfs};
         for (kind, text) in [
             (Dir, "images"),
             (Dir, "/a/../b"),
@@ -224,6 +283,13 @@ mod tests {
             (Gluster, "gluster+tcp://a/v/file"),
             (Gluster, "gluster+tcp://a/-v"),
             (Gluster, "gluster+tcp:///v"),
+            (Iscsi, "iscsi://a/iqn.x"),
+            (Iscsi, "iscsi://a/disks/1"),
+            (Iscsi, "iscsi://a/iqn./1"),
+            (Iscsi, "iscsi://a/iqn.x,y/1"),
+            (Iscsi, "iscsi://a/iqn.x/01"),
+            (Iscsi, "iscsi://a/iqn.x/16384"),
+            (Iscsi, "iscsi://user%secret@a/iqn.x/1"),
         ] {
             assert!(Place::parse(kind, text).is_err(), "{text}");
         }

@@ -86,6 +86,8 @@ pub enum DriveContent {
     Floppy(Option<String>),
     /// An image, as a floppy disk; what the guest writes goes into an overlay.
     FloppyImage(Name),
+    /// The one disk of a pool, as it is: what the guest writes stays.
+    Device(Name),
 }
 
 impl DriveContent {
@@ -93,7 +95,15 @@ impl DriveContent {
     pub fn image(&self) -> Option<&Name> {
         match self {
             Self::Clone(image) | Self::Cd(image) | Self::FloppyImage(image) => Some(image),
-            Self::Blank | Self::Folder(_) | Self::Floppy(_) => None,
+            Self::Blank | Self::Folder(_) | Self::Floppy(_) | Self::Device(_) => None,
+        }
+    }
+
+    /// The pool whose one disk it is.
+    pub fn device(&self) -> Option<&Name> {
+        match self {
+            Self::Device(pool) => Some(pool),
+            _ => None,
         }
     }
 

@@ -335,6 +335,8 @@ commands! {
         spec: Option<Digest>,
         /// Other images that its disks lie upon.
         also: Vec<Name>,
+        /// Pools of one disk each, which no other VM may have meanwhile.
+        alone: Vec<Name>,
     }
     /// The owner has ended the VM.
     ReleaseVm {

@@ -8,6 +8,7 @@ pub mod drift;
 pub mod faults;
 pub mod gluster_server;
 pub mod invariants;
+pub mod iscsi_server;
 pub mod lab;
 pub mod model;
 pub mod nfs_server;

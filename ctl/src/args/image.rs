@@ -266,6 +266,8 @@ pub enum PoolKindArg {
     Nfs,
     /// A volume of Gluster, through QEMU's own driver
     Gluster,
+    /// A LUN of an iSCSI server, through QEMU's own driver: one disk of one VM at a time
+    Iscsi,
 }
 
 /// `storage add`.
@@ -274,12 +276,16 @@ pub enum PoolKindArg {
     after_help = "Examples:\n  vtctl storage add fast --path /srv/fast\n  vtctl storage add mnt --path /mnt/images --shared\n  \
                   vtctl storage add filer --kind nfs --server 10.0.0.9 --export /virt-test/images\n  \
                   vtctl storage add isos --kind nfs --server 10.0.0.9 --export /virt-test/iso --read-only\n  \
-                  vtctl storage add bricks --kind gluster --server 10.0.0.8 --volume disks\n\n\
+                  vtctl storage add bricks --kind gluster --server 10.0.0.8 --volume disks\n  \
+                  vtctl storage add lun1 --kind iscsi --server 10.0.0.7 --iqn iqn.2026-11.lab:disks --lun 1\n\n\
                   With --shared every host has to see the same files there, as with an NFS mount;\n\
-                  `vtctl storage check` finds out. Pools of kind nfs and gluster take the disks of VMs:\n  \
+                  `vtctl storage check` finds out. Pools at servers take the disks of VMs:\n  \
                   vtctl run multihost_migration -m host1,host2 -p disk_pool=filer\n\
                   At an NFS server the server itself refuses a host that may no longer write. Gluster\n\
-                  has nothing of the kind: there it is the host's own guard that ends a VM in time."
+                  and iSCSI have nothing of the kind: there it is the host's own guard that ends a VM\n\
+                  in time. A LUN is one disk: a VM has it alone, and `-p image_raw_device_NAME=yes\n\
+                  -p image_name_NAME=lun1` gives it to a guest as it is. There is no kind rbd: it\n\
+                  could not be tried against a Ceph yet."
 )]
 pub struct StorageAddArgs {
     /// Its name
@@ -294,7 +300,7 @@ pub struct StorageAddArgs {
     #[arg(long, conflicts_with = "server")]
     pub shared: bool,
     /// The server, by name or address
-    #[arg(long, value_name = "HOST", required_if_eq_any([("kind", "nfs"), ("kind", "gluster")]))]
+    #[arg(long, value_name = "HOST", required_if_eq_any([("kind", "nfs"), ("kind", "gluster"), ("kind", "iscsi")]))]
     pub server: Option<String>,
     /// The export, as the server calls it
     #[arg(long, value_name = "PATH", required_if_eq("kind", "nfs"), requires = "server")]
@@ -308,6 +314,15 @@ pub struct StorageAddArgs {
         conflicts_with = "export"
     )]
     pub volume: Option<String>,
+    /// What the iSCSI server calls the unit that has the LUN
+    #[arg(long, value_name = "NAME", required_if_eq("kind", "iscsi"), requires = "server", conflicts_with_all = ["export", "volume"])]
+    pub iqn: Option<String>,
+    /// The number of the LUN
+    #[arg(long, value_name = "NUMBER", required_if_eq("kind", "iscsi"), requires = "iqn")]
+    pub lun: Option<u16>,
+    /// Port of the iSCSI server; default: 3260
+    #[arg(long, value_name = "PORT", requires = "iqn")]
+    pub iscsi_port: Option<u16>,
     /// Port of glusterd; default: 24007
     #[arg(long, value_name = "PORT", requires = "volume")]
     pub gluster_port: Option<u16>,

@@ -8,7 +8,7 @@ use vt_protocol::{
     catalogue::{NewPool, PoolKind, PoolView, StorageRequest},
     error::{ErrorCode, Exit, Report},
     ids::Name,
-    pool::{GlusterPlace, NfsPlace},
+    pool::{GlusterPlace, IscsiPlace, NfsPlace},
 };
 
 use super::{App, Code, image::show_outcomes};
@@ -131,6 +131,15 @@ async fn add(app: &mut App, args: StorageAddArgs) -> Result<Code, Report> {
                 volume: args.volume.unwrap_or_default(),
             };
             (PoolKind::Gluster, place.to_string())
+        }
+        PoolKindArg::Iscsi => {
+            let place = IscsiPlace {
+                server: args.server.unwrap_or_default(),
+                port: args.iscsi_port,
+                iqn: args.iqn.unwrap_or_default(),
+                lun: args.lun.unwrap_or_default(),
+            };
+            (PoolKind::Iscsi, place.to_string())
         }
     };
     let pool = NewPool { name: args.name.clone(), kind, place, shared: args.shared };

@@ -10,7 +10,7 @@ use vt_protocol::{
 
 use super::tool::{Said, Tool};
 
-const QEMU_IMG: Tool = Tool {
+pub(crate) const QEMU_IMG: Tool = Tool {
     name: "qemu-img",
     package: "qemu-utils",
     missing: ErrorCode::QemuMissing,
@@ -29,11 +29,13 @@ const LEAKED: i32 = 3;
 /// The tool cannot make sense of it.
 pub(super) async fn virtual_bytes(disk: &Path, format: ImageFormat) -> Result<u64, Report> {
     let said = run(&["info", "--output=json", "-f", format.name()], &[disk]).await?;
-    let size = serde_json::from_slice::<Value>(&said.out).ok().and_then(|info| info["virtual-size"].as_u64());
-    match size {
-        Some(size) if said.code == Some(0) => Ok(size),
-        _ => Err(refused(&said, "qemu-img cannot read it")),
-    }
+    size_in(&said).ok_or_else(|| refused(&said, "qemu-img cannot read it"))
+}
+
+/// The same in the answer of the tool; `None`: it says something else.
+pub(crate) fn size_in(said: &Said) -> Option<u64> {
+    let info = serde_json::from_slice::<Value>(&said.out).ok().filter(|_| said.code == Some(0));
+    info?["virtual-size"].as_u64()
 }
 
 /// Looks for damage inside a qcow2 disk. Says what was found and does not matter.

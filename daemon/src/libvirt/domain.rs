@@ -52,7 +52,7 @@ pub fn xml(vm: &CommandLine<'_>, emulator: &Path) -> String {
     for (disk, serial, medium) in first.into_iter().chain(others) {
         // No VM has as many drives as there are letters.
         let (device, bus, target, read_only) = match medium {
-            Medium::Disk => ("disk", "virtio", format!("vd{}", disks.next().unwrap_or('z')), ""),
+            Medium::Disk | Medium::SeenDisk => ("disk", "virtio", format!("vd{}", disks.next().unwrap_or('z')), ""),
             Medium::Cd | Medium::OwnCd => ("cdrom", "scsi", format!("sd{}", cds.next().unwrap_or('z')), "<readonly/>"),
             Medium::Floppy => ("floppy", "fdc", format!("fd{}", floppies.next().unwrap_or('b')), ""),
         };

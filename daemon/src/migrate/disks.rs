@@ -354,11 +354,12 @@ impl LocalAttempt {
     }
 }
 
-/// What is a VM's own and goes with it, by QEMU's ids: all but CDs that every host has.
+/// What is a VM's own and goes with it, by QEMU's ids: all but what every host has.
 fn own_drives(spec: &VmSpec) -> Vec<String> {
     let media: Vec<Medium> = spec.drives.iter().map(|drive| Medium::of(&drive.content)).collect();
     let ids = drive_ids(media.iter().copied());
-    let own = ids.into_iter().zip(media).filter(|(_, medium)| *medium != Medium::Cd).map(|(id, _)| id);
+    let goes = |medium: &Medium| !matches!(medium, Medium::Cd | Medium::SeenDisk);
+    let own = ids.into_iter().zip(media).filter(|(_, medium)| goes(medium)).map(|(id, _)| id);
     std::iter::once(FIRST.to_owned()).chain(own).collect()
 }
 

@@ -1,8 +1,8 @@
 //! The disk of a VM: an overlay on its image, in the host's folder of disks or in a pool that a case names (`disk_pool`).
 //!
 //! At an NFS server it is written through an export of ours, under the epoch of the VM's owner (see [`crate::pools`]); in a
-//! volume of Gluster by QEMU's own driver. The image below it is this host's own copy, which is named to QEMU and never
-//! followed from what stands in the disk.
+//! volume of Gluster and in a LUN of iSCSI by QEMU's own driver. The image below it is this host's own copy, which is named to
+//! QEMU and never followed from what stands in the disk.
 
 use std::{
     fmt, io,
@@ -14,14 +14,15 @@ use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{Epoch, Name, VmId},
     party::StartVm,
-    vm::Backend,
+    pool::IscsiPlace,
+    vm::{Backend, Drive},
 };
 
 use super::{attempt::LocalAttempt, image::Image, local_vm::LocalVm};
 use crate::{
     pools::{
         export::{self, DISK_SOCKET, Served, Word},
-        remote::Remote,
+        remote::{Overlay, Remote},
     },
     qemu::{Disk, command_line::Below},
 };
@@ -49,6 +50,7 @@ impl fmt::Display for DiskPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
+            Self::Pool { pool, .. } if pool.is_one_disk() => pool.fmt(f),
             Self::Pool { pool, file } => write!(f, "{file} in {pool}"),
         }
     }
@@ -58,6 +60,9 @@ impl DiskPlace {
     /// Whether a VM can have its disk there.
     pub(super) fn suits(&self, call: &StartVm) -> Result<(), Report> {
         let title = match self {
+            Self::File(_) if call.backend == Backend::Libvirt && devices(&call.drives).next().is_some() => {
+                "a VM that has the disk of a pool is started by the daemon, not by libvirt"
+            }
             Self::File(_) => return Ok(()),
             Self::Pool { .. } if !call.drives.is_empty() => {
                 "a VM whose disk lies in a pool has no other disks and no CDs"
@@ -86,7 +91,7 @@ impl DiskPlace {
                 below,
                 served: Some(Served { place: place.clone(), file: file.clone(), epoch }),
             },
-            Remote::Gluster(_) => Disk { path: pool.uri(file), format, below, served: None },
+            Remote::Gluster(_) | Remote::Iscsi(_) => Disk { path: pool.uri(file), format, below, served: None },
         }
     }
 
@@ -104,13 +109,19 @@ impl DiskPlace {
         };
         let local = scratch.join(format!(".new-{file}"));
         image.overlay(&local).await?;
-        let overlay = read_overlay(&local).await;
+        let made = match read_overlay(&local).await {
+            Ok(overlay) => pool.create(file, epoch, &overlay).await,
+            Err(error) => {
+                Err(Report::new(ErrorCode::StorageFailed, "the overlay disk could not be made").caused_by(&error))
+            }
+        };
         let _ = tokio::fs::remove_file(&local).await;
-        let (overlay, guest) = overlay.map_err(|error| {
-            Report::new(ErrorCode::StorageFailed, "the overlay disk could not be made").caused_by(&error)
-        })?;
-        pool.create(file, epoch, &overlay, guest).await
+        made
     }
+}
+
+fn no_pool(name: &Name) -> Report {
+    Report::new(ErrorCode::UnknownPool, format!("there is no pool {name}")).help("vtctl storage list")
 }
 
 /// The name that the disk of a VM has in a pool.
@@ -118,8 +129,13 @@ fn disk_file(vm: &VmId) -> String {
     format!("{vm}.qcow2")
 }
 
-/// A new overlay, and how many bytes the guest sees.
-async fn read_overlay(path: &Path) -> io::Result<(Vec<u8>, u64)> {
+/// Pools of one disk whose disks these drives are.
+fn devices(drives: &[Drive]) -> impl Iterator<Item = &Name> {
+    drives.iter().filter_map(|drive| drive.content.device())
+}
+
+/// Reads a new overlay.
+async fn read_overlay(path: &Path) -> io::Result<Overlay<'_>> {
     if tokio::fs::metadata(path).await?.len() > OVERLAY_MAX {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a new overlay is too long"));
     }
@@ -127,7 +143,7 @@ async fn read_overlay(path: &Path) -> io::Result<(Vec<u8>, u64)> {
     // qcow2 has the size at byte 24.
     let size = bytes.get(24..32).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
     let size = size.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a new overlay is too short"))?;
-    Ok((bytes, size))
+    Ok(Overlay { path, bytes, guest: size })
 }
 
 impl LocalAttempt {
@@ -136,14 +152,9 @@ impl LocalAttempt {
     /// # Errors
     /// The case names one that cannot have them.
     fn disk_pool(&self) -> Result<Option<Remote>, Report> {
-        let params = self.record().case.params;
-        let Some(text) = params.text(POOL).map(str::trim).filter(|text| !text.is_empty()) else { return Ok(None) };
-        let state = self.cluster.state();
-        let known = text.parse::<Name>().ok().and_then(|name| Some((state.pools.get(&name)?.clone(), name)));
-        let Some((pool, name)) = known else {
-            return Err(Report::new(ErrorCode::UnknownPool, format!("there is no pool {text}"))
-                .with("parameter", POOL)
-                .help("vtctl storage list"));
+        let Some(name) = self.disk_pool_name() else { return Ok(None) };
+        let Some(pool) = self.cluster.state().pools.get(&name).cloned() else {
+            return Err(no_pool(&name).with("parameter", POOL));
         };
         let cannot = |why: &str| {
             let title = format!("pool {name} cannot have the disks of VMs: {why}");
@@ -154,6 +165,35 @@ impl LocalAttempt {
             Ok(Some(pool)) => Ok(Some(pool)),
             Ok(None) => Err(cannot("it is a directory, and disks lie in paths.disks of vtd.toml")),
             Err(error) => Err(cannot(&error.to_string())),
+        }
+    }
+
+    /// Its name. That it is one was looked at when the parameters were read.
+    fn disk_pool_name(&self) -> Option<Name> {
+        self.record().case.params.text(POOL).map(str::trim)?.parse().ok()
+    }
+
+    /// Pools that a VM has to have alone: those of one disk.
+    pub(super) fn wanted_alone(&self, drives: &[Drive]) -> Result<Vec<Name>, Report> {
+        let mut alone: Vec<Name> = devices(drives).cloned().collect();
+        if self.disk_pool()?.is_some_and(|pool| pool.is_one_disk()) {
+            alone.extend(self.disk_pool_name());
+        }
+        Ok(alone)
+    }
+
+    /// The LUN that is a pool of this name.
+    ///
+    /// # Errors
+    /// There is no such pool, or it is of another kind.
+    pub(super) fn lun(&self, pool: &Name) -> Result<IscsiPlace, Report> {
+        let state = self.cluster.state();
+        match Remote::of(state.pools.get(pool).ok_or_else(|| no_pool(pool))?) {
+            Ok(Some(Remote::Iscsi(place))) => Ok(place),
+            _ => {
+                let title = format!("pool {pool} is no device: those of kind iscsi are");
+                Err(Report::new(ErrorCode::CannotRunHere, title).with("parameter", "image_raw_device"))
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 //! | CD of an image | the image's disk, which nobody writes | every host has the image |
 //! | floppy disk, empty or of a folder | the VM's own, made of the folder below `media` | copied with the VM |
 //! | floppy disk of an image | the VM's own, upon the image | copied with the VM |
+//! | the disk of a pool | none: a LUN, as it is | every host sees it |
 //!
 //! What may not happen here: a file of this host in a guest because a parameter named it. Images are named by the
 //! catalogue, and folders lie below `media`.
@@ -38,6 +39,7 @@ use super::{
 use crate::{
     images::{blocking, inspect, sum::Sum, tool::Tool},
     migrate::Difference,
+    pools::iscsi,
     qemu::command_line::Extra,
 };
 
@@ -65,11 +67,12 @@ impl LocalAttempt {
             let path = match &drive.content {
                 DriveContent::Cd(name) => {
                     let image = self.image(name)?;
-                    image.folder.join(&image.record.disk.name)
+                    image.folder.join(&image.record.disk.name).display().to_string()
                 }
-                _ => self.places.drive(&spec.id, drive),
+                DriveContent::Device(pool) => self.lun(pool)?.to_string(),
+                _ => self.places.drive(&spec.id, drive).display().to_string(),
             };
-            Ok(Extra::of(drive, path.display().to_string()))
+            Ok(Extra::of(drive, path))
         };
         spec.drives.iter().map(extra).collect()
     }
@@ -77,6 +80,9 @@ impl LocalAttempt {
     /// Looks into what the drives are made of, before anything is on record. What is learnt is noted in them.
     pub(super) async fn survey_drives(&self, drives: &mut [Drive], check: bool) -> Result<(), Report> {
         for drive in drives {
+            if let Some(pool) = drive.content.device() {
+                drive.bytes = iscsi::length(&self.lun(pool)?).await?;
+            }
             let Some(name) = drive.content.image() else { continue };
             let image = self.image(name)?;
             if drive.content.is_cd() && image.record.format != ImageFormat::Raw {
@@ -117,7 +123,7 @@ impl LocalAttempt {
                     drive.bytes = self.make_cd(folder, &file).await?;
                 }
                 DriveContent::Floppy(folder) => self.make_floppy(folder.as_deref(), &file).await?,
-                DriveContent::Cd(_) => {}
+                DriveContent::Cd(_) | DriveContent::Device(_) => {}
             }
         }
         Ok(())
@@ -133,7 +139,7 @@ impl LocalAttempt {
                 DriveContent::Folder(_) | DriveContent::Floppy(_) => {
                     create_blank(ImageFormat::Raw, drive.bytes, &file).await?;
                 }
-                DriveContent::Cd(_) => {}
+                DriveContent::Cd(_) | DriveContent::Device(_) => {}
             }
         }
         Ok(())
@@ -150,6 +156,9 @@ impl LocalAttempt {
                 if drive.image_digest.as_ref().is_some_and(|wanted| *wanted != digest) {
                     return Some(format!("image {name} is another one on the destination"));
                 }
+            }
+            if let Some(pool) = drive.content.device() {
+                return self.lun(pool).err().map(|report| report.title);
             }
             let own = !matches!(drive.content, DriveContent::Cd(_));
             let file = self.places.drive(&spec.id, drive);

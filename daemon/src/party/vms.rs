@@ -123,6 +123,7 @@ impl LocalAttempt {
             epoch: self.epoch,
             image: call.image.clone(),
             also: call.drives.iter().filter_map(|drive| drive.content.image().cloned()).collect(),
+            alone: self.wanted_alone(&call.drives).map_err(caused)?,
             spec: Some(Digest::of(&[&words[..], image.record.digest.as_bytes()].concat())),
         };
         let applied = self.propose("claim", call.vm.as_str(), claim, DECIDES).await?;

@@ -10,7 +10,7 @@ use vt_protocol::{
 
 use super::{
     gluster::{FREE, HEAD, Opened, PUT, REMOVE, errand},
-    in_time,
+    in_time, no_driver,
 };
 use crate::images::trial::{is_like, room, trial_name};
 
@@ -71,13 +71,7 @@ pub(super) async fn forget(place: &GlusterPlace, name: &str) {
 }
 
 fn driver(place: &GlusterPlace, said: &str) -> Report {
-    let report = Report::new(ErrorCode::StorageFailed, "QEMU of this host cannot use the volume")
-        .with("pool", place.to_string())
-        .with("said", said);
-    match said.contains("Unknown protocol") || said.contains("Unknown driver") {
-        true => report.help("apt-get install qemu-block-extra   (QEMU's driver of Gluster)"),
-        false => report,
-    }
+    no_driver(place, "QEMU of this host cannot use the volume", said)
 }
 
 /// Two of QEMU's tools have one file open, as source and destination of a move do.

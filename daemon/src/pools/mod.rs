@@ -6,13 +6,14 @@
 //! | `export` | a process that gives one disk of such a pool to one QEMU, as a block device |
 //! | `trial` | whether such a server can do what disks need of it |
 //! | `gluster`, `gluster_trial` | a volume of Gluster, and the same for it |
-//! | `remote` | either of them |
+//! | `iscsi` | a LUN of an iSCSI server |
+//! | `remote` | any of them |
 //!
-//! **The fence** of NFS (Gluster has none, see `gluster`). The disk of a VM belongs, at the server, to a user number that is
-//! made from the writer's epoch, and the export writes under that number. A host that becomes the owner gives the file to
-//! its own number before the guest runs. From then on the *server* refuses whatever the host before it sends, also what was
-//! on its way, also from a machine that was frozen as a whole and knows of nothing. So no clock and no daemon has to be
-//! trusted for it.
+//! **The fence** of NFS (the others have none, see `gluster` and `iscsi`). The disk of a VM belongs, at the server, to a user
+//! number that is made from the writer's epoch, and the export writes under that number. A host that becomes the owner gives
+//! the file to its own number before the guest runs. From then on the *server* refuses whatever the host before it sends, also
+//! what was on its way, also from a machine that was frozen as a whole and knows of nothing. So no clock and no daemon has to
+//! be trusted for it.
 //!
 //! What may not happen here: a write under a number that was not taken over, or a take-over before the log says whose
 //! the VM is.
@@ -20,6 +21,7 @@
 pub mod export;
 mod gluster;
 mod gluster_trial;
+pub(crate) mod iscsi;
 mod nfs;
 pub(crate) mod remote;
 mod trial;
@@ -54,6 +56,15 @@ async fn in_time<T>(
         let title = format!("the server {server} does not answer within {} s", limit.as_secs());
         Err(Report::new(ErrorCode::StorageFailed, title).with("pool", pool.to_string()).retryable())
     })
+}
+
+/// What QEMU's driver of a pool has said.
+fn no_driver(place: &impl Display, title: &str, said: &str) -> Report {
+    let report = Report::new(ErrorCode::StorageFailed, title).with("pool", place.to_string()).with("said", said);
+    match said.contains("Unknown protocol") || said.contains("Unknown driver") {
+        true => report.help("apt-get install qemu-block-extra   (more drivers of QEMU)"),
+        false => report,
+    }
 }
 
 #[cfg(test)]

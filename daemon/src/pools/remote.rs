@@ -1,17 +1,17 @@
 //! A pool at a server, of whatever kind: its disks made, removed and listed, and the whole of it tried.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::Path, time::Duration};
 
 use vt_protocol::{
     error::Report,
     ids::Epoch,
-    pool::{GlusterPlace, NfsPlace, Place, PlaceError},
+    pool::{GlusterPlace, IscsiPlace, NfsPlace, Place, PlaceError},
 };
 use vt_sync::state::Pool;
 
 use super::{
     gluster::{self, errand},
-    gluster_trial, in_time,
+    gluster_trial, in_time, iscsi,
     nfs::{NfsError, ROOT, Share},
     trial, user_of,
 };
@@ -24,6 +24,23 @@ const TABLES: u64 = 16 << 20;
 /// Length of qcow2's clusters, bytes.
 const CLUSTER: usize = 64 << 10;
 
+/// A new overlay that a disk is made of.
+pub(crate) struct Overlay<'a> {
+    /// Where it lies on this host.
+    pub(crate) path: &'a Path,
+    /// The whole of it.
+    pub(crate) bytes: Vec<u8>,
+    /// What its guest sees, bytes.
+    pub(crate) guest: u64,
+}
+
+impl Overlay<'_> {
+    /// What it may grow to, where it has no file that grows.
+    fn most(&self) -> u64 {
+        self.guest.saturating_add(self.guest / 1024).saturating_add(TABLES)
+    }
+}
+
 /// A pool at a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Remote {
@@ -31,6 +48,8 @@ pub(crate) enum Remote {
     Nfs(NfsPlace),
     /// A volume of Gluster.
     Gluster(GlusterPlace),
+    /// A LUN of an iSCSI server.
+    Iscsi(IscsiPlace),
 }
 
 impl fmt::Display for Remote {
@@ -38,6 +57,7 @@ impl fmt::Display for Remote {
         match self {
             Self::Nfs(place) => place.fmt(f),
             Self::Gluster(place) => place.fmt(f),
+            Self::Iscsi(place) => place.fmt(f),
         }
     }
 }
@@ -52,12 +72,18 @@ impl Remote {
             Place::Dir(_) => None,
             Place::Nfs(place) => Some(Self::Nfs(place)),
             Place::Gluster(place) => Some(Self::Gluster(place)),
+            Place::Iscsi(place) => Some(Self::Iscsi(place)),
         })
     }
 
     /// A file of it, as a driver of QEMU takes it.
     pub(crate) fn uri(&self, file: &str) -> String {
-        format!("{self}/{file}")
+        if self.is_one_disk() { self.to_string() } else { format!("{self}/{file}") }
+    }
+
+    /// Whether there is one disk in it, which one VM may have at a time, and no files.
+    pub(crate) fn is_one_disk(&self) -> bool {
+        matches!(self, Self::Iscsi(_))
     }
 
     /// Whether nothing is to be written there.
@@ -65,26 +91,26 @@ impl Remote {
         matches!(self, Self::Nfs(place) if place.read_only)
     }
 
-    /// Makes a disk for the owner of that epoch, from the bytes of a new overlay whose guest sees `guest` bytes. One left
-    /// from before is replaced.
-    pub(crate) async fn create(&self, file: &str, epoch: Epoch, overlay: &[u8], guest: u64) -> Result<(), Report> {
+    /// Makes a disk for the owner of that epoch, from a new overlay. One left from before is replaced.
+    pub(crate) async fn create(&self, file: &str, epoch: Epoch, overlay: &Overlay<'_>) -> Result<(), Report> {
         let place = match self {
             Self::Nfs(place) => place,
             Self::Gluster(place) => {
                 // QEMU's driver takes a read that ends with the file for a failed one.
-                let mut whole = overlay.to_vec();
-                whole.resize(overlay.len().next_multiple_of(CLUSTER), 0);
+                let mut whole = overlay.bytes.clone();
+                whole.resize(overlay.bytes.len().next_multiple_of(CLUSTER), 0);
                 return errand(place, gluster::PUT, &[file], &whole).await.map(drop);
             }
+            Self::Iscsi(place) => return iscsi::put(place, overlay.path, overlay.most()).await,
         };
         // Our export has no file that grows.
-        let length = guest.saturating_add(guest / 1024).saturating_add(TABLES);
+        let length = overlay.most();
         on_server(place, async |share| {
             share.remove(file).await?;
             let disk = share.create(file, user_of(epoch)).await?;
             let made = async {
                 share.set_length(&disk, length).await?;
-                share.write(&disk, 0, overlay, true).await
+                share.write(&disk, 0, &overlay.bytes, true).await
             };
             let Err(error) = made.await else { return Ok(()) };
             let _ = share.remove(file).await;
@@ -93,7 +119,7 @@ impl Remote {
         .await
     }
 
-    /// Removes disks, those that are there.
+    /// Removes disks, those that are there. What lies in a LUN is overwritten by who has it next: it may be another's already.
     pub(crate) async fn remove(&self, files: &[String]) -> Result<(), Report> {
         match self {
             Self::Nfs(place) => {
@@ -111,6 +137,7 @@ impl Remote {
                 }
                 Ok(())
             }
+            Self::Iscsi(_) => Ok(()),
         }
     }
 
@@ -122,6 +149,7 @@ impl Remote {
                 let listed = errand(place, gluster::LIST, &[], &[]).await?;
                 Ok(listed.lines().map(str::to_owned).collect())
             }
+            Self::Iscsi(_) => Ok(Vec::new()),
         }
     }
 
@@ -131,6 +159,7 @@ impl Remote {
             Self::Nfs(place) if place.read_only => Ok(None),
             Self::Nfs(place) => trial::leave(place).await.map(Some),
             Self::Gluster(place) => gluster_trial::leave(place).await.map(Some),
+            Self::Iscsi(_) => Ok(None),
         }
     }
 
@@ -139,6 +168,7 @@ impl Remote {
         match self {
             Self::Nfs(place) => trial::forget(place, name).await,
             Self::Gluster(place) => gluster_trial::forget(place, name).await,
+            Self::Iscsi(_) => {}
         }
     }
 
@@ -150,6 +180,7 @@ impl Remote {
         match self {
             Self::Nfs(place) => trial::run(place, written).await,
             Self::Gluster(place) => gluster_trial::run(place, written).await,
+            Self::Iscsi(place) => iscsi::run_trial(place).await,
         }
     }
 }

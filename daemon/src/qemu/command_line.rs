@@ -88,6 +88,8 @@ impl Extra {
 pub enum Medium {
     /// As a disk.
     Disk,
+    /// As a disk that every host sees.
+    SeenDisk,
     /// As a CD whose file every host has: nothing is written to it.
     Cd,
     /// As a CD whose file is the VM's own: it may have to be written before the guest is here.
@@ -101,6 +103,7 @@ impl Medium {
     pub fn of(content: &DriveContent) -> Self {
         match content {
             DriveContent::Blank | DriveContent::Clone(_) => Self::Disk,
+            DriveContent::Device(_) => Self::SeenDisk,
             DriveContent::Cd(_) => Self::Cd,
             DriveContent::Folder(_) => Self::OwnCd,
             DriveContent::Floppy(_) | DriveContent::FloppyImage(_) => Self::Floppy,
@@ -112,7 +115,7 @@ impl Medium {
 pub fn drive_ids(media: impl IntoIterator<Item = Medium>) -> Vec<String> {
     let (mut disks, mut cds, mut floppies) = (b'a', 0, 0);
     let mut id = |medium| match medium {
-        Medium::Disk => {
+        Medium::Disk | Medium::SeenDisk => {
             disks += 1;
             format!("vd{}", char::from(disks))
         }
@@ -273,7 +276,7 @@ impl CommandLine<'_> {
         }
         for (id, drive) in drive_ids(self.drives.iter().map(|drive| drive.medium)).iter().zip(self.drives) {
             let read_only = match drive.medium {
-                Medium::Disk => {
+                Medium::Disk | Medium::SeenDisk => {
                     line.disk(id, &drive.disk, &drive.serial);
                     continue;
                 }

@@ -43,6 +43,12 @@ pub(super) const DRIVE_PARAMS: &[Documented] = &[
         "yes: the disk is made empty; force_create_image is the same, for nothing is left of a case",
     ),
     ("image_name", "", "image of the catalogue that a disk is a clone of; folders and endings do not count"),
+    (
+        "image_raw_device",
+        "no",
+        "yes: the disk is the LUN of the pool of kind iscsi that image_name names, as it is; what the guest writes stays there, \
+         and no other VM has it meanwhile",
+    ),
     ("image_format", "qcow2", "qcow2 or raw, for a disk that is made empty"),
     ("image_size", "10G", "what the guest sees of a disk that is made empty"),
     ("check_image", "no", "yes: qemu-img looks into the disks before the VM starts and after it has ended"),
@@ -72,7 +78,7 @@ pub(super) const DRIVE_ALIASES: &[&str] = &["force_create_image", "md5sum_1m", "
 pub(super) const DRIVE_LIMITS: &[Limit] = &[Limit {
     key: "image_raw_device",
     takes: |value| matches!(value, "no" | "off" | ""),
-    does: "uses no devices of the host: its disks are files that go with the VM",
+    does: "boots from an image, so that its first disk is no device (image_raw_device_NAME is for another one)",
 }];
 
 /// The disks beyond the first, the CDs and the floppy disks, in order.
@@ -111,13 +117,22 @@ fn disk(params: &Params, name: &str) -> Result<Drive, ParamError> {
     };
     let blank = own.flag("create_image")?.unwrap_or(false) || own.flag("force_create_image")?.unwrap_or(false);
     let bytes = own.size("image_size", 1, MIB..=DISK_MAX)?.unwrap_or(10 << 30);
+    let device = own.flag("image_raw_device")?.unwrap_or(false);
     let content = match named(&own, "image_name")? {
+        Some(pool) if device && !blank => DriveContent::Device(pool),
+        _ if device => {
+            return Err(own.error("image_raw_device", "image_name with the name of a pool, and no create_image"));
+        }
         _ if blank => DriveContent::Blank,
         Some(image) => DriveContent::Clone(image),
         None => return Err(params.error("images", format!("disks with create_image_{name}=yes or image_name_{name}"))),
     };
     // An overlay is always qcow2, whatever lies below it.
-    let format = if blank { format } else { ImageFormat::Qcow2 };
+    let format = match content {
+        DriveContent::Blank => format,
+        DriveContent::Device(_) => ImageFormat::Raw,
+        _ => ImageFormat::Qcow2,
+    };
     Ok(Drive { name: name_of(params, "images", name)?, content, format, bytes, sum: sum(&own)?, image_digest: None })
 }
 
@@ -304,6 +319,13 @@ mod tests {
         assert_eq!(cd1.sum.as_ref().unwrap().digits, digest.to_lowercase());
         assert_eq!(cd2.content, DriveContent::Folder("tools".into()));
         assert!(read(&params(&[("images", "image1"), ("image_name", "images/jeos")])).unwrap().is_empty());
+        let drives =
+            read(&params(&[("images", "image1 lun"), ("image_raw_device_lun", "yes"), ("image_name_lun", "san-1")]))
+                .unwrap();
+        assert_eq!(
+            (&drives[0].content, drives[0].format),
+            (&DriveContent::Device("san-1".parse().unwrap()), ImageFormat::Raw)
+        );
         let drives = read(&params(&[("floppies", "fl answers"), ("floppy_name_answers", "media/unattended")])).unwrap();
         assert_eq!(drives[0].content, DriveContent::Floppy(None));
         assert_eq!(drives[1].content, DriveContent::Floppy(Some("unattended".into())));
@@ -338,6 +360,8 @@ mod tests {
             (&[("images", "a b"), ("create_image", "yes"), ("image_size", "1")], "image_size"),
             (&[("images", "a b"), ("create_image", "yes"), ("image_format", "vmdk")], "image_format"),
             (&[("images", "a B"), ("create_image", "yes")], "images"),
+            (&[("images", "a b"), ("image_raw_device_b", "yes")], "image_raw_device"),
+            (&[("images", "a b"), ("image_raw_device_b", "yes"), ("create_image", "yes")], "image_raw_device"),
             (&[("cdroms", "c"), ("cdrom_c", "isos/ü.iso")], "cdrom"),
             (&[("floppies", "a b c")], "floppies"),
             (&[("floppies", "a"), ("floppy_name_a", "images/ü.img")], "floppy_name"),

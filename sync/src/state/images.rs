@@ -214,6 +214,11 @@ impl State {
         if c.pool.as_str() == DEFAULT_POOL || self.pools.contains_key(&c.pool) {
             return reject(ErrorCode::NameTaken, format!("there is a pool called {} already", c.pool));
         }
+        // Under two names it would be given away twice.
+        let same = |known: &&Arc<Pool>| known.kind == PoolKind::Iscsi && known.path == pool.path;
+        if let Some(known) = self.pools.values().find(same).filter(|_| pool.kind == PoolKind::Iscsi) {
+            return reject(ErrorCode::PoolInUse, format!("pool {} is that LUN", known.name));
+        }
         within("pools", self.pools.len() + 1, bounds::POOLS)?;
         self.pools.insert(c.pool.clone(), Arc::new(pool));
         entry.tell(Effect::Pool(c.pool.clone()));
@@ -226,6 +231,9 @@ impl State {
         }
         if let Some(image) = self.images.values().find(|image| image.pool == c.pool) {
             return reject(ErrorCode::ImageInUse, format!("image {} lies in pool {}", image.name, c.pool));
+        }
+        if let Some(vm) = self.vms.values().find(|vm| vm.alone.contains(&c.pool)) {
+            return reject(ErrorCode::PoolInUse, format!("VM {} has the disk of pool {}", vm.id, c.pool));
         }
         self.pools.remove(&c.pool);
         entry.tell(Effect::Pool(c.pool.clone()));

@@ -42,6 +42,8 @@ pub struct VmRecord {
     pub migration: Option<Migration>,
     /// Other images that its disks lie upon.
     pub also: Vec<Name>,
+    /// Pools of one disk each, which no other VM may have meanwhile.
+    pub alone: Vec<Name>,
 }
 
 /// Whether a VM's owner may act.
@@ -86,6 +88,13 @@ impl State {
         within("VMs of an attempt", count + 1, bounds::VMS_PER_ATTEMPT)?;
         within("VMs", self.vms.len() + 1, bounds::VMS)?;
         within("images of a VM", c.also.len(), bounds::IMAGES_PER_VM)?;
+        within("pools of a VM", c.alone.len(), bounds::IMAGES_PER_VM)?;
+        for (at, pool) in c.alone.iter().enumerate() {
+            let other = self.vms.values().find(|vm| vm.alone.contains(pool)).map(|vm| &vm.id);
+            if let Some(has) = other.or(c.alone[..at].contains(pool).then_some(&c.vm)) {
+                return reject(ErrorCode::PoolInUse, format!("VM {has} has the disk of pool {pool}"));
+            }
+        }
         let moves = attempt.moves.get(&c.vm.name).copied().unwrap_or(0);
         let record = VmRecord {
             slot: self.free_slot(),
@@ -100,6 +109,7 @@ impl State {
             migrations: moves,
             migration: None,
             also: c.also.clone(),
+            alone: c.alone.clone(),
         };
         self.vms.insert(c.vm.clone(), Arc::new(record));
         for image in std::iter::once(&c.image).chain(&c.also) {

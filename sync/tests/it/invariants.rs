@@ -274,6 +274,7 @@ impl Op {
                 image: "guest".parse().unwrap(),
                 spec: None,
                 also: vec![],
+                alone: vec![],
             }
             .into(),
             Op::Release(host) => ReleaseVm { vm: vm(), host: h(host), epoch: owner() }.into(),

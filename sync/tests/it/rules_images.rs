@@ -2,7 +2,9 @@
 
 use vt_protocol::{
     catalogue::{ImageFormat, PlacementState, PoolKind},
-    error::ErrorCode::{ImageInUse, ImageRefused, NameTaken, RequestConflict, TooLarge, UnknownImage, UnknownPool},
+    error::ErrorCode::{
+        ImageInUse, ImageRefused, NameTaken, PoolInUse, RequestConflict, TooLarge, UnknownImage, UnknownPool,
+    },
     ids::{Digest, Name},
 };
 use vt_sync::{
@@ -122,4 +124,29 @@ fn a_pool_with_images_stays_and_a_host_that_leaves_takes_its_copies_off_the_reco
     world.expire(2);
     world.ok(RemoveHost { host: h(2) });
     assert!(image(&world, "disk").placements.is_empty(), "it is told that no copy is left");
+}
+
+#[test]
+fn a_pool_of_one_disk_is_one_vms_at_a_time_and_one_pool_only() {
+    let mut world = World::running();
+    let lun = AddPool { pool: name("lun"), kind: PoolKind::Iscsi, path: "iscsi://a/iqn.x/1".into(), shared: true };
+    world.ok(lun.clone());
+    assert_eq!(world.no(AddPool { pool: name("again"), ..lun.clone() }), PoolInUse);
+    world.ok(AddPool { pool: name("other"), path: "iscsi://a/iqn.x/2".into(), ..lun.clone() });
+    let mut claim = world.claiming(1);
+    claim.alone = vec![name("lun")];
+    world.ok(claim.clone());
+    world.ok(claim.clone());
+    let mut second = claim.clone();
+    second.vm.name = name("vm2");
+    assert_eq!(world.no(second.clone()), PoolInUse);
+    assert_eq!(world.no(RemovePool { pool: name("lun") }), PoolInUse);
+    second.alone = vec![name("other"), name("other")];
+    assert_eq!(world.no(second.clone()), PoolInUse, "twice in one VM");
+    second.alone.pop();
+    world.ok(second.clone());
+    world.ok(world.releasing(1));
+    second.vm.name = name("vm3");
+    second.alone = vec![name("lun")];
+    world.ok(second);
 }

@@ -225,6 +225,7 @@ impl World {
             image: "guest".parse().unwrap(),
             spec: None,
             also: Vec::new(),
+            alone: Vec::new(),
         }
     }
 

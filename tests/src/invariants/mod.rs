@@ -201,7 +201,10 @@ mod tests {
         let mut state = running();
         let epoch = state.attempts[&attempt()].epoch;
         let image = "guest".parse().unwrap();
-        apply(&mut state, ClaimVm { vm: vm(), host: host(id), epoch, image, spec: None, also: Vec::new() });
+        apply(
+            &mut state,
+            ClaimVm { vm: vm(), host: host(id), epoch, image, spec: None, also: Vec::new(), alone: Vec::new() },
+        );
         state
     }
 

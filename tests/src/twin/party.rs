@@ -185,7 +185,15 @@ impl Twin {
             return Progress::Done;
         }
         let image = "guest".parse().expect("it is a name");
-        let claim = ClaimVm { vm: vm.clone(), host: self.me, epoch: party.epoch, image, spec: None, also: Vec::new() };
+        let claim = ClaimVm {
+            vm: vm.clone(),
+            host: self.me,
+            epoch: party.epoch,
+            image,
+            spec: None,
+            also: Vec::new(),
+            alone: Vec::new(),
+        };
         let applied = match self.ask("claim", vm.name.as_str(), claim) {
             None => return Progress::Waits,
             Some(Err(_)) => return Progress::failed(ErrorCode::NotOwner, "the VM could not be claimed"),

@@ -6,6 +6,7 @@ mod drives;
 mod faults;
 mod libvirt;
 mod life;
+mod luns;
 mod matrix;
 mod modes;
 mod moves;
