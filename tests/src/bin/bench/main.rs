@@ -5,6 +5,7 @@
 //! bench --ways [--quick]     what carries a VM, compared: cost, throughput, readings
 //! bench --libvirt [--quick]  a move by virsh, by libvirt, over QMP, and by a bare QMP exchange
 //! bench --images [--quick]   images from host to host, against scp, rsync and a TLS socket; to an NFS server, against nfs-cp
+//! bench --nfs [--quick]      the last of these alone
 //! ```
 //!
 //! Needs root, QEMU and the built programs beside it. Makes a lab of its own and removes it. Compares commits with etcd
@@ -63,6 +64,8 @@ enum What {
     /// The same move with and without libvirt; in so many rounds.
     Libvirt(usize),
     Images(images::Extent),
+    /// A disk of so many MiB to an NFS server.
+    Nfs(u64),
 }
 
 fn what(arguments: &[String]) -> Option<What> {
@@ -76,6 +79,8 @@ fn what(arguments: &[String]) -> Option<What> {
         ["--libvirt", "--quick"] => Some(What::Libvirt(QUICK.rounds)),
         ["--images"] => Some(What::Images(IMAGES)),
         ["--images", "--quick"] => Some(What::Images(QUICK_IMAGES)),
+        ["--nfs"] => Some(What::Nfs(IMAGES.small_mib)),
+        ["--nfs", "--quick"] => Some(What::Nfs(QUICK_IMAGES.small_mib)),
         _ => None,
     }
 }
@@ -92,7 +97,7 @@ fn main() -> ExitCode {
         };
     }
     let Some(what) = what(&arguments) else {
-        eprintln!("usage: bench [--ways | --libvirt | --images] [--quick]");
+        eprintln!("usage: bench [--ways | --libvirt | --images | --nfs] [--quick]");
         return ExitCode::from(2);
     };
     match run(what) {
@@ -115,6 +120,7 @@ fn run(what: What) -> anyhow::Result<bool> {
         What::Ways(rounds) => shown(ways::measure(rounds)?),
         What::Libvirt(rounds) => shown(libvirt::measure(rounds)?),
         What::Images(extent) => shown(images::measure(extent)?),
+        What::Nfs(mib) => shown(nfs::measure(mib)?),
     };
     let missed: Vec<&str> = all.iter().filter(|figure| !figure.kept()).map(|figure| figure.name.trim()).collect();
     match missed.as_slice() {
@@ -171,6 +177,7 @@ mod tests {
         assert_eq!(what(&["--quick"]), Some(What::Cluster(QUICK)));
         assert_eq!(what(&["--ways", "--quick"]), Some(What::Ways(QUICK.rounds)));
         assert_eq!(what(&["--images", "--quick"]), Some(What::Images(QUICK_IMAGES)));
+        assert_eq!(what(&["--nfs"]), Some(What::Nfs(256)));
         assert_eq!(what(&["--fast"]), None);
         assert_eq!(what(&["--quick", "--quick"]), None);
     }
