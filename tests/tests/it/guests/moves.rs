@@ -34,7 +34,7 @@ fn a_guest_moves_there_and_back_and_the_evidence_says_so() {
     let before = lab.inventory(3);
     let results = tempfile::tempdir().unwrap();
     let bundle = results.path().join("job");
-    // 24 MB/s stretch each move to some seconds, so that the readings can be counted.
+    // A goal sets what was not set, and tells what that is. 24 MB/s stretch each move to some seconds, so that the readings can be counted.
     let ran = lab
         .vtctl(&[
             "run",
@@ -43,6 +43,8 @@ fn a_guest_moves_there_and_back_and_the_evidence_says_so() {
             "host1,host2",
             "-p",
             "mig_speed=24M",
+            "-p",
+            "goal=must_finish:5m",
             "-r",
             bundle.to_str().unwrap(),
         ])
@@ -75,8 +77,17 @@ fn a_guest_moves_there_and_back_and_the_evidence_says_so() {
     assert!(completed.count() >= 3);
     assert_eq!(transcripts.iter().filter(|text| text.contains("\"RESUME\"")).count(), 3);
 
-    // The probes' figures, after either move.
+    // The probes' figures, after either move; and the goal, as it was made of it, as it was told QEMU and as it is on record.
     let events: String = files(&bundle, "events.jsonl").iter().map(|path| fs::read_to_string(path).unwrap()).collect();
+    assert!(
+        events.contains("goal must_finish:300s: auto-converge downtime-limit=500 cpu-throttle-initial=30"),
+        "{events}"
+    );
+    assert!(!events.contains("goal must_finish:300s: max-bandwidth"), "mig_speed was given: {events}");
+    assert!(transcripts.iter().any(|text| text.contains("cpu-throttle-increment") && text.contains("auto-converge")));
+    for migration in &migrations {
+        assert!(migration["capabilities"].to_string().contains("auto-converge"), "{migration}");
+    }
     assert_eq!(events.matches("MB/s rewritten").count(), 2, "{events}");
 
     for name in ["results.json", "results.xml", "summary.md"] {
