@@ -31,6 +31,7 @@ use vt_protocol::{
     params::{Params, for_host},
     party::Failure,
     scenario::{Mistake, ScenarioCheck, ScenarioChecked, ScenarioStep, ScenarioText},
+    vm::Backend,
 };
 
 use self::{
@@ -55,6 +56,8 @@ pub struct ScenarioFile {
     about: String,
     /// Fewest and most hosts of a case.
     hosts: (u32, u32),
+    /// Who may start and move its VMs, where it says so.
+    backends: Vec<(Backend, Word)>,
     timeout: Option<Duration>,
     /// Name, default, meaning.
     params: Vec<(Word, Word, String)>,
@@ -311,11 +314,55 @@ mod tests {
     }
 
     #[test]
+    fn words_of_a_move_stand_for_parameters() {
+        let text = format!(
+            "{HEAD}[params]\nway = \"tls\"\n[[step]]\ndo = \"vm.start\"\n[[step]]\ndo = \"migrate\"\ntransport = \"${{way}}\"\n\
+             channels = 4\n[[step]]\ndo = \"migrate\"\ncapabilities = \"auto-converge\"\nmode = \"precopy+postcopy\"\nchannels = 0\n\
+             at = {{ active = \"max-bandwidth=1048576\" }}\n"
+        );
+        let file = ScenarioFile::read(&ScenarioText { file: "t.scenario".into(), text }).unwrap();
+        let hosts: Vec<Name> = ["a", "b"].map(|name| name.parse().unwrap()).into();
+        let program = file.program(&Params::new(), &hosts).unwrap();
+        let specs: Vec<_> = program
+            .acts
+            .iter()
+            .filter_map(|act| match &act.what {
+                act::What::Migrate { spec, .. } => Some(spec),
+                _ => None,
+            })
+            .collect();
+        assert_eq!((specs[0].transport.to_string(), specs[0].parameters["multifd-channels"]), ("tls".to_owned(), 4));
+        assert!(specs[0].wants("multifd") && !specs[0].is_postcopy());
+        assert!(specs[1].is_postcopy() && specs[1].wants("auto-converge") && !specs[1].wants("multifd"));
+        assert_eq!(specs[1].interventions.len(), 2, "{:?}", specs[1]);
+    }
+
+    #[test]
+    fn a_fault_lasts_as_long_as_it_says_and_checks_come_last() {
+        let text = "[[check]]\nguest = \"true\"\n[[check]]\ncheck = \"guest\"\n[[step]]\ndo = \"vm.start\"\n\
+                    [[step]]\nfault = \"net.block\"\nfor = \"3s\"\non = \"host2\"\n";
+        let checked = steps(text);
+        let done = done(&checked);
+        assert_eq!(done.len(), 6, "{done:?}");
+        assert!(done[2].contains("host2 wait for 3s") && done[4].contains("runs \"true\""), "{done:?}");
+        assert_ne!(done[1], done[3], "{done:?}");
+        let by = |typed: &[(&str, &str)]| {
+            check(&format!("{HEAD}backends = [\"qmp\"]\n[[step]]\ndo = \"vm.start\"\n"), typed, 0).mistakes
+        };
+        assert_eq!(by(&[]), []);
+        let mistakes = by(&[("vm_type", "libvirt")]);
+        assert_eq!((mistakes.len(), mistakes[0].line, mistakes[0].column), (1, 5, 13), "{mistakes:?}");
+    }
+
+    #[test]
     fn every_mistake_is_found_before_anything_starts_and_at_its_place() {
         const UP: &str = "[[step]]\ndo = \"vm.start\"\n";
         // Behind four lines of head. A mistake in line 0 is one of the whole file.
         for (text, line, column, says) in [
             ("", 0, 0, "the file has no step"),
+            ("backends = [\"xen\"]\n[[step]]\nlog = \"x\"\n", 5, 13, "not qmp or libvirt"),
+            ("[[step]]\nlog = \"x\"\n[[check]]\ndo = \"wait\"\n", 8, 6, "a check asks and changes nothing"),
+            ("[[step]]\nfault = \"net.pass\"\nfor = \"3s\"\n", 7, 1, "net.pass has no key \"for\""),
             ("[[step]]\ndo = \"mvoe\"\n", 6, 6, "nothing that can stand behind do"),
             ("[[step]]\nguets = \"uptime\"\n", 6, 1, "says nothing to be done"),
             ("[[step]]\nguest = \"x\"\nbarrier = \"y\"\n", 5, 1, "barrier and guest"),

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use vt_protocol::scenario::Mistake;
+use vt_protocol::{scenario::Mistake, vm::Backend};
 
 use super::{
     ScenarioFile, VmTable,
@@ -51,7 +51,7 @@ static KINDS: &[Kind] = &[
     kind("do", "vm.ready", &["vm"]),
     kind("do", "vm.reset", &["vm"]),
     kind("do", "vm.stop", &["vm"]),
-    kind("do", "migrate", &["vm", "from", "to", "block", "expect", "*move"]),
+    kind("do", "migrate", &["vm", "from", "to", "block", "expect", "transport", "mode", "channels", "*move"]),
     kind("do", "load.start", &["vm", "stress_cpu", "stress_disk"]),
     kind("do", "load.check", &["vm"]),
     kind("do", "load.stop", &["vm"]),
@@ -63,11 +63,14 @@ static KINDS: &[Kind] = &[
     kind("get", "", &["vm", "expect"]),
     kind("qmp", "", &["vm", "arguments", "expect"]),
     kind("check", "guest", &["vm"]),
-    kind("fault", "net.block", &["on"]),
+    kind("fault", "net.block", &["on", "for"]),
     kind("fault", "net.pass", &["on"]),
     kind("log", "", &["on"]),
     kind("for", "", &["step"]),
 ];
+
+/// What a check may be: it asks, and changes nothing.
+const CHECKS: &[&str] = &["check", "guest", "agent", "get", "qmp", "load.check"];
 
 /// A step as it is written.
 #[derive(Debug, Clone, PartialEq)]
@@ -138,14 +141,18 @@ pub(super) fn scenario(file: &str, text: &str) -> Result<ScenarioFile, Vec<Mista
     let params = table.take("params").map(|(_, item)| params(&mut found, item)).unwrap_or_default();
     let vms = table.take("vm").map(|(_, item)| vms(&mut found, item)).unwrap_or_default();
     let mut left = STEPS_MAX;
-    let steps = match table.take("step") {
+    let mut steps = match table.take("step") {
         Some((_, item)) => steps(&mut found, item, 0, &mut left),
         None => {
             found.0.push(Spot::default().mistake("the file has no step: [[step]]"));
             Vec::new()
         }
     };
-    let known = ["schema", "name", "summary", "about", "hosts", "timeout", "params", "vm", "step"];
+    if let Some((_, item)) = table.take("check") {
+        steps.extend(checks(&mut found, item, &mut left));
+    }
+    let backends = table.take("backends").and_then(|(_, item)| found.ok(backends(item))).unwrap_or_default();
+    let known = ["schema", "name", "summary", "about", "hosts", "backends", "timeout", "params", "vm", "step", "check"];
     found.rest(&table, "a scenario", &known);
     if !found.0.is_empty() {
         found.0.sort_by_key(|mistake| (mistake.line, mistake.column));
@@ -157,6 +164,7 @@ pub(super) fn scenario(file: &str, text: &str) -> Result<ScenarioFile, Vec<Mista
         summary: summary.map(|summary| summary.text).unwrap_or_default(),
         about: about.map(|about| about.text).unwrap_or_default(),
         hosts: hosts.unwrap_or((2, 2)),
+        backends,
         timeout,
         params,
         vms,
@@ -188,6 +196,31 @@ fn hosts(item: Item) -> Result<(u32, u32), Mistake> {
         [least, most] if least <= most => Ok((least, most)),
         _ => Err(wrong()),
     }
+}
+
+/// Who may start and move its VMs, with the place that says so; none: whoever is asked to.
+fn backends(item: Item) -> Result<Vec<(Backend, Word)>, Mistake> {
+    let named = |item: Item| {
+        let word = item.word("qmp or libvirt")?;
+        let backend = match word.text.as_str() {
+            "qmp" | "qemu" => Backend::Qmp,
+            "libvirt" => Backend::Libvirt,
+            other => return Err(word.mistake(format!("{other:?} is not qmp or libvirt"))),
+        };
+        Ok((backend, word))
+    };
+    item.list().into_iter().map(named).collect()
+}
+
+/// What is asked when all steps are done.
+fn checks(found: &mut Found, item: Item, left: &mut usize) -> Vec<Step> {
+    let checks = steps(found, item, DEPTH_MAX, left);
+    for check in checks.iter().filter(|check| !CHECKS.contains(&check.what)) {
+        let mut mistake = check.value.mistake(format!("a check asks and changes nothing: {} is a step", check.what));
+        mistake.hint = Some("[[step]] in the place of [[check]]".to_owned());
+        found.0.push(mistake);
+    }
+    checks
 }
 
 /// A time: `300ms`, `10s`, `5m`, `1h`; at most a day.
@@ -280,8 +313,9 @@ fn steps(found: &mut Found, item: Item, depth: usize, left: &mut usize) -> Vec<S
 fn step(found: &mut Found, mut table: Table, spot: Spot, depth: usize, left: &mut usize) -> Option<Step> {
     let mut heads: Vec<&'static str> = KINDS.iter().map(|kind| kind.head).collect();
     heads.dedup();
-    let said: Vec<&str> =
-        heads.iter().copied().filter(|head| table.0.iter().any(|(key, _)| key.text == *head)).collect();
+    let has = |head: &str| table.0.iter().any(|(key, _)| key.text == head);
+    // How long a fault lasts is no loop.
+    let said: Vec<&str> = heads.iter().copied().filter(|head| has(head) && (*head != "for" || !has("fault"))).collect();
     let [head] = said[..] else {
         // What is misspelt is the place.
         let near = |(key, _): &(Word, Item)| Some((key.spot, nearest(&key.text, heads.iter().copied())?));

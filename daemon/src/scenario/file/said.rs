@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use vt_protocol::{
+    params::Params,
     scenario::Mistake,
     vm::{MigrationSpec, Transport},
 };
@@ -57,6 +58,40 @@ impl Said<'_, '_> {
             return Ok(path.text);
         }
         Err(path.mistake("a path in the guest begins with /"))
+    }
+
+    /// What carries a move, in which mode and over how many connections: words of a step that stand for parameters.
+    pub(super) fn ways(&self, params: &mut Params, file: &str) -> Result<(), Mistake> {
+        let mut add = |key: &str, between: &str, value: &str, word: &Word| {
+            let before = params.text(key).map(str::trim).filter(|before| !before.is_empty() && !between.is_empty());
+            let value = before.map_or_else(|| value.to_owned(), |before| format!("{before}{between}{value}"));
+            params.set(key, value, word.spot.origin(file));
+        };
+        if let Some(word) = self.word("transport")? {
+            if self.item("mig_protocol").is_some() {
+                return Err(word.mistake("transport and mig_protocol say the same: one of them"));
+            }
+            let known =
+                word.text.parse::<Transport>().map_err(|want| word.mistake(format!("{:?} is not {want}", word.text)));
+            add("mig_protocol", "", &known?.to_string(), &word);
+        }
+        if let Some(word) = self.word("mode")? {
+            match word.text.as_str() {
+                "precopy" => {}
+                "postcopy" => add("at", "; ", "active postcopy", &word),
+                "precopy+postcopy" => add("at", "; ", "pass:1 postcopy", &word),
+                other => return Err(word.mistake(format!("{other:?} is not precopy, postcopy or precopy+postcopy"))),
+            }
+        }
+        if let Some(word) = self.word("channels")? {
+            let number = word.text.parse::<u8>();
+            let number = number.map_err(|_| word.mistake(format!("{:?} is no number from 0 to 255", word.text)))?;
+            if number > 0 {
+                add("capabilities", " ", "multifd", &word);
+                add("parameters", " ", &format!("multifd-channels={number}"), &word);
+            }
+        }
+        Ok(())
     }
 
     /// Hosts by a key; `None` where it is not there.

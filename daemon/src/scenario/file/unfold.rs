@@ -9,6 +9,7 @@ use vt_protocol::{
     ids::Name,
     params::{ParamError, Params},
     scenario::Mistake,
+    vm::Backend,
 };
 
 use super::{
@@ -131,12 +132,27 @@ impl Unfolding<'_> {
                 .overlay(&mut params, &table, &known, "a VM")
                 .and_then(|()| Settings::read(&params).map_err(|error| self.misread(&error, &table)));
             match read {
-                Ok(read) => settings.push((parsed.clone(), read)),
+                Ok(read) => {
+                    let other = self.not_by(&name, read.vm.backend);
+                    self.mistakes.extend(other);
+                    settings.push((parsed.clone(), read));
+                }
                 Err(mistake) => self.mistakes.push(mistake),
             }
             self.vms.push(Vm { name: parsed, params, at: 0, stage: Stage::Off, load: None });
         }
         settings
+    }
+
+    /// A VM that somebody starts and moves whom the file does not name.
+    fn not_by(&self, vm: &str, backend: Backend) -> Option<Mistake> {
+        let (_, first) =
+            self.file.backends.first().filter(|_| self.file.backends.iter().all(|(one, _)| *one != backend))?;
+        let by = match backend {
+            Backend::Qmp => "the daemon over qmp",
+            Backend::Libvirt => "libvirt",
+        };
+        Some(first.mistake(format!("{vm} is started and moved by {by}, for which this scenario is not made (vm_type)")))
     }
 
     /// Sets what a table says, parameters filled in.
@@ -259,7 +275,16 @@ impl Unfolding<'_> {
                 What::Wait { places, time }
             }
             "log" => What::Log { places: said.places()?, text: said.unfolding.fill(&step.value)?.text },
-            "net.block" | "net.pass" => What::Net { places: said.places()?, block: step.what == "net.block" },
+            "net.block" | "net.pass" => {
+                let (places, time) = (said.places()?, said.time("for")?);
+                if let Some(time) = time {
+                    self.since += time;
+                    let blocked = What::Net { places: places.clone(), block: true };
+                    self.acts.push(Act { line, what: blocked });
+                    self.acts.push(Act { line, what: What::Wait { places: places.clone(), time } });
+                }
+                What::Net { places, block: step.what == "net.block" && time.is_none() }
+            }
             _ => {
                 let vm = said.vm()?;
                 self.on_vm(step, vm)?
@@ -460,7 +485,13 @@ impl Unfolding<'_> {
         let mut params = self.vms[vm].params.clone();
         let table = said.table(MOVE_KEYS);
         self.overlay(&mut params, &table, MOVE_KEYS, "migrate")?;
-        let mut spec = Settings::read(&params).map_err(|error| self.misread(&error, &table))?.spec;
+        said.ways(&mut params, &self.file.file)?;
+        let read = Settings::read(&params).map_err(|error| {
+            let mistake = self.misread(&error, &table);
+            // It may follow from several keys of the step.
+            if mistake.line == 0 { step.value.mistake(mistake.message) } else { mistake }
+        });
+        let mut spec = read?.spec;
         let mut expect = said.expect(&[
             ("result", Type::Text),
             ("qemu_downtime_ms", Type::Number),
