@@ -36,7 +36,7 @@ impl IscsiServer {
     /// It cannot be started.
     pub fn on(lab: &Lab, luns_mib: &[u64]) -> Self {
         let host = ServerHost::on(lab, "lun");
-        let names: Vec<String> = (1..=luns_mib.len()).map(|number| file_name(number)).collect();
+        let names: Vec<String> = (1..=luns_mib.len()).map(file_name).collect();
         for (name, mib) in names.iter().zip(luns_mib) {
             let file = File::create(host.folder().join(name)).expect("a LUN's file");
             file.set_len(mib << 20).expect("its length");

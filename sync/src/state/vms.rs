@@ -91,7 +91,7 @@ impl State {
         within("pools of a VM", c.alone.len(), bounds::IMAGES_PER_VM)?;
         for (at, pool) in c.alone.iter().enumerate() {
             let other = self.vms.values().find(|vm| vm.alone.contains(pool)).map(|vm| &vm.id);
-            if let Some(has) = other.or(c.alone[..at].contains(pool).then_some(&c.vm)) {
+            if let Some(has) = other.or_else(|| c.alone[..at].contains(pool).then_some(&c.vm)) {
                 return reject(ErrorCode::PoolInUse, format!("VM {has} has the disk of pool {pool}"));
             }
         }
