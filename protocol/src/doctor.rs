@@ -144,6 +144,12 @@ pub struct Fit {
     pub times_ms: Vec<(String, u64)>,
     /// Seconds since 1970 when it answered.
     pub unix_s: u64,
+    /// Version of the CPU's microcode; empty where the kernel tells none.
+    pub microcode: String,
+    /// Digest of the firmware that guests start with; empty where it was not found.
+    pub firmware: String,
+    /// Migration capabilities of that QEMU.
+    pub capabilities: Vec<String>,
 }
 
 impl fmt::Display for Finding {

@@ -150,6 +150,7 @@ impl Host {
             voters: consensus.voters.len(),
             willing: state.hosts.values().filter(|host| host.role != Role::Learner && host.is_live()).count(),
             hosts,
+            lag: consensus.lag.iter().map(|(host, lag)| (self.name_of(*host), *lag)).collect(),
             two_authorities: state.authority.as_ref().is_some_and(|authority| authority.previous.is_some()),
             // A witness has no disks.
             pools: if witness { Vec::new() } else { self.tried_pools(state).await },

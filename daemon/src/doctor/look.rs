@@ -6,7 +6,7 @@ use std::{
     io::Write,
     net::{IpAddr, Ipv4Addr},
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,7 @@ use nix::{
 };
 use vt_protocol::{
     doctor::Fit,
+    ids::Digest,
     image::{BUILTIN, RECORD_FILE},
     vm::Accelerator,
 };
@@ -41,6 +42,13 @@ use crate::{
     settings::Settings,
 };
 
+/// Where distributions keep the firmware that guests start with.
+const FIRMWARE: &[&str] = &["/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/bios-256k.bin"];
+/// Where the test suite that people come from keeps images.
+const OLD_DATA: &[&str] =
+    &["/var/lib/avocado/data/avocado-vt", "/usr/share/avocado/data/avocado-vt", "/root/avocado/data/avocado-vt"];
+/// Programs that keep a clock on time, as the kernel names their processes: with fifteen letters at most.
+const CLOCK_KEEPERS: &[&str] = &["chronyd", "ntpd", "ntpd-rs", "openntpd", "ptp4l", "phc2sys", "systemd-timesyn"];
 /// Writes whose times the median is of.
 const WRITES: usize = 9;
 const WRITE: usize = 4096;
@@ -66,6 +74,9 @@ pub(super) async fn look(settings: &Settings, member: Option<Member>) -> Seen {
         shared: settings.pool_shared,
         times_ms: facts.times_ms,
         unix_s: vt_protocol::rehearsal::unix_s(),
+        microcode: local.microcode,
+        firmware: local.firmware,
+        capabilities: known.map(|qemu| qemu.capabilities.clone()).unwrap_or_default(),
     };
     Seen {
         machine: local.machine,
@@ -108,6 +119,8 @@ struct Local {
     network: Network,
     folders: Vec<Folder>,
     fsync: Option<Duration>,
+    microcode: String,
+    firmware: String,
 }
 
 impl Local {
@@ -119,20 +132,36 @@ impl Local {
             folders.push(folder(Use::Images, &paths.images, None));
             folders.push(folder(Use::Disks, &paths.disks, Some(shared)));
         }
-        Self { machine: machine(settings), network: network(settings), fsync: fsync(&paths.data), folders }
+        let cpuinfo = text("/proc/cpuinfo").unwrap_or_default();
+        Self {
+            machine: machine(settings, &cpuinfo),
+            network: network(settings),
+            fsync: fsync(&paths.data),
+            folders,
+            microcode: field(&cpuinfo, "microcode", ':').unwrap_or_default().to_owned(),
+            firmware: FIRMWARE
+                .iter()
+                .find_map(|path| fs::read(path).ok())
+                .map_or_else(String::new, |bytes| Digest::of(&bytes).to_string()),
+        }
     }
 }
 
-fn machine(settings: &Settings) -> Machine {
-    let text = |path: &str| fs::read_to_string(path).ok().map(|text| text.trim().to_owned());
-    let cpuinfo = text("/proc/cpuinfo").unwrap_or_default();
-    let flags: BTreeSet<&str> = field(&cpuinfo, "flags", ':').unwrap_or_default().split_whitespace().collect();
+/// The text of a file of the kernel.
+fn text(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+fn machine(settings: &Settings, cpuinfo: &str) -> Machine {
+    let flags: BTreeSet<&str> = field(cpuinfo, "flags", ':').unwrap_or_default().split_whitespace().collect();
     let meminfo = text("/proc/meminfo").unwrap_or_default();
     let nested = |module: &str| text(&format!("/sys/module/{module}/parameters/nested"));
     let allowed = text("/proc/sys/vm/unprivileged_userfaultfd");
+    let kib = |name: &str| field(&meminfo, name, ':').and_then(facts::kibibytes).unwrap_or(0);
+    let pages = |name: &str| field(&meminfo, name, ':').and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0);
     let root = geteuid().is_root();
     Machine {
-        vendor: field(&cpuinfo, "vendor_id", ':').unwrap_or("unknown").to_owned(),
+        vendor: field(cpuinfo, "vendor_id", ':').unwrap_or("unknown").to_owned(),
         virtualisation: flags.contains("vmx") || flags.contains("svm"),
         is_vm: flags.contains("hypervisor"),
         dev_kvm: Path::new("/dev/kvm").exists(),
@@ -146,28 +175,61 @@ fn machine(settings: &Settings) -> Machine {
         },
         open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft),
         userfaultfd: allowed.is_some_and(|value| root || value == "1") || File::open("/dev/userfaultfd").is_ok(),
-        memory_available: field(&meminfo, "MemAvailable", ':').and_then(facts::kibibytes).unwrap_or(0),
+        memory: (kib("MemTotal"), kib("MemAvailable")),
+        huge_pages_idle: pages("HugePages_Free").saturating_mul(kib("Hugepagesize")),
+        iommu_groups: entries("/sys/kernel/iommu_groups").count(),
+        confined: confined(),
+        clock_keeper: clock_keeper(),
+        old_data: OLD_DATA.iter().map(PathBuf::from).filter(|path| path.is_dir()).collect(),
     }
 }
 
+fn entries(path: &str) -> impl Iterator<Item = fs::DirEntry> {
+    fs::read_dir(path).into_iter().flatten().flatten()
+}
+
+/// The label of this process, where SELinux enforces or a profile of AppArmor does.
+fn confined() -> Option<String> {
+    let label = text("/proc/self/attr/current")?.trim_end_matches('\0').to_owned();
+    let enforced = text("/sys/fs/selinux/enforce").as_deref() == Some("1") || label.ends_with("(enforce)");
+    (enforced && !label.contains("unconfined")).then_some(label)
+}
+
+/// One of [`CLOCK_KEEPERS`] that runs.
+fn clock_keeper() -> Option<String> {
+    let mut names = entries("/proc").filter_map(|entry| text(&entry.path().join("comm").display().to_string()));
+    names.find(|name| CLOCK_KEEPERS.contains(&name.as_str()))
+}
+
 fn network(settings: &Settings) -> Network {
-    let here = |address: IpAddr| {
-        let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
-        let mut addresses = interfaces.filter_map(|interface| {
+    let interface_of = |wanted: IpAddr| {
+        let mut interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+        let has = |interface: &nix::ifaddrs::InterfaceAddress| {
             let address = interface.address?;
             let four = address.as_sockaddr_in().map(|four| IpAddr::V4(four.ip()));
             four.or_else(|| address.as_sockaddr_in6().map(|six| IpAddr::V6(six.ip())))
-        });
-        addresses.any(|found| found == address)
+        };
+        interfaces.find(|interface| has(interface) == Some(wanted)).map(|interface| interface.interface_name)
     };
     let network = &settings.network;
     let there = |name: &String| (name.clone(), Tap::exists(name));
-    let migration = network.migration.map(|address| (address, here(address)));
-    let at = migration.filter(|(_, here)| *here).map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |(address, _)| address);
+    let control = settings.host.advertise.unwrap_or(settings.host.listen).ip();
+    let migration = network.migration.map(|address| (address, interface_of(address)));
+    let at = migration.as_ref().filter(|(_, interface)| interface.is_some()).map(|(address, _)| *address);
+    let at = at.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    // The stricter of what is said of all and of the one counts, and 2 is less strict than 1.
+    let filter = |name: &str| text(&format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).unwrap_or_default();
+    let interfaces = entries("/proc/sys/net/ipv4/conf").filter_map(|entry| entry.file_name().into_string().ok());
+    let strict = |name: &String| {
+        let both = [filter("all"), filter(name)];
+        both.iter().any(|filter| filter == "1") && both.iter().all(|filter| filter != "2")
+    };
     Network {
         bridge: network.bridge.as_ref().map(there),
         uplink: network.uplink.as_ref().map(there),
+        control: interface_of(control),
         migration,
+        strict: interfaces.filter(strict).collect(),
         free_ports: (free_ports(at).count(), PORTS.count()),
     }
 }
@@ -180,8 +242,9 @@ fn folder(purpose: Use, path: &Path, trial: Option<bool>) -> Folder {
         let store = Store { path: path.to_owned(), shared };
         trial::run(&store, None).map_err(|report| said(&report))
     });
+    let shares_blocks = (there && purpose == Use::Images).then(|| trial::shares_blocks(path)).flatten();
     let free = statvfs(path).ok().map(|stat| stat.blocks_available().saturating_mul(stat.fragment_size()));
-    Folder { purpose, path: path.to_owned(), mode, free: free.filter(|_| there), trial }
+    Folder { purpose, path: path.to_owned(), mode, free: free.filter(|_| there), trial, shares_blocks }
 }
 
 /// How long a small write to a directory takes until it is safe.

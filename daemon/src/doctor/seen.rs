@@ -54,8 +54,18 @@ pub struct Machine {
     pub open_files: u64,
     /// Whether a page fault can be handled in user space, which post-copy needs.
     pub userfaultfd: bool,
-    /// Memory that can be had, bytes.
-    pub memory_available: u64,
+    /// Memory in all, and that can be had, bytes.
+    pub memory: (u64, u64),
+    /// Memory that is reserved as huge pages which nobody uses, bytes.
+    pub huge_pages_idle: u64,
+    /// Groups of devices that an IOMMU keeps apart.
+    pub iommu_groups: usize,
+    /// The label under which SELinux or AppArmor confines the daemon; `None`: nobody confines it.
+    pub confined: Option<String>,
+    /// The program that keeps the clock on time.
+    pub clock_keeper: Option<String>,
+    /// Directories with data of the test suite that people come from.
+    pub old_data: Vec<PathBuf>,
 }
 
 /// QEMU.
@@ -76,8 +86,12 @@ pub struct Network {
     pub bridge: Option<(String, bool)>,
     /// The interface for macvtaps, and whether it is there.
     pub uplink: Option<(String, bool)>,
-    /// Where migrations come in, and whether an interface has that address; `None` where it is not set.
-    pub migration: Option<(IpAddr, bool)>,
+    /// The interface with the address that decisions come in on; `None` where they come in on any.
+    pub control: Option<String>,
+    /// Where migrations come in, and the interface that has that address; `None` where it is not set.
+    pub migration: Option<(IpAddr, Option<String>)>,
+    /// Interfaces that drop what comes in from where they would not send to (`rp_filter` 1).
+    pub strict: Vec<String>,
     /// Ports for migrations that are free, of all that there are.
     pub free_ports: (usize, usize),
 }
@@ -117,6 +131,8 @@ pub struct Folder {
     pub free: Option<u64>,
     /// What a trial of it said: of the directories for images and disks.
     pub trial: Option<Result<Vec<String>, String>>,
+    /// Whether copies share their blocks there: of the directory for images.
+    pub shares_blocks: Option<bool>,
 }
 
 /// The cluster as the daemon sees it.
@@ -134,6 +150,8 @@ pub struct Member {
     pub willing: usize,
     /// All hosts: name, whether it answers, version of its daemon.
     pub hosts: Vec<(Name, bool, String)>,
+    /// Of a leader: hosts and how many entries of the log each lags behind.
+    pub lag: Vec<(Name, u64)>,
     /// Two authorities are trusted.
     pub two_authorities: bool,
     /// Pools beside the host's own directories, and what a trial of each said.

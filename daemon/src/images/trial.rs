@@ -15,7 +15,10 @@ use nix::{
 };
 use vt_protocol::error::{ErrorCode, Report};
 
-use super::store::{Store, trouble};
+use super::{
+    blocks,
+    store::{Store, trouble},
+};
 
 /// Less room than this is told: a guest's disk grows.
 const ROOM: u64 = 1 << 30;
@@ -41,6 +44,14 @@ impl Drop for Trial {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
     }
+}
+
+/// Whether a copy of a file shares its blocks in a directory; `None` where that cannot be tried.
+pub(crate) fn shares_blocks(directory: &Path) -> Option<bool> {
+    let [from, to] = [(); 2].map(|()| Trial(directory.join(trial_name())));
+    let mut file = File::create_new(&from.0).ok()?;
+    file.write_all(&[1; SECTOR]).ok()?;
+    blocks::shares(&file, &File::create_new(&to.0).ok()?).ok()
 }
 
 /// Tries a pool. `written`: name and text of a file that another host left there.

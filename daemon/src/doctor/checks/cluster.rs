@@ -2,6 +2,8 @@
 
 use super::{super::seen::Seen, Said};
 
+/// A replica that lags further behind has been away, or cannot keep up.
+const LAG_LARGE: u64 = 5000;
 /// Most things whose removal is told.
 const REMOVALS: usize = 8;
 
@@ -58,6 +60,35 @@ pub(super) fn versions(seen: &Seen) -> Option<Said> {
             let each: Vec<String> = member.hosts.iter().map(|(name, _, build)| format!("{name} {build}")).collect();
             Said::warn(format!("an upgrade is half done: {}", each.join(", ")))
                 .fix("ansible-playbook vtmesh.lab.upgrade")
+        }
+    })
+}
+
+pub(super) fn replicas(seen: &Seen) -> Option<Said> {
+    let member = seen.member.as_ref()?;
+    let behind: Vec<_> = member.lag.iter().filter(|(_, lag)| *lag > LAG_LARGE).collect();
+    Some(match behind[..] {
+        [] if member.lag.is_empty() => Said::ok("known to the leader alone"),
+        [] => Said::ok(format!("none lags {LAG_LARGE} entries behind")),
+        [(first, _), ..] => {
+            let each: Vec<String> = behind.iter().map(|(name, lag)| format!("{name} by {lag} entries")).collect();
+            Said::warn(format!("they lag behind: {}", each.join(", "))).fix(format!(
+                "on {first}: vtctl doctor --check D-STO-05 (its disk), D-NET-01 (its network); vtctl cluster status shows it catch up"
+            ))
+        }
+    })
+}
+
+pub(super) fn old_data(seen: &Seen) -> Option<Said> {
+    let old = &seen.machine.old_data;
+    Some(match &old[..] {
+        [] => Said::ok("none"),
+        [first, ..] => {
+            let all: Vec<String> = old.iter().map(|path| path.display().to_string()).collect();
+            Said::note(format!("images of avocado-vt are still in {}", all.join(", "))).fix(format!(
+                "what is wanted of it: vtctl image import {}/images/FILE; then it can go",
+                first.display()
+            ))
         }
     })
 }

@@ -4,6 +4,7 @@
 //! finding.
 
 mod cluster;
+mod network;
 mod pairs;
 mod platform;
 mod qemu;
@@ -93,6 +94,10 @@ const OF_A_HOST: &[Check<Seen>] = &[
     check("D-PLT-11", Group::Platform, "bridge of the guests", platform::bridge),
     check("D-PLT-12", Group::Platform, "address of migrations", platform::migration_address),
     check("D-PLT-13", Group::Platform, "uplink of the guests", platform::uplink),
+    check("D-PLT-14", Group::Platform, "huge pages", platform::huge_pages),
+    check("D-PLT-15", Group::Platform, "IOMMU", platform::iommu),
+    check("D-PLT-16", Group::Platform, "SELinux and AppArmor", platform::confinement),
+    check("D-PLT-17", Group::Platform, "clock", platform::clock),
     check("D-QEM-01", Group::Qemu, "QEMU", qemu::installed),
     check("D-QEM-02", Group::Qemu, "capabilities that moves need", qemu::capabilities),
     check("D-QEM-03", Group::Qemu, "capabilities of some ways", qemu::more_capabilities),
@@ -104,6 +109,9 @@ const OF_A_HOST: &[Check<Seen>] = &[
     check("D-CLU-03", Group::Cluster, "voters", cluster::voters),
     check("D-CLU-04", Group::Cluster, "versions", cluster::versions),
     check("D-CLU-05", Group::Cluster, "authority", cluster::authority),
+    check("D-CLU-08", Group::Cluster, "replicas", cluster::replicas),
+    check("D-NET-06", Group::Network, "cards of decisions and migrations", network::planes),
+    check("D-NET-07", Group::Network, "ways back", network::ways_back),
     check("D-STO-01", Group::Storage, "directories", storage::there),
     check("D-STO-02", Group::Storage, "permissions", storage::permissions),
     check("D-STO-03", Group::Storage, "reading and writing", storage::trials),
@@ -111,7 +119,9 @@ const OF_A_HOST: &[Check<Seen>] = &[
     check("D-STO-05", Group::Storage, "disk of the log", storage::fsync),
     check("D-STO-06", Group::Storage, "guest image", storage::image),
     check("D-STO-07", Group::Storage, "pools", storage::pools),
+    check("D-STO-08", Group::Storage, "blocks of copies", storage::shared_blocks),
     check("D-HYG-01", Group::Hygiene, "things nobody owns", cluster::left_behind),
+    check("D-HYG-04", Group::Hygiene, "images of another suite", cluster::old_data),
 ];
 
 /// What is looked at from one host to another.
@@ -119,6 +129,8 @@ const OF_A_LINK: &[Check<Link>] = &[
     check("D-NET-01", Group::Network, "decisions (QUIC, UDP)", pairs::control),
     check("D-NET-02", Group::Network, "bulk (TLS, TCP)", pairs::bulk),
     check("D-NET-03", Group::Network, "migrations (TCP)", pairs::migration),
+    check("D-NET-04", Group::Network, "round trips", pairs::round_trip),
+    check("D-NET-05", Group::Network, "speed of migrations", pairs::speed),
 ];
 
 /// Whether two hosts fit each other.
@@ -130,6 +142,9 @@ const OF_A_PAIR: &[Check<(Fit, Fit)>] = &[
     check("D-PAI-05", Group::Pairing, "shared storage", pairs::storage),
     check("D-PAI-06", Group::Pairing, "times of sessions", pairs::times),
     check("D-PAI-07", Group::Pairing, "clocks", pairs::clocks),
+    check("D-PAI-08", Group::Pairing, "microcode", pairs::microcode),
+    check("D-PAI-09", Group::Pairing, "firmware of guests", pairs::firmware),
+    check("D-PAI-10", Group::Pairing, "capabilities of QEMU", pairs::capabilities),
 ];
 
 /// A finding, and what can be done about it here.

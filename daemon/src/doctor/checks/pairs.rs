@@ -1,5 +1,7 @@
 //! From one host to another, and whether two hosts fit each other.
 
+use std::time::Duration;
+
 use vt_protocol::doctor::Fit;
 
 use super::{
@@ -11,6 +13,10 @@ use super::{
 };
 use crate::{api::views::natural, migrate::inlet::PORTS};
 
+/// A round trip that takes longer delays every decision: a heartbeat is 400 ms, and a renewal a few of them.
+const ROUND_TRIP_SLOW: Duration = Duration::from_millis(250);
+/// [`SENT`] bytes there and back that take longer are a guest's memory that takes minutes.
+const ECHO_SLOW: Duration = Duration::from_secs(2);
 /// Clocks that differ by more are told: logs and reports are hard to read then. Nothing is decided by them.
 const CLOCK_S: u64 = 5;
 
@@ -20,6 +26,31 @@ pub(super) fn control(link: &Link) -> Option<Said> {
         Err(why) => Said::fail(format!("no answer: {why}"))
             .fix(format!("on {}: open the port of [host] listen for UDP (7465); nft list ruleset", link.to))
             .fix(format!("on {}: systemctl status vtd", link.to)),
+    })
+}
+
+pub(super) fn round_trip(link: &Link) -> Option<Said> {
+    let took = link.control.as_ref().ok()?.as_millis();
+    Some(match *link.control.as_ref().ok()? > ROUND_TRIP_SLOW {
+        false => Said::ok(format!("{took} ms")),
+        true => Said::warn(format!("{took} ms: every decision waits for it, and a session may be taken for lost"))
+            .fix(format!(
+                "ping -i 0.2 -c 100 ADDRESS of {}   (times and loss); who loads the way, or the host",
+                link.to
+            ))
+            .fix("where it is as long as that: longer times under [session] and [raft], the same on all hosts"),
+    })
+}
+
+pub(super) fn speed(link: &Link) -> Option<Said> {
+    let Some(Ok(Echo::Whole(took))) = link.migration else { return None };
+    let rate = (2 * SENT) as f64 / 1024.0 / took.as_secs_f64().max(0.001);
+    Some(match took > ECHO_SLOW {
+        false => Said::ok(format!("at least {rate:.0} KiB/s")),
+        true => Said::warn(format!("{rate:.0} KiB/s: the memory of a guest takes minutes")).fix(format!(
+            "ethtool the card on both sides (speed, errors), iperf3 -c ADDRESS of {}; tc qdisc (who shapes it)",
+            link.to
+        )),
     })
 }
 
@@ -126,5 +157,50 @@ pub(super) fn clocks((a, b): &(Fit, Fit)) -> Option<Said> {
         false => Said::ok("they agree within some seconds"),
         true => Said::warn(format!("they are {apart} s apart: nothing is decided by them, and logs are hard to read"))
             .fix("apt-get install chrony; chronyc tracking"),
+    })
+}
+
+pub(super) fn microcode((a, b): &(Fit, Fit)) -> Option<Said> {
+    if a.cpu != b.cpu || a.microcode.is_empty() || b.microcode.is_empty() {
+        return None;
+    }
+    Some(match a.microcode == b.microcode {
+        true => Said::ok(&a.microcode),
+        false => Said::note(format!(
+            "{} and {} on the same CPU: features may differ that a guest with cpu_model=host has seen",
+            a.microcode, b.microcode
+        ))
+        .fix("the same on both: apt-get install intel-microcode or amd64-microcode, then a reboot"),
+    })
+}
+
+pub(super) fn firmware((a, b): &(Fit, Fit)) -> Option<Said> {
+    if a.firmware.is_empty() || b.firmware.is_empty() {
+        return None;
+    }
+    let short = |fit: &Fit| fit.firmware.chars().take(12).collect::<String>();
+    Some(match a.firmware == b.firmware {
+        true => Said::ok(short(a)),
+        false => Said::note(format!(
+            "{} and {}: a guest that reboots after its move starts with another one",
+            short(a),
+            short(b)
+        ))
+        .fix("the same version of the package seabios on both"),
+    })
+}
+
+pub(super) fn capabilities((a, b): &(Fit, Fit)) -> Option<Said> {
+    if a.capabilities.is_empty() || b.capabilities.is_empty() {
+        return None;
+    }
+    let alone = |one: &Fit, other: &Fit| -> Vec<String> {
+        one.capabilities.iter().filter(|name| !other.capabilities.contains(name)).cloned().collect()
+    };
+    let differ = [alone(a, b), alone(b, a)].concat();
+    Some(match differ[..] {
+        [] => Said::ok(format!("{} in common", a.capabilities.len())),
+        _ => Said::note(format!("one side alone has {}: moves that need it are skipped", differ.join(", ")))
+            .fix("the same version of QEMU on both, or ways without it: vtctl scenario show migration_matrix"),
     })
 }

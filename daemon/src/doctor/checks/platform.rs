@@ -192,11 +192,57 @@ pub(super) fn page_faults(seen: &Seen) -> Option<Said> {
 }
 
 pub(super) fn memory(seen: &Seen) -> Option<Said> {
-    let free = seen.machine.memory_available >> 20;
-    Some(match seen.machine.memory_available {
+    let available = seen.machine.memory.1;
+    let free = available >> 20;
+    Some(match available {
         0..MEMORY_LITTLE => Said::warn(format!("{free} MiB can be had: the kernel may kill guests"))
             .fix("end what is not needed (vtctl vm list), or run fewer VMs at once"),
         _ => Said::ok(format!("{free} MiB can be had")),
+    })
+}
+
+pub(super) fn huge_pages(seen: &Seen) -> Option<Said> {
+    let (all, idle) = (seen.machine.memory.0, seen.machine.huge_pages_idle);
+    let found = format!("{} MiB are reserved as huge pages that nobody uses", idle >> 20);
+    Some(match idle > all / 4 {
+        true => Said::warn(format!("{found}, of {} MiB: no guest gets them", all >> 20))
+            .fix("sysctl -w vm.nr_hugepages=0, and without vm.nr_hugepages in /etc/sysctl.d"),
+        false => Said::ok(found),
+    })
+}
+
+pub(super) fn iommu(seen: &Seen) -> Option<Said> {
+    Some(match seen.machine.iommu_groups {
+        0 => {
+            let said = Said::note("no IOMMU: guests cannot be given devices of this host, such as a network function");
+            let intel = seen.machine.vendor == "GenuineIntel";
+            said.fix(format!("switch {} on in the firmware", if intel { "VT-d" } else { "AMD-Vi (IOMMU)" })).fix(
+                format!(
+                    "boot with {}; then there are folders in /sys/kernel/iommu_groups",
+                    if intel { "intel_iommu=on iommu=pt" } else { "iommu=pt" }
+                ),
+            )
+        }
+        groups => Said::ok(format!("{groups} groups of devices")),
+    })
+}
+
+pub(super) fn confinement(seen: &Seen) -> Option<Said> {
+    Some(match &seen.machine.confined {
+        None => Said::ok("neither SELinux nor AppArmor confines vtd"),
+        Some(label) => Said::note(format!("vtd is confined as {label}, and so is every QEMU that it starts"))
+            .fix("what was refused: ausearch -m avc -ts recent, or journalctl -k | grep apparmor")
+            .fix("let it be: semanage permissive -a ITS_DOMAIN, or aa-complain ITS_PROFILE"),
+    })
+}
+
+pub(super) fn clock(seen: &Seen) -> Option<Said> {
+    Some(match &seen.machine.clock_keeper {
+        Some(keeper) => Said::ok(format!("{keeper} keeps it on time")),
+        None => Said::note(
+            "no program keeps it on time: logs of hosts are hard to compare, certificates of clients end early or late",
+        )
+        .fix("apt-get install chrony; chronyc tracking"),
     })
 }
 
@@ -222,8 +268,8 @@ pub(super) fn uplink(seen: &Seen) -> Option<Said> {
 pub(super) fn migration_address(seen: &Seen) -> Option<Said> {
     let (address, there) = seen.network.migration.as_ref()?;
     Some(match there {
-        true => Said::ok(format!("{address} is this host's")),
-        false => Said::fail(format!("the settings say that migrations come in on {address}, which no interface has"))
+        Some(interface) => Said::ok(format!("{address} is this host's, at {interface}")),
+        None => Said::fail(format!("the settings say that migrations come in on {address}, which no interface has"))
             .fix("ip address add it, or migration under [network] in the settings"),
     })
 }

@@ -108,6 +108,15 @@ pub(super) fn fsync(seen: &Seen) -> Option<Said> {
     })
 }
 
+pub(super) fn shared_blocks(seen: &Seen) -> Option<Said> {
+    let (folder, shares) = seen.folders.iter().find_map(|folder| Some((folder, folder.shares_blocks?)))?;
+    Some(match shares {
+        true => Said::ok(format!("copies in {} share them", folder.path.display())),
+        false => Said::note(format!("a copy in {} takes as much room as what it is made of", folder.path.display()))
+            .fix("a file system that shares them: mkfs.xfs -m reflink=1, or Btrfs, mounted there"),
+    })
+}
+
 pub(super) fn image(seen: &Seen) -> Option<Said> {
     Some(match seen.builtin_image {
         true => Said::ok(format!("{BUILTIN} is in the pool")),

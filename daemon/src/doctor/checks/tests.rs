@@ -17,7 +17,14 @@ fn name(text: &str) -> Name {
 
 fn folder(purpose: Use, path: &str, mode: u32) -> Folder {
     let trial = (purpose == Use::Disks).then(|| Ok(vec!["creates, writes, syncs and reads back".to_owned()]));
-    Folder { purpose, path: path.into(), mode: Some(mode), free: Some(40 * GIB), trial }
+    Folder {
+        purpose,
+        path: path.into(),
+        mode: Some(mode),
+        free: Some(40 * GIB),
+        trial,
+        shares_blocks: (purpose == Use::Images).then_some(true),
+    }
 }
 
 fn fit() -> Fit {
@@ -29,6 +36,9 @@ fn fit() -> Fit {
         shared: true,
         times_ms: vec![("renew".into(), 1000), ("suspect".into(), 2000)],
         unix_s: 1_000_000,
+        microcode: "0x1000065".into(),
+        firmware: "5f1c0e".repeat(10),
+        capabilities: vec!["multifd".into(), "postcopy-ram".into()],
     }
 }
 
@@ -48,7 +58,12 @@ fn healthy() -> Seen {
             cgroups: Ok("/sys/fs/cgroup/vtmesh".into()),
             open_files: 1 << 20,
             userfaultfd: true,
-            memory_available: 8 * GIB,
+            memory: (16 * GIB, 8 * GIB),
+            huge_pages_idle: 0,
+            iommu_groups: 12,
+            confined: None,
+            clock_keeper: Some("chronyd".into()),
+            old_data: Vec::new(),
         },
         programs: PROGRAMS.iter().map(|program| program.name).collect(),
         qemu: Ok(Qemu {
@@ -66,7 +81,9 @@ fn healthy() -> Seen {
         network: Network {
             bridge: Some(("br0".into(), true)),
             uplink: Some(("eth1".into(), true)),
-            migration: Some(("10.77.0.11".parse().unwrap(), true)),
+            control: Some("eth0".into()),
+            migration: Some(("10.77.0.11".parse().unwrap(), Some("eth1".into()))),
+            strict: Vec::new(),
             free_ports: (64, 64),
         },
         folders: vec![
@@ -83,6 +100,7 @@ fn healthy() -> Seen {
             voters: 3,
             willing: 3,
             hosts: ["host1", "host2", "host3"].map(|host| (name(host), true, "0.1.0".to_owned())).to_vec(),
+            lag: vec![(name("host2"), 3)],
             two_authorities: false,
             pools: vec![(name("nas"), Ok(vec!["reads back".to_owned()]))],
             left_behind: Vec::new(),
@@ -157,10 +175,13 @@ const BROKEN: &[Broken] = &[
     ("not root", |s| s.machine.root = false, "D-PLT-07", Severity::Warn, "root"),
     ("few files", |s| s.machine.open_files = 256, "D-PLT-08", Severity::Warn, "LimitNOFILE"),
     ("no userfaultfd", |s| s.machine.userfaultfd = false, "D-PLT-09", Severity::Warn, "vm.unprivileged_userfaultfd=1"),
-    ("no memory", |s| s.machine.memory_available = GIB / 4, "D-PLT-10", Severity::Warn, "fewer VMs"),
+    ("no memory", |s| s.machine.memory.1 = GIB / 4, "D-PLT-10", Severity::Warn, "fewer VMs"),
     ("no bridge", |s| s.network.bridge = Some(("br9".into(), false)), "D-PLT-11", Severity::Fail, "ip link add br9 type bridge"),
-    ("no such address", |s| s.network.migration = Some(("10.9.9.9".parse().unwrap(), false)), "D-PLT-12", Severity::Fail, "[network]"),
+    ("no such address", |s| s.network.migration = Some(("10.9.9.9".parse().unwrap(), None)), "D-PLT-12", Severity::Fail, "[network]"),
     ("no uplink", |s| s.network.uplink = Some(("eth9".into(), false)), "D-PLT-13", Severity::Fail, "uplink under [network]"),
+    ("huge pages of nobody", |s| s.machine.huge_pages_idle = 6 * GIB, "D-PLT-14", Severity::Warn, "vm.nr_hugepages=0"),
+    ("no IOMMU", |s| s.machine.iommu_groups = 0, "D-PLT-15", Severity::Note, "AMD-Vi"),
+    ("a profile of AppArmor", |s| s.machine.confined = Some("/usr/bin/vtd (enforce)".into()), "D-PLT-16", Severity::Note, "aa-complain"),
     ("no QEMU", |s| s.qemu = Err("qemu-system-x86_64 is not there".into()), "D-QEM-01", Severity::Fail, "apt-get install qemu-system-x86"),
     ("an old QEMU", |s| qemu(s).capabilities.retain(|it| it != "late-block-activate"), "D-QEM-02", Severity::Fail, "QEMU 6.0"),
     ("a QEMU before mapped-ram", |s| qemu(s).capabilities.retain(|it| it != "mapped-ram"), "D-QEM-03", Severity::Note, "QEMU 9.0"),
@@ -174,6 +195,11 @@ const BROKEN: &[Broken] = &[
     ("one voter of three", |s| { member(s).voters = 1; member(s).willing = 1 }, "D-CLU-03", Severity::Warn, "vtctl host promote"),
     ("half an upgrade", |s| member(s).hosts[1].2 = "0.2.0".into(), "D-CLU-04", Severity::Warn, "vtmesh.lab.upgrade"),
     ("half a rotation", |s| member(s).two_authorities = true, "D-CLU-05", Severity::Note, "ca rotate --finish"),
+    ("a replica that lags", |s| member(s).lag[0].1 = 20_000, "D-CLU-08", Severity::Warn, "on host2"),
+    ("a clock of its own", |s| s.machine.clock_keeper = None, "D-PLT-17", Severity::Note, "chrony"),
+    ("one card for all", |s| s.network.control = Some("eth1".into()), "D-NET-06", Severity::Note, "[network]"),
+    ("migrations where decisions are", |s| s.network.migration = None, "D-NET-06", Severity::Note, "mig_speed"),
+    ("answers by the other card", |s| s.network.strict = vec!["lo".into(), "eth1".into()], "D-NET-07", Severity::Note, "net.ipv4.conf.eth1.rp_filter=2"),
     ("no images", |s| s.folders[1].mode = None, "D-STO-01", Severity::Fail, "mkdir -p -m 0755 /srv/images"),
     ("images for anybody", |s| s.folders[1].mode = Some(0o777), "D-STO-02", Severity::Fail, "chmod 0775 /srv/images"),
     ("a key for anybody", |s| s.folders[0].mode = Some(0o755), "D-STO-02", Severity::Fail, "chmod 0700 /var/lib/vtmesh"),
@@ -182,8 +208,10 @@ const BROKEN: &[Broken] = &[
     ("no space", |s| s.folders[0].free = Some(1 << 20), "D-STO-04", Severity::Fail, "keep_days"),
     ("a slow disk", |s| s.fsync = Some(Duration::from_millis(400)), "D-STO-05", Severity::Warn, "SSD"),
     ("no guest image", |s| s.builtin_image = false, "D-STO-06", Severity::Note, "vtctl image build"),
+    ("copies that share nothing", |s| s.folders[1].shares_blocks = Some(false), "D-STO-08", Severity::Note, "reflink=1"),
     ("a pool that is away", |s| member(s).pools[0].1 = Err("no route to host".into()), "D-STO-07", Severity::Fail, "vtctl storage check nas"),
     ("a tap of nobody", |s| member(s).left_behind = vec!["tap vt1234".into()], "D-HYG-01", Severity::Warn, "ip link delete vt1234"),
+    ("images of avocado-vt", |s| s.machine.old_data = vec!["/var/lib/avocado/data/avocado-vt".into()], "D-HYG-04", Severity::Note, "vtctl image import"),
 ];
 
 #[test]
@@ -230,15 +258,20 @@ fn link() -> Link {
 
 #[test]
 fn every_plane_to_another_host_is_told_on_its_own() {
-    let bad = |link: Link| -> Vec<String> {
+    let found = |link: Link, worst: Severity| -> Vec<String> {
         let all = of_a_link(&name("host1"), &link, &Checks::default());
         assert!(all.iter().all(|finding| finding.other == Some(name("host2"))));
-        all.into_iter()
-            .filter(|f| f.severity == Severity::Fail)
-            .map(|f| format!("{} {}", f.check, f.fix.join(" ")))
-            .collect()
+        all.into_iter().filter(|f| f.severity == worst).map(|f| format!("{} {}", f.check, f.fix.join(" "))).collect()
     };
-    assert!(bad(link()).is_empty());
+    let bad = |link: Link| found(link, Severity::Fail);
+    assert!(bad(link()).is_empty() && found(link(), Severity::Warn).is_empty());
+    for (slow, check, help) in [
+        (Link { control: Ok(Duration::from_millis(350)), ..link() }, "D-NET-04", "ping"),
+        (Link { migration: Some(Ok(Echo::Whole(Duration::from_secs(3)))), ..link() }, "D-NET-05", "ethtool"),
+    ] {
+        let warned = found(slow, Severity::Warn);
+        assert!(warned.len() == 1 && warned[0].starts_with(check) && warned[0].contains(help), "{warned:?}");
+    }
     let refused = || Err("connection refused".to_owned());
     let broken = bad(Link { control: refused(), migration: None, ..link() });
     assert!(broken.len() == 1 && broken[0].starts_with("D-NET-01") && broken[0].contains("UDP"), "{broken:?}");
@@ -250,29 +283,32 @@ fn every_plane_to_another_host_is_told_on_its_own() {
     assert!(broken.len() == 1 && broken[0].contains("MTU"), "{broken:?}");
 }
 
-/// The check, what makes hosts differ, and how bad that is.
-type Unfit = (&'static str, fn(&mut Fit), Severity);
+/// The check, what makes hosts differ, how bad that is, and a part of what is to be done.
+type Unfit = (&'static str, fn(&mut Fit), Severity, &'static str);
 
 #[test]
 fn what_does_not_fit_between_hosts_is_told() {
     #[rustfmt::skip]
     let broken: &[Unfit] = &[
-        ("D-PAI-01", |fit| fit.machines = vec!["pc-q35-6.2".into()], Severity::Fail),
-        ("D-PAI-02", |fit| fit.qemu = "9.2.0".into(), Severity::Note),
-        ("D-PAI-03", |fit| fit.kvm = false, Severity::Warn),
-        ("D-PAI-04", |fit| fit.cpu = "Xeon".into(), Severity::Note),
-        ("D-PAI-05", |fit| fit.shared = false, Severity::Fail),
-        ("D-PAI-06", |fit| fit.times_ms[1].1 = 4000, Severity::Fail),
-        ("D-PAI-07", |fit| fit.unix_s += 60, Severity::Warn),
+        ("D-PAI-01", |fit| fit.machines = vec!["pc-q35-6.2".into()], Severity::Fail, "the same version of QEMU"),
+        ("D-PAI-02", |fit| fit.qemu = "9.2.0".into(), Severity::Note, "-p machine_type="),
+        ("D-PAI-03", |fit| fit.kvm = false, Severity::Warn, "D-PLT-01"),
+        ("D-PAI-04", |fit| fit.cpu = "Xeon".into(), Severity::Note, "-p cpu_model="),
+        ("D-PAI-05", |fit| fit.shared = false, Severity::Fail, "[pool]"),
+        ("D-PAI-06", |fit| fit.times_ms[1].1 = 4000, Severity::Fail, "[session]"),
+        ("D-PAI-07", |fit| fit.unix_s += 60, Severity::Warn, "chronyc tracking"),
+        ("D-PAI-08", |fit| fit.microcode = "0x1000071".into(), Severity::Note, "amd64-microcode"),
+        ("D-PAI-09", |fit| fit.firmware = "ab".repeat(30), Severity::Note, "seabios"),
+        ("D-PAI-10", |fit| _ = fit.capabilities.pop(), Severity::Note, "vtctl scenario show migration_matrix"),
     ];
     let said = |other: &Fit| of_a_pair((&name("host1"), &fit()), (&name("host2"), other), &Checks::default());
     assert!(said(&fit()).iter().all(|finding| finding.severity == Severity::Ok));
     assert!(said(&fit())[0].found.contains("pc-q35-10.0 is the newest"), "{:?}", said(&fit())[0]);
-    for (check, breaks, severity) in broken {
+    for (check, breaks, severity, help) in broken {
         let mut other = fit();
         breaks(&mut other);
         let bad: Vec<Finding> = said(&other).into_iter().filter(|finding| finding.severity > Severity::Ok).collect();
         assert!(bad.len() == 1 && bad[0].check == *check && bad[0].severity == *severity, "{bad:#?}");
-        assert!(!bad[0].fix.is_empty());
+        assert!(bad[0].fix.iter().any(|line| line.contains(help)), "{}", bad[0]);
     }
 }
