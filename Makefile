@@ -1,5 +1,5 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo deb rpm fleet qemu-7.2 lint-ansible bench bench-ways bench-libvirt bench-images bench-cfg proofs model sim faults faults-mutations matrix versions cancels notice attacks writers fuzz lint fmt
+.PHONY: help setup build release test demo deb rpm fleet qemu-7.2 lint-ansible bench bench-ways bench-libvirt bench-images bench-cfg proofs model sim faults faults-mutations matrix versions cancels notice restarts attacks writers fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
@@ -25,6 +25,7 @@ help:
 	@echo "make writers a writer of a disk at a server whose host is frozen, cut off, or not told that the disk is another's, over COUNT (50) seeds; SEED=17 one (root)"
 	@echo "make attacks a table of attacks on a real daemon: what refused each, and where it was written down"
 	@echo "make notice  how soon parties are told that another is gone; TIMES=20 DIES=leader"
+	@echo "make restarts  daemons restarted in the middle of a transfer, TIMES=10: no guest stops twice; NEXT=PATH of another vtd, which half of them upgrade to (root)"
 	@echo "make lint    formatter, clippy and dependency checks; changes nothing"
 	@echo "make lint-ansible  the same for the Ansible collection"
 	@echo "make fmt     formats the code"
@@ -176,6 +177,10 @@ cancels: build
 
 notice: build
 	$(FAULTS) --notice $(TIMES) $(if $(DIES),--dies $(DIES))
+
+NEXT ?=
+restarts: build
+	cargo run --locked -p vt-tests --bin restarts -- --times $(TIMES) --json restarts.json $(if $(NEXT),--next $(NEXT))
 
 # Advisories need their database from the network; everything else is checked without it.
 lint: setup

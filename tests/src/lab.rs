@@ -78,15 +78,7 @@ impl Lab {
     /// # Panics
     /// It cannot be made.
     pub fn up(hosts: u32) -> Self {
-        Self::made(hosts, Vec::new(), &[])
-    }
-
-    /// The same, with these variables in the environment of its daemons, and these words of `vtctl lab up` besides.
-    ///
-    /// # Panics
-    /// It cannot be made.
-    pub fn up_with(hosts: u32, variables: Vec<(String, String)>, words: &[&str]) -> Self {
-        Self::made(hosts, variables, words)
+        Self::up_as(hosts, &[])
     }
 
     /// A lab made with these words of `vtctl lab up` besides.
@@ -94,7 +86,7 @@ impl Lab {
     /// # Panics
     /// It cannot be made.
     pub fn up_as(hosts: u32, words: &[&str]) -> Self {
-        Self::made(hosts, Vec::new(), words)
+        Self::up_with(hosts, Vec::new(), words)
     }
 
     /// A lab whose hosts share no storage.
@@ -102,7 +94,7 @@ impl Lab {
     /// # Panics
     /// It cannot be made.
     pub fn up_separate(hosts: u32) -> Self {
-        Self::made(hosts, Vec::new(), &["--separate-pools"])
+        Self::up_as(hosts, &["--separate-pools"])
     }
 
     /// A lab whose hosts have a libvirtd each.
@@ -110,10 +102,14 @@ impl Lab {
     /// # Panics
     /// It cannot be made.
     pub fn up_libvirt(hosts: u32) -> Self {
-        Self::made(hosts, Vec::new(), &["--libvirt"])
+        Self::up_as(hosts, &["--libvirt"])
     }
 
-    fn made(hosts: u32, variables: Vec<(String, String)>, more: &[&str]) -> Self {
+    /// The same, with these variables in the environment of its daemons.
+    ///
+    /// # Panics
+    /// It cannot be made.
+    pub fn up_with(hosts: u32, variables: Vec<(String, String)>, more: &[&str]) -> Self {
         let name = format!("t{:x}{:x}", std::process::id() % 0xfffff, LABS.fetch_add(1, Ordering::Relaxed));
         let lab = Self { name, variables };
         let hosts_text = hosts.to_string();

@@ -6,7 +6,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
@@ -22,7 +22,10 @@ use super::{
     pool::{POOL, Pool},
     watch::Watcher,
 };
-use crate::lab::{Lab, lab_root};
+use crate::{
+    lab::{Lab, lab_root},
+    program,
+};
 
 /// Hosts of the lab: two sides, and a third so that the others keep a majority.
 pub const HOSTS: u32 = 3;
@@ -30,6 +33,10 @@ pub const HOSTS: u32 = 3;
 const SMALL: &str = "size=192m";
 /// Ports of migrations.
 const MIGRATION_PORTS: &str = "49152-49215";
+/// The program of the daemon.
+const VTD: &str = "vtd";
+/// Until a daemon that is to end has ended: it promises three seconds, and shares its cores.
+const STOPS: Duration = Duration::from_secs(30);
 
 /// Which host plays which part in a cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +100,8 @@ pub struct Ground {
     pub watcher: Watcher,
     small: Vec<PathBuf>,
     holds: tempfile::TempDir,
+    /// The daemon's program, where it is the lab's own.
+    installed: Option<tempfile::TempDir>,
     pool: Option<Pool>,
     // Last: the lab goes when nothing is mounted in it any more.
     lab: Lab,
@@ -108,7 +117,7 @@ impl Ground {
     /// The lab cannot be made.
     pub fn new(images: Option<&str>, mutation: Option<&str>) -> anyhow::Result<Self> {
         let words: Vec<&str> = images.iter().flat_map(|images| ["--images", images]).collect();
-        Self::made(mutation, &words)
+        Self::made(mutation, &words, None)
     }
 
     /// The same, whose hosts share no disks: there QEMU's own lock of an image keeps no second copy from running.
@@ -119,16 +128,41 @@ impl Ground {
     /// # Panics
     /// The lab cannot be made.
     pub fn separate(mutation: Option<&str>) -> anyhow::Result<Self> {
-        Self::made(mutation, &["--separate-pools"])
+        Self::made(mutation, &["--separate-pools"], None)
     }
 
-    fn made(mutation: Option<&str>, words: &[&str]) -> anyhow::Result<Self> {
+    /// The same, with a copy of the daemon's program that is the lab's own: [`Ground::install`] puts another in its place.
+    ///
+    /// # Errors
+    /// It cannot be copied, or the watcher cannot stand.
+    ///
+    /// # Panics
+    /// The lab cannot be made.
+    pub fn to_upgrade() -> anyhow::Result<Self> {
+        let installed = tempfile::tempdir()?;
+        let file = installed.path().join(VTD);
+        fs::copy(program(VTD), &file).context("a copy of the daemon")?;
+        Self::made(None, &["--vtd", &file.display().to_string()], Some(installed))
+    }
+
+    fn made(mutation: Option<&str>, words: &[&str], installed: Option<tempfile::TempDir>) -> anyhow::Result<Self> {
         let holds = tempfile::tempdir()?;
         let mut variables = vec![("VTMESH_HOLD_DIR".to_owned(), holds.path().display().to_string())];
         variables.extend(mutation.map(|name| ("VTMESH_MUTATION".to_owned(), name.to_owned())));
         let lab = Lab::up_with(HOSTS, variables, words);
         let watcher = Watcher::start(lab.name(), HOSTS)?;
-        Ok(Self { watcher, small: Vec::new(), holds, pool: None, lab })
+        Ok(Self { watcher, small: Vec::new(), holds, installed, pool: None, lab })
+    }
+
+    /// Puts that program in the place of the lab's own, as a package does: whole, and what runs goes on with the old one.
+    ///
+    /// # Errors
+    /// It cannot be copied, or the lab has none of its own.
+    pub fn install(&self, next: &Path) -> anyhow::Result<()> {
+        let folder = self.installed.as_ref().context("the lab runs the program of all")?.path();
+        let part = folder.join("part");
+        fs::copy(next, &part).with_context(|| next.display().to_string())?;
+        Ok(fs::rename(part, folder.join(VTD))?)
     }
 
     /// The same, with the disks of its guests at a server of that kind.
@@ -254,6 +288,30 @@ impl Ground {
             kill(pid, signal).with_context(|| format!("{signal} to {wanted:?} {pid} on {host}"))?;
         }
         Ok(())
+    }
+
+    /// Stops the daemon of a host and starts it again, as an admin or a package does it. Gives how long nothing answered there.
+    ///
+    /// # Errors
+    /// There is none, or it does not end.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn restart(&self, host: &str) -> anyhow::Result<Duration> {
+        let begun = Instant::now();
+        self.signal(host, Kind::Daemon, Signal::SIGTERM)?;
+        self.wait("the daemon to end", STOPS, || match &self.pids(host, Kind::Daemon)[..] {
+            [] => Ok(()),
+            pids => Err(format!("{pids:?} run on {host}")),
+        })?;
+        self.lab.vtctl(&["lab", "start", host]).expect(0);
+        let took = begun.elapsed();
+        if let Some(folder) = &self.installed {
+            let [pid] = self.pids(host, Kind::Daemon)[..] else { bail!("not one daemon on {host}") };
+            let runs = fs::read_link(format!("/proc/{pid}/exe"))?;
+            ensure!(runs == folder.path().join(VTD), "{host} runs {}", runs.display());
+        }
+        Ok(took)
     }
 
     /// Whether there is what a kill would hit.
@@ -395,7 +453,7 @@ impl Ground {
         mut holds: impl FnMut() -> Result<T, String>,
         vain: impl Fn() -> anyhow::Result<()>,
     ) -> anyhow::Result<T> {
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         loop {
             vain().with_context(|| format!("waited for {what}"))?;
             match holds() {

@@ -3,12 +3,10 @@
 
 use std::{fmt, time::Duration};
 
-use anyhow::Context as _;
-use serde_json::Value;
-
 use super::{
     cell::{Fault, Part},
     ground::{Cast, Ground, HOSTS},
+    job::Job,
     watch::now_us,
 };
 
@@ -70,14 +68,10 @@ pub fn measure(ground: &mut Ground, dies: Dies) -> anyhow::Result<u64> {
         Dies::Leader => (Fault::KillDaemon(Part::Source), Part::Source),
     };
     let cast = Cast::new(&ground.leader()?, leads);
-    let hosts = format!("{},{}", cast.source, cast.destination);
-    let words = ["run", "multihost_migration", "-m", &hosts, "-p", "mem=128M", "--detach", "-o", "json"];
-    let answer = ground.lab().vtctl(&words).expect(0).json();
-    let job = answer["id"].as_str().with_context(|| format!("no job in {answer}"))?.to_owned();
-    let attempt = format!("{}.1.1", job.strip_prefix("job_").unwrap_or(&job));
+    let job = Job::submit(ground, &cast, &[])?;
     // The destination waits while the source boots the guest.
     let barrier = |ground: &Ground, what: &str| {
-        let events = ground.events(&cast.destination, &attempt);
+        let events = ground.events(&cast.destination, &job.attempt);
         let at = events.iter().find(|event| event["what"]["barrier"]["what"] == what)?;
         at["unix_ms"].as_u64()
     };
@@ -91,11 +85,7 @@ pub fn measure(ground: &mut Ground, dies: Dies) -> anyhow::Result<u64> {
         ground.wait("the other to be told", SOON, || barrier(ground, "broken").ok_or_else(|| "not yet".to_owned()));
     ground.heal(fault, &cast)?;
     ground.lab().wait_for_live(HOSTS as usize);
-    ground.wait("the job to end", SOON, || {
-        let shown = ground.lab().vtctl(&["job", "show", &job, "-o", "json"]);
-        let shown: Value = serde_json::from_str(&shown.stdout).map_err(|_| shown.stderr.clone())?;
-        if shown["state"] == "done" { Ok(()) } else { Err(shown.to_string()) }
-    })?;
+    job.ends(ground, SOON)?;
     Ok(told?.saturating_sub(died_ms))
 }
 

@@ -9,22 +9,19 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use serde::Serialize;
-use serde_json::Value;
 
 use super::{
     cell::{Cell, Fate, Fault, Length, Part, Phase},
     ground::{Cast, Ground},
-    landing::{ALONE, Mark, landed, missed, released_too_early, run_too_early},
-    sighting::{boots, doubles, longest_gap, steady},
+    job::{Job, TooEarly},
+    landing::{ALONE, landed, released_too_early, run_too_early},
+    sighting::{Sighting, boots, doubles, longest_gap, steady},
     watch::{PORT, now_us},
 };
 
 /// Until a host that was healed knows what was decided without it, µs: two renewals.
 const SETTLES_US: u64 = 2_000_000;
-/// Until the guest is up and the migration has come to its phase.
-const COMES: Duration = Duration::from_secs(180);
 /// Exactly one source this long after healing.
 const ONE: Duration = Duration::from_secs(15);
 /// Until the job has ended, once it was released; that of a post-copy takes every page with it, there and back.
@@ -84,19 +81,7 @@ impl Found {
     }
 }
 
-/// Something was written down that cannot have happened while the migration was held before it.
-#[derive(Debug)]
-struct TooEarly(Mark);
-
-impl std::fmt::Display for TooEarly {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?} came too early", self.0)
-    }
-}
-
-impl std::error::Error for TooEarly {}
-
-fn millis(time: Duration) -> u64 {
+pub(super) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -180,11 +165,10 @@ fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyh
     }
     let submitted_us = now_us();
     let job = submit(ground, cell, seed, &cast)?;
-    let attempt = format!("{}.1.1", job.strip_prefix("job_").unwrap_or(&job));
 
     let ends_session = cell.ends_session(seed).map(|part| cast.host(part));
     let session = ends_session.map(|host| ground.session(host));
-    let come = come(ground, cell, seed, &cast, &job, &attempt);
+    let come = come(ground, cell, seed, &cast, &job);
     let from = now_us();
     // What could not be broken is healed all the same, and the job ended.
     let made = come.and_then(|()| ground.make(cell.fault, &cast));
@@ -231,14 +215,9 @@ fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyh
             Err(error) => found.wrong.push(format!("{error:#}")),
         }
     }
-    ground.lab().vtctl(&["job", "release", &job]);
+    ground.lab().vtctl(&["job", "release", &job.id]);
     let ends = if cell.phase.is_postcopy() { POSTCOPY_ENDS } else { ENDS };
-    let ended = ground.wait("the job to end", ends, || {
-        let shown = ground.lab().vtctl(&["job", "show", &job, "-o", "json"]);
-        let shown: Value = serde_json::from_str(&shown.stdout).map_err(|_| shown.stderr.clone())?;
-        if shown["state"] == "done" { Ok(shown) } else { Err(shown["cases"][0].to_string()) }
-    });
-    match ended {
+    match job.ends(ground, ends) {
         Ok(shown) => {
             let case = &shown["cases"][0];
             let verdict = case["verdict"].as_str().unwrap_or("none").to_owned();
@@ -251,7 +230,7 @@ fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyh
         }
         Err(error) => {
             found.wrong.push(format!("{error:#}"));
-            ground.lab().vtctl(&["job", "cancel", &job, "-y", "--no-wait"]);
+            ground.lab().vtctl(&["job", "cancel", &job.id, "-y", "--no-wait"]);
         }
     }
     let left = ground.wait("nothing to be left", CLEAN, || {
@@ -263,29 +242,33 @@ fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyh
     let seen = ground.watcher.since(submitted_us);
     if reached {
         let first = cell.first_vote(seed);
-        if let Err(why) = landed(cell.phase, first, &ground.marks(&cast, &attempt), (from / 1000, to / 1000)) {
+        if let Err(why) = landed(cell.phase, first, &ground.marks(&cast, &job.attempt), (from / 1000, to / 1000)) {
             found.not_landed = Some(why);
         }
         found.gap_ms = Some(longest_gap(&seen, from) / 1000);
     }
-    found.wrong.extend(run_too_early(&ground.marks(&cast, &attempt), cell.mute()));
+    found.wrong.extend(run_too_early(&ground.marks(&cast, &job.attempt), cell.mute()));
     for host in [&cast.source, &cast.destination] {
-        found.wrong.extend(released_too_early(&ground.events(host, &attempt)));
+        found.wrong.extend(released_too_early(&ground.events(host, &job.attempt)));
     }
-    if let Some(double) = doubles(&seen).first() {
-        found.wrong.push(format!(
+    found.wrong.extend(wrong_guest(&seen, from));
+    Ok(())
+}
+
+/// What is wrong with what was seen of a guest, however it ended. `from`: when the trouble began.
+pub(super) fn wrong_guest(seen: &[Sighting], from: u64) -> Vec<String> {
+    let double = doubles(seen).into_iter().next().map(|double| {
+        format!(
             "two copies: host{} sent {} {} ms after the fault, when host{} had sent {}",
             double.host,
             double.sequence,
             double.at_us.saturating_sub(from) / 1000,
             double.before.1,
             double.before.0
-        ));
-    }
-    if boots(&seen) > 1 {
-        found.wrong.push("the guest was booted twice".to_owned());
-    }
-    Ok(())
+        )
+    });
+    let again = (boots(seen) > 1).then(|| "the guest was booted twice".to_owned());
+    double.into_iter().chain(again).collect()
 }
 
 /// How fast the guest goes over: some 90 MB, slow enough that a fault finds them on their way, and no slower.
@@ -302,46 +285,24 @@ fn pace(cell: Cell, seed: u64) -> Vec<String> {
 }
 
 /// Submits the case that is broken.
-fn submit(ground: &Ground, cell: Cell, seed: u64, cast: &Cast) -> anyhow::Result<String> {
-    let hosts = format!("{},{}", cast.source, cast.destination);
-    let beacon = format!("beacon={PORT}");
+fn submit(ground: &Ground, cell: Cell, seed: u64, cast: &Cast) -> anyhow::Result<Job> {
     // A source whose time is over after its vote has to wait all the same.
     let timeout = if cell.phase == Phase::VotedByOne { "mig_timeout=5" } else { "mig_timeout=300" };
-    let mut words = vec!["run", "multihost_migration", "-m", &hosts, "--keep", "--detach", "-o", "json"];
     // A guest that is held stands still for as long as the test wants.
-    words.extend(["-p", "clock_tolerance=120000", "-p", "max_standstill=120000"]);
-    let pace = pace(cell, seed);
-    let params = ["mem=128M", "mem_probe=1M", "mem_rewrite=256K", &beacon, timeout];
-    let pool = ground.pool_param();
-    for param in params.into_iter().chain(pace.iter().chain(&pool).map(String::as_str)) {
-        words.extend(["-p", param]);
-    }
-    let answer = ground.lab().vtctl(&words).expect(0).json();
-    Ok(answer["id"].as_str().with_context(|| format!("no job in {answer}"))?.to_owned())
+    let still = ["clock_tolerance=120000", "max_standstill=120000"];
+    let params = ["mem_probe=1M", "mem_rewrite=256K", timeout].into_iter().chain(still);
+    let (pace, pool, beacon) = (pace(cell, seed), ground.pool_param(), format!("beacon={PORT}"));
+    let params = params.chain(pace.iter().chain(&pool).chain([&beacon]).map(String::as_str));
+    let words: Vec<&str> = std::iter::once("--keep").chain(params.flat_map(|param| ["-p", param])).collect();
+    Job::submit(ground, cast, &words)
 }
 
-/// Waits until the migration has come to the phase, by what the hosts have written down.
-fn come(ground: &Ground, cell: Cell, seed: u64, cast: &Cast, job: &str, attempt: &str) -> anyhow::Result<()> {
-    let first = cell.first_vote(seed);
-    let vain = || {
-        if let Some(mark) = missed(cell.phase, first, &ground.marks(cast, attempt)) {
-            return Err(TooEarly(mark).into());
-        }
-        ground.has_ended(cast, attempt).map_or(Ok(()), |how| Err(anyhow::anyhow!("{job}: {how}")))
-    };
-    ground.wait_or(
-        &format!("the phase {}", cell.phase),
-        COMES,
-        || {
-            let held = holds(cell, seed).iter().find(|(part, place)| !ground.is_held(cast.host(*part), place));
-            if let Some((part, place)) = held {
-                return Err(format!("the {part} has not come to {place}"));
-            }
-            let now = now_us() / 1000;
-            landed(cell.phase, first, &ground.marks(cast, attempt), (now, now))
-        },
-        vain,
-    )?;
+/// Waits until the migration has come to the phase and is held there.
+fn come(ground: &Ground, cell: Cell, seed: u64, cast: &Cast, job: &Job) -> anyhow::Result<()> {
+    job.comes_to(ground, cast, (cell.phase, cell.first_vote(seed)), || {
+        let held = holds(cell, seed).iter().find(|(part, place)| !ground.is_held(cast.host(*part), place));
+        held.map_or(Ok(()), |(part, place)| Err(format!("the {part} has not come to {place}")))
+    })?;
     match cell.phase {
         Phase::Transferring | Phase::PostcopyActive => std::thread::sleep(cell.into_transfer(seed)),
         // One vote decides nothing, however long the other is awaited.

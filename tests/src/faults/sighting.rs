@@ -16,6 +16,10 @@ pub const IN_FLIGHT: u64 = 2;
 const STEADY_US: u64 = 300_000;
 /// Datagrams in that time: a third of what is sent, for an emulated guest on busy cores is late at times.
 const STEADY_COUNT: usize = 10;
+/// Clocks that run at slightly different speeds grow apart by less between two datagrams, µs.
+const JUMP_US: u64 = 5_000;
+/// Jumps so many datagrams apart are one stop.
+const APART: usize = 5;
 /// A silence that breaks a run of datagrams, µs.
 const BREAK_US: u64 = 1_000_000;
 
@@ -30,6 +34,8 @@ pub struct Sighting {
     pub boot: u128,
     /// Its sequence number.
     pub sequence: u64,
+    /// The guest's clock when it was sent, µs. It stands while the guest is paused or on its way.
+    pub guest_us: u64,
 }
 
 /// A number that a second copy of the guest has sent.
@@ -96,6 +102,51 @@ pub fn longest_gap(seen: &[Sighting], from_us: u64) -> u64 {
     pairs.map(|(one, next)| next.at_us.saturating_sub(one.at_us)).max().unwrap_or(0)
 }
 
+/// The guest stood still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop {
+    /// When the last datagram before it came.
+    pub at_us: u64,
+    /// The host that it came from, and the one from which the guest was heard on time again.
+    pub hosts: (u32, u32),
+    /// How long it stood, µs.
+    pub stood_us: u64,
+}
+
+/// Where the clock of the one guest that was seen stood still for at least `least_us`, in the order it happened.
+///
+/// A silence alone does not tell: on busy cores a guest or its datagrams are late, and on time again later. Time that its clock
+/// has lost it never makes up. So what counts is by how much the world is ahead of the guest at least from now on, and where
+/// that grows. What was in flight at the stop makes it grow twice: a few datagrams apart is one stop.
+pub fn stops(seen: &[Sighting], least_us: u64) -> Vec<Stop> {
+    let ahead = |sighting: &Sighting| i128::from(sighting.at_us) - i128::from(sighting.guest_us);
+    let Some(last) = seen.last() else { return Vec::new() };
+    let (mut from_now_on, mut on_time) = (ahead(last), last.host);
+    // The last one first, each with the place where it begins.
+    let mut found: Vec<(usize, Stop)> = Vec::new();
+    for (place, before) in seen.iter().enumerate().rev().skip(1) {
+        let stood_us = u64::try_from(from_now_on - ahead(before)).unwrap_or(0);
+        if stood_us >= JUMP_US {
+            match found.last_mut() {
+                Some((begins, stop)) if *begins <= place + APART => {
+                    *begins = place;
+                    *stop = Stop {
+                        at_us: before.at_us,
+                        hosts: (before.host, stop.hosts.1),
+                        stood_us: stop.stood_us + stood_us,
+                    };
+                }
+                _ => found.push((place, Stop { at_us: before.at_us, hosts: (before.host, on_time), stood_us })),
+            }
+        }
+        if ahead(before) <= from_now_on {
+            (from_now_on, on_time) = (ahead(before), before.host);
+        }
+    }
+    let stops = found.into_iter().rev().map(|(_, stop)| stop);
+    stops.filter(|stop| stop.stood_us >= least_us).collect()
+}
+
 /// How many guests there were: one that rebooted counts twice.
 pub fn boots(seen: &[Sighting]) -> usize {
     seen.iter().map(|sighting| sighting.boot).collect::<std::collections::BTreeSet<_>>().len()
@@ -109,7 +160,10 @@ mod tests {
     fn copy(host: u32, from_ms: u64, numbers: std::ops::Range<u64>) -> Vec<Sighting> {
         let first = numbers.start;
         let at = |sequence: u64| (from_ms + (sequence - first) * 10) * 1000;
-        numbers.map(|sequence| Sighting { at_us: at(sequence), host, boot: 7, sequence }).collect()
+        let guest = |sequence: u64| sequence * 10_000;
+        numbers
+            .map(|sequence| Sighting { at_us: at(sequence), host, boot: 7, sequence, guest_us: guest(sequence) })
+            .collect()
     }
 
     fn seen(copies: &[Vec<Sighting>]) -> Vec<Sighting> {
@@ -150,6 +204,28 @@ mod tests {
         second.iter_mut().for_each(|sighting| sighting.boot = 8);
         let seen = seen(&[copy(1, 0, 1..100), second]);
         assert_eq!((doubles(&seen).len(), boots(&seen)), (0, 2));
+    }
+
+    #[test]
+    fn a_stop_is_time_that_the_guest_never_makes_up() {
+        let moved = seen(&[copy(1, 0, 1..100), copy(2, 1290, 100..200)]);
+        let one = Stop { at_us: 980_000, hosts: (1, 2), stood_us: 300_000 };
+        assert_eq!(stops(&moved, 100_000), [one]);
+        assert_eq!(stops(&moved, 300_001), []);
+        // Paused at the destination a while later, for as short as ten datagrams take.
+        let again = seen(&[copy(1, 0, 1..100), copy(2, 1290, 100..150), copy(2, 1890, 150..200)]);
+        assert_eq!(stops(&again, 100_000), [one, Stop { at_us: 1_780_000, hosts: (2, 2), stood_us: 100_000 }]);
+        // The last one before it was in flight, and came when the guest stood still already.
+        let mut flight = moved.clone();
+        flight[98].at_us += 200_000;
+        assert_eq!(stops(&flight, 50_000), [Stop { at_us: 970_000, ..one }]);
+        // Half a second's datagrams that come all at once, late; and a guest that got no core meanwhile, whose clock went on.
+        let mut late = copy(1, 0, 1..200);
+        late[100..150].iter_mut().for_each(|sighting| sighting.at_us = 1_500_000);
+        assert_eq!(stops(&late, 20_000), []);
+        late.drain(100..150);
+        assert_eq!(stops(&late, 20_000), []);
+        assert_eq!((stops(&[], 1), stops(&late[..1], 1)), (vec![], vec![]));
     }
 
     #[test]

@@ -148,7 +148,8 @@ fn note(socket: &OwnedFd, ports: &Ports, seen: &Mutex<Vec<Sighting>>) {
     let Some(beacon) = beacon(&bytes[..length]) else { return };
     let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
     if seen.len() < KEPT {
-        seen.push(Sighting { at_us, host: *host, boot: beacon.boot, sequence: beacon.sequence });
+        let (boot, sequence, guest_us) = (beacon.boot, beacon.sequence, beacon.monotonic_ns / 1000);
+        seen.push(Sighting { at_us, host: *host, boot, sequence, guest_us });
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
 use vt_sync::mutation::Mutation;
 use vt_tests::faults::{
     cell::{Cell, Fault, Part},
     ground::{Cast, Ground},
+    job::Job,
     notice::{Dies, measure},
     play::play,
+    restart::{self, Round},
     sighting::doubles,
 };
 
@@ -50,9 +51,7 @@ fn a_vm_whose_daemon_died_before_it_let_it_run_runs_when_the_daemon_is_back() {
     let mut ground = Ground::new(None, None).expect("a lab with a watcher");
     let cast = Cast::new(&ground.leader().unwrap(), Part::Leader);
     ground.hold(&cast.source, "vm-runs").unwrap();
-    let hosts = format!("{},{}", cast.source, cast.destination);
-    let words = ["run", "multihost_migration", "-m", &hosts, "-p", "mem=128M", "--detach", "-o", "json"];
-    let job = ground.lab().vtctl(&words).expect(0).json()["id"].as_str().unwrap().to_owned();
+    let job = Job::submit(&ground, &cast, &[]).unwrap();
     let soon = Duration::from_secs(120);
     let held = |ground: &Ground| if ground.is_held(&cast.source, "vm-runs") { Ok(()) } else { Err("no".to_owned()) };
     ground.wait("the VM to be started", soon, || held(&ground)).unwrap();
@@ -60,12 +59,8 @@ fn a_vm_whose_daemon_died_before_it_let_it_run_runs_when_the_daemon_is_back() {
     ground.make(fault, &cast).unwrap();
     ground.let_go().unwrap();
     ground.heal(fault, &cast).unwrap();
-    let done = ground.wait("the job to end", soon, || {
-        let shown = ground.lab().vtctl(&["job", "show", &job, "-o", "json"]);
-        let shown: Value = serde_json::from_str(&shown.stdout).map_err(|_| shown.stderr.clone())?;
-        if shown["state"] == "done" { Ok(shown) } else { Err(shown.to_string()) }
-    });
-    let verdict = &done.unwrap()["cases"][0]["verdict"];
+    let done = job.ends(&ground, soon).unwrap();
+    let verdict = &done["cases"][0]["verdict"];
     // A busy machine may take longer over the start of a daemon than until it is called silent: an error of ours, and soon.
     assert!(verdict == "pass" || verdict == "error", "{verdict}");
 }
@@ -79,25 +74,18 @@ fn a_guest_that_is_let_run_on_both_sides_is_caught_every_time() {
     let soon = Duration::from_secs(240);
     for round in 1..=2 {
         let cast = Cast::new(&ground.leader().unwrap(), Part::Leader);
-        let hosts = format!("{},{}", cast.source, cast.destination);
         ground.watcher.forget();
         ground.hold(&cast.source, "source-lets-go").unwrap();
-        let words = ["run", "multihost_migration", "-m", &hosts, "-p", "mem=128M", "--detach", "-o", "json"];
-        let job = ground.lab().vtctl(&words).expect(0).json()["id"].as_str().unwrap().to_owned();
-        let show = || {
-            let shown = ground.lab().vtctl(&["job", "show", &job, "-o", "json"]);
-            serde_json::from_str::<Value>(&shown.stdout).map_err(|_| shown.stderr)
-        };
+        let job = Job::submit(&ground, &cast, &[]).unwrap();
         let double = ground.wait("a second copy to be seen", soon, || {
-            doubles(&ground.watcher.since(0)).first().copied().ok_or_else(|| show().unwrap_or_default().to_string())
+            doubles(&ground.watcher.since(0))
+                .first()
+                .copied()
+                .ok_or_else(|| ground.lab().vtctl(&["job", "show", &job.id]).stdout)
         });
         println!("round {round}: {:?}", double.unwrap());
         ground.let_go().unwrap();
-        let done = ground.wait("the job to end", soon, || {
-            let shown = show()?;
-            if shown["state"] == "done" { Ok(shown) } else { Err(shown.to_string()) }
-        });
-        let case = done.unwrap()["cases"][0].clone();
+        let case = job.ends(&ground, soon).unwrap()["cases"][0].clone();
         assert_eq!(case["verdict"], "fail", "round {round}: {case}");
         let told = case["cause"]["title"].as_str().unwrap();
         assert!(told.starts_with("two copies of the guest ran"), "round {round}: {case}");
@@ -112,4 +100,14 @@ fn who_waits_at_a_barrier_is_told_when_a_party_or_its_daemon_dies() {
         let ms = measure(&mut ground, dies).expect("the other is told");
         assert!(ms < 20_000, "{}: told after {ms} ms", dies.name());
     }
+}
+
+/// `make restarts` goes on, with either side and an upgrade.
+#[test]
+fn a_daemon_that_is_restarted_while_memory_is_on_its_way_stops_no_guest_twice() {
+    let round = Round::all(1, None).next().unwrap();
+    let mut ground = round.ground().expect("a lab with a watcher");
+    let found = restart::play(&mut ground, &round);
+    println!("{found:?}");
+    assert!(found.green(), "{found:#?}");
 }

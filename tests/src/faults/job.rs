@@ -1,0 +1,97 @@
+//! The job on a ground: one guest that moves from its source to its destination and back, its beacon on.
+
+use std::{fmt, time::Duration};
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+use super::{
+    cell::{Part, Phase},
+    ground::{Cast, Ground},
+    landing::{Mark, landed, missed},
+    watch::now_us,
+};
+
+/// Until the guest is up and the migration has come to a phase.
+const COMES: Duration = Duration::from_secs(180);
+
+/// Something was written down that cannot have happened while the migration was held before it.
+#[derive(Debug)]
+pub(super) struct TooEarly(Mark);
+
+impl fmt::Display for TooEarly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} came too early", self.0)
+    }
+}
+
+impl std::error::Error for TooEarly {}
+
+/// A job with one case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Its id.
+    pub id: String,
+    /// The first attempt of its case.
+    pub attempt: String,
+}
+
+impl Job {
+    /// Submits it. `words`: of `vtctl run`, besides.
+    ///
+    /// # Errors
+    /// The answer names no job.
+    ///
+    /// # Panics
+    /// It is refused.
+    pub fn submit(ground: &Ground, cast: &Cast, words: &[&str]) -> anyhow::Result<Self> {
+        let hosts = format!("{},{}", cast.source, cast.destination);
+        let mut all = vec!["run", "multihost_migration", "-m", &hosts, "-p", "mem=128M"];
+        all.extend(words);
+        all.extend(["--detach", "-o", "json"]);
+        let answer = ground.lab().vtctl(&all).expect(0).json();
+        let id = answer["id"].as_str().with_context(|| format!("no job in {answer}"))?.to_owned();
+        let attempt = format!("{}.1.1", id.strip_prefix("job_").unwrap_or(&id));
+        Ok(Self { id, attempt })
+    }
+
+    /// Waits until its migration is in that phase, by what the hosts have written down, and `more` holds. `first`: whose vote
+    /// comes first.
+    ///
+    /// # Errors
+    /// The phase is over or will not come.
+    pub fn comes_to(
+        &self,
+        ground: &Ground,
+        cast: &Cast,
+        (phase, first): (Phase, Part),
+        more: impl Fn() -> Result<(), String>,
+    ) -> anyhow::Result<()> {
+        let marks = || ground.marks(cast, &self.attempt);
+        let vain = || {
+            if let Some(mark) = missed(phase, first, &marks()) {
+                return Err(TooEarly(mark).into());
+            }
+            let ended = ground.has_ended(cast, &self.attempt);
+            ended.map_or(Ok(()), |how| Err(anyhow::anyhow!("{}: {how}", self.id)))
+        };
+        let come = || {
+            more()?;
+            let now = now_us() / 1000;
+            landed(phase, first, &marks(), (now, now))
+        };
+        ground.wait_or(&format!("the phase {phase}"), COMES, come, vain)
+    }
+
+    /// Waits until it has ended, and gives it as `vtctl job show` does.
+    ///
+    /// # Errors
+    /// It has not within `deadline`.
+    pub fn ends(&self, ground: &Ground, deadline: Duration) -> anyhow::Result<Value> {
+        ground.wait("the job to end", deadline, || {
+            let shown = ground.lab().vtctl(&["job", "show", &self.id, "-o", "json"]);
+            let shown: Value = serde_json::from_str(&shown.stdout).map_err(|_| shown.stderr.clone())?;
+            if shown["state"] == "done" { Ok(shown) } else { Err(shown["cases"][0].to_string()) }
+        })
+    }
+}
