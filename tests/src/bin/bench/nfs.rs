@@ -23,7 +23,7 @@ pub(crate) fn measure(mib: u64) -> anyhow::Result<Vec<Figure>> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for round in 1..=ROUNDS {
         ours.push(by_export(&server, &source, round)?);
-        theirs.push(by_nfs_cp(&server, &source)?);
+        theirs.push(by_nfs_cp(&server, &source, round)?);
     }
     let theirs = Figure { values: theirs, ..Figure::new(format!("nfs-cp of {mib} MiB to an NFS server, s"), None) };
     let peer = theirs.percentile(50.0).map(|median| ("nfs-cp".to_owned(), median));
@@ -31,20 +31,24 @@ pub(crate) fn measure(mib: u64) -> anyhow::Result<Vec<Figure>> {
     Ok(vec![theirs, ours])
 }
 
-fn by_export(server: &NfsServer, source: &Path, epoch: u64) -> anyhow::Result<f64> {
-    let disk = server.folder("disks").join("ours");
+// Each round has a file of its own: one that is removed past the server it goes on writing to, where it knows the name.
+
+fn by_export(server: &NfsServer, source: &Path, round: u64) -> anyhow::Result<f64> {
+    let name = format!("ours-{round}");
+    let disk = server.folder("disks").join(&name);
     fs::File::create(&disk)?.set_len(fs::metadata(source)?.len())?;
-    let export = Export::start(server.command(program("vtd")), server.address(), "ours", Some(epoch))?;
+    let export = Export::start(server.command(program("vtd")), server.address(), &name, Some(round))?;
     let device = format!("nbd+unix:///?socket={}", export.socket().display());
     let mut copy = Command::new("qemu-img");
     copy.args(["convert", "-n", "-f", "raw", "-O", "raw"]).arg(source).arg(device);
     written(source, &disk, &mut copy)
 }
 
-fn by_nfs_cp(server: &NfsServer, source: &Path) -> anyhow::Result<f64> {
+fn by_nfs_cp(server: &NfsServer, source: &Path, round: u64) -> anyhow::Result<f64> {
+    let name = format!("theirs-{round}");
     let mut copy = server.command("nfs-cp");
-    copy.arg(source).arg(format!("nfs://{}/disks/theirs", server.address()));
-    written(source, &server.folder("disks").join("theirs"), &mut copy)
+    copy.arg(source).arg(format!("nfs://{}/disks/{name}", server.address()));
+    written(source, &server.folder("disks").join(name), &mut copy)
 }
 
 /// How long a copy takes until it is on disk, s. It is compared and removed.
