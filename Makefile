@@ -1,5 +1,5 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo deb rpm fleet qemu-7.2 lint-ansible bench bench-ways bench-libvirt bench-images bench-cfg proofs model sim faults faults-mutations matrix versions cancels notice restarts attacks writers fuzz lint fmt
+.PHONY: help setup build release test demo deb rpm fleet qemu-7.2 lint-ansible bench bench-ways bench-libvirt bench-images bench-cfg proofs model sim faults faults-mutations faults-libvirt matrix versions cancels notice restarts attacks writers fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
@@ -22,6 +22,7 @@ help:
 	@echo "make cancels every phase of a migration cancelled TIMES (20) times, the guest alive and moved after each (root)"
 	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=2; POOL=nfs or POOL=gluster with their disks at a server"
 	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
+	@echo "make faults-libvirt  helper, libvirtd and daemons killed, and a host cut off, in the middle of a move by libvirt (root)"
 	@echo "make writers a writer of a disk at a server whose host is frozen, cut off, or not told that the disk is another's, over COUNT (50) seeds; SEED=17 one (root)"
 	@echo "make attacks a table of attacks on a real daemon: what refused each, and where it was written down"
 	@echo "make notice  how soon parties are told that another is gone; TIMES=20 DIES=leader"
@@ -162,6 +163,10 @@ faults: build
 
 faults-mutations: build
 	$(FAULTS) --mutations
+
+# All of which the tests play the first two.
+faults-libvirt: build
+	VTMESH_LIBVIRT_FAULTS=5 cargo test --locked -p vt-tests --test it whoever_dies -- --nocapture
 
 WAYS ?=
 HOSTS ?= 2
