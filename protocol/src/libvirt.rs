@@ -54,6 +54,11 @@ pub enum Request {
         /// Its name.
         domain: String,
     },
+    /// Go over to post-copy, in a move that may ([`Modes::postcopy`]).
+    StartPostcopy {
+        /// Its name.
+        domain: String,
+    },
 }
 
 /// A move.
@@ -73,7 +78,8 @@ pub struct Migrate {
     pub modes: Modes,
 }
 
-/// How a domain moves. Always peer to peer, live unless [`Modes::offline`], and paused at the destination.
+/// How a domain moves. Always peer to peer, live unless [`Modes::offline`], and paused at the destination but for a
+/// post-copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Modes {
     /// With its CPUs stopped from the beginning.
@@ -92,6 +98,15 @@ pub struct Modes {
     pub tunnelled: bool,
     /// With its own disks, of which the destination has what they are built upon.
     pub copy_disks: bool,
+    /// It can go over to post-copy. libvirt lets it run at the destination by itself then.
+    pub postcopy: Option<Postcopy>,
+}
+
+/// How the pages that a post-copy left behind are sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Postcopy {
+    /// MiB/s; no bound where there is none.
+    pub bandwidth: Option<u64>,
 }
 
 /// How memory is compressed.

@@ -8,7 +8,10 @@ use virt::{
 use virt_sys as sys;
 use vt_protocol::libvirt::{Compression, DomainState, Migrate, Refusal, Reply, Running};
 
-use crate::{connection::refusal, missing::abort_job};
+use crate::{
+    connection::refusal,
+    missing::{abort_job, start_postcopy},
+};
 
 fn done<T>(result: Result<T, Error>) -> Result<Reply, Refusal> {
     result.map(|_| Reply::Done).map_err(|error| refusal(&error))
@@ -51,7 +54,12 @@ pub(crate) fn abort(connect: &Connect, name: &str) -> Result<Reply, Refusal> {
     done(abort_job(&find(connect, name)?))
 }
 
-/// Moves it. At the end it is at the destination, paused, and here no more.
+/// Has the move that is under way go over to post-copy.
+pub(crate) fn go_over(connect: &Connect, name: &str) -> Result<Reply, Refusal> {
+    done(start_postcopy(&find(connect, name)?))
+}
+
+/// Moves it. At the end it is at the destination, paused but for a post-copy, and here no more.
 pub(crate) fn migrate(connect: &Connect, move_: &Migrate) -> Result<Reply, Refusal> {
     for one in [&move_.to, &move_.uri, &move_.xml].into_iter().chain(&move_.tls) {
         text(one)?;
@@ -68,9 +76,12 @@ pub(crate) fn migrate(connect: &Connect, move_: &Migrate) -> Result<Reply, Refus
 /// `UNSAFE` takes from libvirt a guess that it cannot make: whether both hosts see one disk is known by who calls.
 fn flags(move_: &Migrate) -> sys::virDomainMigrateFlags {
     let modes = &move_.modes;
-    let mut flags = sys::VIR_MIGRATE_PEER2PEER | sys::VIR_MIGRATE_PAUSED | sys::VIR_MIGRATE_UNSAFE;
+    let mut flags = sys::VIR_MIGRATE_PEER2PEER | sys::VIR_MIGRATE_UNSAFE;
     for (wanted, flag) in [
         (!modes.offline, sys::VIR_MIGRATE_LIVE),
+        // libvirt takes one of the two.
+        (modes.postcopy.is_none(), sys::VIR_MIGRATE_PAUSED),
+        (modes.postcopy.is_some(), sys::VIR_MIGRATE_POSTCOPY),
         (modes.parallel.is_some(), sys::VIR_MIGRATE_PARALLEL),
         (modes.auto_converge.is_some(), sys::VIR_MIGRATE_AUTO_CONVERGE),
         (modes.compression.is_some(), sys::VIR_MIGRATE_COMPRESSED),
@@ -109,6 +120,7 @@ fn parameters(move_: &Migrate) -> MigrateParameters {
         uri: (!modes.tunnelled).then(|| move_.uri.clone()),
         dest_xml: Some(move_.xml.clone()),
         bandwidth: modes.bandwidth.map(|mib| mib.max(1)),
+        bandwidth_postcopy: modes.postcopy.and_then(|postcopy| postcopy.bandwidth),
         parallel_connections: number(modes.parallel),
         auto_converge_initial: number(modes.auto_converge.and_then(|throttle| throttle.initial)),
         auto_converge_increment: number(modes.auto_converge.and_then(|throttle| throttle.increment)),
@@ -120,12 +132,12 @@ fn parameters(move_: &Migrate) -> MigrateParameters {
 
 #[cfg(test)]
 mod tests {
-    use vt_protocol::libvirt::Modes;
+    use vt_protocol::libvirt::{Modes, Postcopy};
 
     use super::*;
 
     #[test]
-    fn a_domain_never_runs_at_the_destination_by_itself() {
+    fn a_domain_never_runs_at_the_destination_by_itself_but_in_a_postcopy() {
         let of = |modes: Modes| {
             let [domain, to, uri, xml] = [const { String::new() }; 4];
             Migrate { domain, to, uri, xml, tls: None, modes }
@@ -134,5 +146,8 @@ mod tests {
             assert_ne!(flags(&of(modes.clone())) & sys::VIR_MIGRATE_PAUSED, 0, "{modes:?}");
         }
         assert_eq!(flags(&of(Modes { offline: true, ..Modes::default() })) & sys::VIR_MIGRATE_LIVE, 0);
+        let postcopy = of(Modes { postcopy: Some(Postcopy::default()), ..Modes::default() });
+        let either = sys::VIR_MIGRATE_PAUSED | sys::VIR_MIGRATE_POSTCOPY;
+        assert_eq!(flags(&postcopy) & either, sys::VIR_MIGRATE_POSTCOPY);
     }
 }

@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `connection` | libvirt, connected when it is needed, and again when it has gone away |
 //! | `domain` | what is done to a domain |
-//! | `missing` | the call that the `virt` crate lacks |
+//! | `missing` | the calls that the `virt` crate lacks |
 //!
 //! It ends when its input ends: a daemon that is gone leaves no helper behind. A move goes on in libvirt all the same.
 //! What may not happen here: a call that keeps another one waiting; each has a thread.
@@ -94,5 +94,6 @@ fn answer(connection: &Connection, request: Request) -> Result<Reply, Refusal> {
         Request::State { domain } => domain::state(&connection.get()?, &domain).map(Reply::State),
         Request::Migrate(migrate) => domain::migrate(&connection.get()?, &migrate),
         Request::Abort { domain } => domain::abort(&connection.get()?, &domain),
+        Request::StartPostcopy { domain } => domain::go_over(&connection.get()?, &domain),
     }
 }

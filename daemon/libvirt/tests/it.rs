@@ -81,6 +81,7 @@ fn what_libvirt_refuses_is_answered_in_its_words() {
         (Request::Start { xml: named("<domain type='test'><name>vm1</name></domain>") }, "unsupported flags"),
         (Request::Abort { domain: named("nobody") }, "not found"),
         (Request::Abort { domain: named("test") }, ""),
+        (Request::StartPostcopy { domain: named("test") }, ""),
     ] {
         let refusal = helper.ask(request.clone()).unwrap_err();
         assert!(refusal.message.to_lowercase().contains(&words.to_lowercase()), "{request:?}: {refusal:?}");

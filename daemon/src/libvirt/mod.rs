@@ -14,6 +14,10 @@
 //! The promise is narrower than over QMP. libvirt ends the source as soon as the destination has everything, before the
 //! decision is in the log: a destination that dies between the two loses the guest, and the verdict says so. It also lets
 //! the source run on by itself when a move fails; that is before our vote, and so before anybody else may own the VM.
+//!
+//! A post-copy libvirt lets run at the destination by itself, and completes one that converges before. So it is decided as
+//! soon as QEMU transfers, with the guest paused and the transfer held too slow to converge meanwhile; then libvirt is told
+//! to go over. A transfer that fails between the two loses the guest: over QMP it would have had all but the last pages there.
 
 pub mod certificates;
 pub mod domain;
@@ -103,6 +107,14 @@ impl Libvirt {
     /// There is none, or libvirt cannot be reached.
     pub async fn abort(&self, domain: &str) -> Result<(), Report> {
         self.ask(Request::Abort { domain: domain.to_owned() }).await.map(drop)
+    }
+
+    /// Has the move of a domain that is under way go over to post-copy.
+    ///
+    /// # Errors
+    /// There is none, or libvirt cannot be reached.
+    pub async fn start_postcopy(&self, domain: &str) -> Result<(), Report> {
+        self.ask(Request::StartPostcopy { domain: domain.to_owned() }).await.map(drop)
     }
 
     async fn ask(&self, request: Request) -> Result<Reply, Report> {

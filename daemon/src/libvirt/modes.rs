@@ -1,8 +1,8 @@
 //! A way of moving, in libvirt's words: pure.
 
 use vt_protocol::{
-    libvirt::{Compression, Modes, Throttle},
-    vm::{Intervention, MigrationSpec, Transport},
+    libvirt::{Compression, Modes, Postcopy, Throttle},
+    vm::{Intervention, MigrationSpec, Moment, Transport},
 };
 
 /// Capabilities that libvirt turns on by itself where they are needed: asking for them changes nothing.
@@ -10,6 +10,9 @@ const OF_ITSELF: [&str; 4] = ["events", "pause-before-switchover", "return-path"
 /// QEMU's word for the compression of multifd's connections.
 const METHOD: &str = "multifd-compression";
 const MIB: u64 = 1 << 20;
+/// MiB/s of a post-copy before it is decided. A guest that has booted does not converge at it within the time after which
+/// its guards end it for want of a decision.
+const HELD: u64 = 1;
 
 /// How libvirt is told to move a VM.
 ///
@@ -27,7 +30,9 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
     }
     let number = |name: &str| spec.parameters.get(name).copied();
     let percent = |name: &str| number(name).and_then(|value| u32::try_from(value).ok());
-    let mut known: Vec<&str> = vec!["max-bandwidth", "downtime-limit"];
+    let postcopy = spec.is_postcopy();
+    // A post-copy that may stand still for long would be at its end before it is decided.
+    let mut known = vec!["max-bandwidth", if postcopy { "max-postcopy-bandwidth" } else { "downtime-limit" }];
     let mut xbzrle = None;
     for name in spec.asked() {
         match name.as_str() {
@@ -60,8 +65,7 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
                 // QEMU's own default.
                 xbzrle = Some(Compression::Xbzrle { cache: number("xbzrle-cache-size").unwrap_or(64 * MIB) });
             }
-            // It decides by itself when to go over, and a post-copy has to be decided before.
-            "postcopy-ram" => return only_qmp("post-copy"),
+            "postcopy-ram" => {}
             name => return only_qmp(&format!("the capability {name}")),
         }
     }
@@ -78,18 +82,45 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
     if modes.tunnelled && modes.parallel.is_some() {
         return Err("libvirt's tunnel is one connection, and multifd needs several".to_owned());
     }
-    if spec.interventions.iter().any(|(_, what)| *what != Intervention::Cancel) {
-        return only_qmp("what is done at a moment of the transfer, but cancel,");
-    }
     modes.bandwidth = number("max-bandwidth").map(|bytes| bytes.div_ceil(MIB));
     modes.downtime = number("downtime-limit");
+    let offered = |(at, what): &(Moment, Intervention)| match what {
+        Intervention::Cancel => !postcopy,
+        Intervention::Postcopy => *at == Moment::Active,
+        Intervention::Break => *at == Moment::PostcopyActive,
+        Intervention::Stop | Intervention::Set(_) => false,
+    };
+    if let Some((at, _)) = spec.interventions.iter().find(|one| !offered(one)) {
+        return only_qmp(&format!("what is to be done at {at}"));
+    }
+    if postcopy {
+        if let Some(rule) = bars_postcopy(spec, &modes) {
+            return Err(rule.to_owned());
+        }
+        modes.bandwidth = Some(HELD);
+        modes.postcopy =
+            Some(Postcopy { bandwidth: number("max-postcopy-bandwidth").map(|bytes| bytes.div_ceil(MIB)) });
+    }
     Ok(modes)
+}
+
+/// What stands against a post-copy.
+fn bars_postcopy(spec: &MigrationSpec, modes: &Modes) -> Option<&'static str> {
+    if !spec.interventions.iter().any(|(_, what)| *what == Intervention::Postcopy) {
+        Some("libvirt completes a transfer that converges, and a post-copy is decided before: it begins at active")
+    } else if modes.tunnelled {
+        Some("libvirt makes no post-copy through its tunnel")
+    } else if modes.offline {
+        Some("libvirt makes no post-copy of a guest that is paused before")
+    } else if modes.parallel.is_some() {
+        Some("a post-copy goes through one connection, and multifd through several")
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use vt_protocol::vm::Moment;
-
     use super::*;
 
     fn spec(capabilities: &[&str], parameters: &[(&str, u64)]) -> MigrationSpec {
@@ -122,13 +153,34 @@ mod tests {
         assert_eq!(modes(&tunnel), Ok(Modes { tunnelled: true, offline: true, ..Modes::default() }));
     }
 
+    fn at(interventions: &[(Moment, Intervention)]) -> MigrationSpec {
+        MigrationSpec { interventions: interventions.to_vec(), ..MigrationSpec::default() }
+    }
+
+    const GOES_OVER: (Moment, Intervention) = (Moment::Active, Intervention::Postcopy);
+
+    #[test]
+    fn a_postcopy_is_held_until_it_is_decided() {
+        let broken = (Moment::PostcopyActive, Intervention::Break);
+        let slow = spec(&["postcopy-ram"], &[("max-bandwidth", 24 << 20), ("max-postcopy-bandwidth", 16 << 20)]);
+        let found = modes(&MigrationSpec { interventions: vec![GOES_OVER, broken], ..slow });
+        let postcopy = Some(Postcopy { bandwidth: Some(16) });
+        assert_eq!(found, Ok(Modes { bandwidth: Some(HELD), postcopy, ..Modes::default() }));
+    }
+
     #[test]
     fn what_it_has_no_word_for_is_named() {
-        let at = |what| MigrationSpec { interventions: vec![(Moment::Active, what)], ..MigrationSpec::default() };
-        assert!(modes(&at(Intervention::Cancel)).is_ok());
+        assert!(modes(&at(&[(Moment::Active, Intervention::Cancel)])).is_ok());
+        let postcopy = |other: MigrationSpec| MigrationSpec { interventions: vec![GOES_OVER], ..other };
         for (spec, named) in [
             (MigrationSpec { transport: Transport::Fd, ..MigrationSpec::default() }, "transport fd"),
-            (spec(&["postcopy-ram"], &[]), "post-copy"),
+            (spec(&["postcopy-ram"], &[]), "begins at active"),
+            (at(&[(Moment::Pass(2), Intervention::Postcopy)]), "at pass:2"),
+            (at(&[GOES_OVER, (Moment::Active, Intervention::Cancel)]), "at active"),
+            (postcopy(spec(&[], &[("downtime-limit", 2000)])), "downtime-limit"),
+            (postcopy(spec(&["multifd"], &[])), "multifd"),
+            (postcopy(MigrationSpec { transport: Transport::Mesh, ..MigrationSpec::default() }), "tunnel"),
+            (postcopy(MigrationSpec { offline: true, ..MigrationSpec::default() }), "paused before"),
             (spec(&["zero-copy-send"], &[]), "zero-copy-send"),
             (spec(&[], &[("multifd-channels", 4)]), "multifd-channels"),
             (
@@ -142,7 +194,7 @@ mod tests {
                 MigrationSpec { words: [("multifd-compression".into(), "zstd".into())].into(), ..spec(&[], &[]) },
                 "multifd-compression",
             ),
-            (at(Intervention::Break), "at a moment"),
+            (at(&[(Moment::Active, Intervention::Break)]), "at active"),
             (MigrationSpec { transport: Transport::Mesh, ..spec(&["multifd"], &[]) }, "tunnel"),
         ] {
             let rule = modes(&spec).unwrap_err();

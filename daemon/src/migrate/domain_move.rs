@@ -4,6 +4,9 @@
 //! completion, its refusal is the failure, and what QEMU says meanwhile is told and decides nothing. At the destination
 //! libvirt starts the QEMU; it is found by its run folder and then watched as any other.
 //!
+//! A post-copy is decided while QEMU transfers, with the guest paused, and libvirt goes over to it then; see [`crate::libvirt`]
+//! for what is narrower. What follows is in [`super::postcopy`].
+//!
 //! What may not happen here: a vote of the source while libvirt may still let it run.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -56,6 +59,8 @@ const LOOKS_IDLE: u32 = 4;
 const AWAY: Duration = Duration::from_secs(30);
 /// How long QEMU may take to end a transfer.
 const ENDS: Duration = Duration::from_secs(20);
+/// And one that is in post-copy besides; whoever waits for it has a bound of its own.
+const POSTCOPY_ENDS: Duration = Duration::from_secs(3600);
 /// How often it is asked whether it has let go of a domain whose QEMU has ended.
 const LOOKS_GONE: u32 = 40;
 
@@ -64,7 +69,8 @@ const LOOKS_GONE: u32 = 40;
 pub(super) struct DomainMove {
     domain: String,
     libvirt: Arc<Libvirt>,
-    answer: oneshot::Receiver<Result<(), Report>>,
+    /// Until it is given.
+    answer: Option<oneshot::Receiver<Result<(), Report>>>,
     /// The certificates of this side, where it goes with TLS: nobody else has them meanwhile.
     _certificates: Option<Held>,
     /// What QEMU said of the transfer when it had completed: libvirt ends it soon after.
@@ -107,6 +113,18 @@ impl DomainMove {
         Ok(Self::follow(attempt, vm, libvirt, async { Err(HelperError::Gone) }))
     }
 
+    /// Has libvirt go over to post-copy.
+    pub(super) async fn start_postcopy(&self) -> Result<(), Report> {
+        self.libvirt.start_postcopy(&self.domain).await
+    }
+
+    /// Keeps what QEMU says of a transfer that has completed.
+    pub(super) async fn note(&mut self, vm: &LocalVm, status: &MigrationStatus) {
+        if *status == MigrationStatus::Completed {
+            self.last = vm.qemu.qmp().query_migrate().await.ok();
+        }
+    }
+
     fn follow(
         attempt: &Arc<LocalAttempt>,
         vm: &Arc<LocalVm>,
@@ -131,15 +149,20 @@ impl DomainMove {
             // Nobody waits once the attempt is over.
             let _ = tell.send(said);
         });
-        Self { domain, libvirt, answer, _certificates: None, last: None }
+        Self { domain, libvirt, answer: Some(answer), _certificates: None, last: None }
+    }
+
+    /// Whether libvirt has not answered yet.
+    pub(super) fn is_open(&self) -> bool {
+        self.answer.is_some()
     }
 
     /// Waits for libvirt's answer; pending for ever once that was given.
     pub(super) async fn answer(&mut self) -> Result<(), Report> {
-        match (&mut self.answer).await {
-            Ok(said) => said,
-            Err(_) => std::future::pending().await,
-        }
+        let Some(answer) = &mut self.answer else { return std::future::pending().await };
+        let Ok(said) = answer.await else { return std::future::pending().await };
+        self.answer = None;
+        said
     }
 
     /// Has libvirt give it up, and QEMU where libvirt is gone. The answer says whether that was in time.
@@ -194,14 +217,20 @@ async fn find_out(libvirt: &Libvirt, vm: &LocalVm, lost: &HelperError) -> Result
     Ok(())
 }
 
-/// Ends a move whose libvirt is gone: what has completed is for the destination to know, everything else is given up.
+/// Ends a move whose libvirt is gone: what has completed is for the destination to know, everything else is given up. A
+/// post-copy cannot be, and ends without libvirt.
 async fn end_without(libvirt: &Libvirt, vm: &LocalVm, lost: &HelperError) -> Result<(), Report> {
     let (qmp, until) = (vm.qemu.qmp(), Instant::now() + ENDS);
     let said = |why: String| refused(libvirt, lost).with("QEMU", why);
     let mut events = qmp.events();
     let mut status = qmp.query_migrate().await.map_err(|error| said(error.to_string()))?.status;
     if !status.is_final() {
-        qmp.migrate_cancel().await.map_err(|error| said(error.to_string()))?;
+        let until = if status.is_postcopy() {
+            until + POSTCOPY_ENDS
+        } else {
+            qmp.migrate_cancel().await.map_err(|error| said(error.to_string()))?;
+            until
+        };
         let ended = qmp.wait_migration(&mut events, MigrationStatus::is_final, until).await;
         status = ended.map_err(|error| said(error.to_string()))?;
     }
@@ -227,7 +256,9 @@ impl LocalAttempt {
         let state = self.cluster.state();
         let decided = |record: &state::Migration| !record.is_under_way() || record.source_completed;
         if state.migration(&ready.id).is_some_and(decided) {
-            return Ok((Phase::Voted, None));
+            // What is left of a post-copy is libvirt's.
+            let left = if call.spec.is_postcopy() { Some(DomainMove::resume(self, vm)?) } else { None };
+            return Ok((Phase::Voted, left));
         }
         if vm.take_prepared(&ready.id) {
             self.place("source-sends").await;

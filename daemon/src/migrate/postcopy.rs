@@ -4,11 +4,14 @@
 //! Sources: QEMU's `docs/devel/migration/postcopy.rst` (phases, pausing and recovery). Decided before the switch-over,
 //! because a source that has sent its devices' state may not run the guest again, whatever happens to the destination.
 //!
+//! One that libvirt makes is mended by us all the same: libvirt of the destination may itself wait for a page, while its QEMU
+//! still hears us. What completes then, libvirt notices and takes for done.
+//!
 //! What may not happen here: a source that runs the guest again.
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::MigrationId,
@@ -19,15 +22,16 @@ use vt_protocol::{
 };
 
 use super::{
+    domain_move::DomainMove,
     inlet::Listen,
     moments::moment,
     outlet::Outlet,
     receiver::Receiver,
-    sender::{AbortOnDrop, Sender},
+    sender::{AbortOnDrop, Sender, libvirts_answer},
 };
 use crate::{
     party::{attempt::LocalAttempt, failure::caused, local_vm::Ended},
-    qemu::qmp::{self, EventError, MigrationStatus, WaitError},
+    qemu::qmp::{self, EventError, MigrationInfo, MigrationStatus, WaitError},
 };
 
 /// How long QEMU may take to leave the switch-over when it is told to.
@@ -62,8 +66,19 @@ impl Sender {
     }
 
     /// One that was aborted while it waited before the switch-over waits there still: cancelled, QEMU lets the guest run.
-    pub(super) async fn leave_switchover(&self) -> Result<(), String> {
+    /// libvirt has gone on with its transfer, and gives it up.
+    pub(super) async fn leave_switchover(&mut self) -> Result<(), String> {
         let qmp = self.vm.qemu.qmp();
+        if let Some(domain) = self.domain_move.as_mut().filter(|domain| domain.is_open()) {
+            // The destination's end may have been enough; the answer says so too.
+            let _ = domain.abort(&self.vm).await;
+            let answer = timeout(LEAVES, domain.answer()).await;
+            return match answer {
+                Ok(Err(_)) => Ok(()),
+                Ok(Ok(())) => Err("libvirt has moved the VM all the same".to_owned()),
+                Err(_) => Err("libvirt does not give the move up".to_owned()),
+            };
+        }
         let mut events = qmp.events();
         if qmp.query_migrate().await.map_err(|error| error.to_string())?.status != MigrationStatus::PreSwitchover {
             return Ok(());
@@ -73,13 +88,20 @@ impl Sender {
         ended.map(drop).map_err(|error| error.to_string())
     }
 
-    /// Decided: QEMU goes on with the switch-over. Done again after a restart of the daemon it does nothing.
+    /// Decided: QEMU goes on with the switch-over, or libvirt over to post-copy. Done again after a restart of the daemon it
+    /// does nothing.
     pub(super) async fn go_on(&self) {
         let qmp = self.vm.qemu.qmp();
-        if qmp.query_migrate().await.is_ok_and(|info| info.status == MigrationStatus::PreSwitchover)
-            && let Err(error) = qmp.migrate_continue(&MigrationStatus::PreSwitchover).await
-        {
-            self.attempt.evidence.events.warn(format!("{}: {error}", self.ready.id));
+        let Ok(MigrationInfo { status, .. }) = qmp.query_migrate().await else { return };
+        let gone_on = match (&self.domain_move, status) {
+            (None, MigrationStatus::PreSwitchover) => {
+                qmp.migrate_continue(&MigrationStatus::PreSwitchover).await.map_err(|error| error.report())
+            }
+            (Some(domain), MigrationStatus::Active) => domain.start_postcopy().await,
+            _ => Ok(()),
+        };
+        if let Err(report) = gone_on {
+            self.attempt.evidence.events.warn(format!("{}: {report}", self.ready.id));
         }
     }
 
@@ -101,14 +123,20 @@ impl Sender {
         let until = Instant::now() + Duration::from_millis(self.call.spec.timeout_ms);
         let mut status = self.vm.qemu.qmp().query_migrate().await.ok().map(|info| info.status);
         let mut listening = true;
+        // libvirt ends what has completed, and answers then. Where its part ended with a cut it has answered before.
+        let mut completed = false;
         loop {
+            let by_libvirt = self.domain_move.as_ref().is_some_and(DomainMove::is_open);
             match status.take() {
-                Some(MigrationStatus::Completed) => return Ok(()),
+                Some(MigrationStatus::Completed) => completed = true,
                 Some(MigrationStatus::PostcopyPaused) => self.recover(until).await?,
                 Some(MigrationStatus::Failed | MigrationStatus::Cancelled) => {
                     return Err(lost(&self.ready.id, "the source QEMU reports that the post-copy failed"));
                 }
                 _ => {}
+            }
+            if completed && !by_libvirt {
+                return Ok(());
             }
             tokio::select! {
                 biased;
@@ -119,7 +147,11 @@ impl Sender {
                             self.intervene(moment, what).await.map_err(caused)?;
                         }
                         if event.name == "MIGRATION" {
-                            status = Some(event.text("status").unwrap_or_default().into());
+                            let now: MigrationStatus = event.text("status").unwrap_or_default().into();
+                            if let Some(domain) = &mut self.domain_move {
+                                domain.note(&self.vm, &now).await;
+                            }
+                            status = Some(now);
                         }
                     }
                     Err(EventError::Lagged(_)) => {
@@ -128,7 +160,14 @@ impl Sender {
                     // It has ended, which is told below.
                     Err(_) => listening = false,
                 },
-                ended = self.vm.ended() => {
+                answer = libvirts_answer(&mut self.domain_move) => match answer {
+                    Ok(()) => return Ok(()),
+                    Err(why) => {
+                        let said = why.evidence.iter().map(|(name, words)| format!("; {name}: {words}")).collect::<String>();
+                        self.attempt.evidence.events.say(format!("{}: libvirt has left the post-copy{said}", self.ready.id));
+                    }
+                },
+                ended = self.vm.ended(), if !by_libvirt => {
                     return Err(caused(lost_with(&self.ready.id, &ended, "the source QEMU ended")));
                 }
                 () = sleep_until(until) => {

@@ -224,6 +224,7 @@ impl Receiver {
                     self.incoming.arrival.send_replace(Some(Err(failure)));
                     return;
                 }
+                self.incoming.close_inlet();
                 self.incoming.arrival.send_replace(Some(Ok(Some(Arrived { held, resumed: elapsed }))));
                 let finish = FinishMigration { migration: id.clone(), host: self.attempt.me() };
                 while !self.attempt.closing.is_cancelled() {

@@ -92,14 +92,7 @@ impl Sender {
         let deadline = Instant::now() + Duration::from_millis(self.call.spec.timeout_ms);
         let mut too_long = false;
         let mut listening = true;
-        // What QEMU said before this listener was made, after a restart of the daemon.
-        let mut replay = match phase {
-            Phase::Sending if self.domain_move.is_none() => match self.vm.qemu.qmp().query_migrate().await {
-                Ok(info) => Some(self.status(info.status).await),
-                Err(_) => None,
-            },
-            _ => None,
-        };
+        let mut replay = if phase == Phase::Sending { self.missed().await } else { None };
         loop {
             let transferring = matches!(phase, Phase::Sending | Phase::Cancelling(_));
             let event = if let Some(event) = replay.take() {
@@ -224,25 +217,54 @@ impl Sender {
         })
     }
 
+    /// What QEMU said before this listener was made, after a restart of the daemon.
+    async fn missed(&mut self) -> Option<Event> {
+        let status = self.vm.qemu.qmp().query_migrate().await.ok()?.status;
+        match self.domain_move {
+            None => Some(self.status(status).await),
+            Some(_) if status == MigrationStatus::Active => self.libvirt_sends().await,
+            Some(_) => None,
+        }
+    }
+
     /// What an event of the monitor means, once what was to be done at its moment is done.
     async fn heard(&mut self, event: &qmp::Event, transferring: bool) -> Option<Event> {
-        if let Some(moment) = moment(event).filter(|_| transferring) {
-            for (moment, what) in self.interventions.due(moment) {
-                if let Err(why) = self.intervene(moment, what).await {
-                    return Some(Event::GiveUp(Box::new(why)));
-                }
-            }
+        if let Some(moment) = moment(event).filter(|_| transferring)
+            && let Some(given_up) = self.at(moment).await
+        {
+            return Some(given_up);
         }
         if event.name != "MIGRATION" {
             return None;
         }
-        if let Some(domain) = &mut self.domain_move {
-            if event.text("status") == Some("completed") {
-                domain.last = self.vm.qemu.qmp().query_migrate().await.ok();
+        let status: MigrationStatus = event.text("status").unwrap_or_default().into();
+        match (&mut self.domain_move, status) {
+            (None, status) => Some(self.status(status).await),
+            (Some(_), MigrationStatus::Active) if transferring => self.libvirt_sends().await,
+            (Some(domain), status) => {
+                domain.note(&self.vm, &status).await;
+                None
             }
+        }
+    }
+
+    /// Does what is due at a moment; an event where the transfer is to be given up.
+    async fn at(&mut self, moment: Moment) -> Option<Event> {
+        for (moment, what) in self.interventions.due(moment) {
+            if let Err(why) = self.intervene(moment, what).await {
+                return Some(Event::GiveUp(Box::new(why)));
+            }
+        }
+        None
+    }
+
+    /// libvirt's QEMU has begun to send. A post-copy is decided now, with the guest paused: nothing goes on without us.
+    async fn libvirt_sends(&mut self) -> Option<Event> {
+        if !self.call.spec.is_postcopy() {
             return None;
         }
-        Some(self.status(event.text("status").unwrap_or_default().into()).await)
+        // Not done yet where a daemon before this one was told of the moment.
+        Some(self.at(Moment::Active).await.unwrap_or(Event::PostcopyReady))
     }
 
     /// What a status of the migration means. Before the switch-over a disk that is copied is there to the last write.
@@ -267,6 +289,10 @@ impl Sender {
                 (qmp.migrate_set_parameters(&values).await.map(drop), format!("set {parameters:?}"))
             }
             Intervention::Stop => (qmp.stop().await, "the guest is paused".to_owned()),
+            // libvirt goes over once it is decided.
+            Intervention::Postcopy if self.domain_move.is_some() => {
+                (qmp.stop().await, "the guest is paused for the post-copy to be decided".to_owned())
+            }
             Intervention::Postcopy => (qmp.migrate_start_postcopy().await, "over to post-copy".to_owned()),
             Intervention::Break => (qmp.migrate_pause().await, "the connection is broken".to_owned()),
             Intervention::Cancel => {
@@ -396,14 +422,14 @@ impl Sender {
     }
 
     /// QEMU lets a guest run on by itself where a migration failed before it completed; after it, it waits for us.
-    async fn run_on(&self) -> Result<(), Report> {
+    async fn run_on(&mut self) -> Result<(), Report> {
         const GONE: &str = "the VM should have gone on at the source and does not";
         if self.vm.qemu.process().exit().is_some() {
             return Err(self.vm.ended().await.report(ErrorCode::VmLost, GONE));
         }
-        let qmp = self.vm.qemu.qmp();
         let lost = |what: String| Report::new(ErrorCode::VmLost, GONE).with("QEMU", what);
         self.leave_switchover().await.map_err(&lost)?;
+        let qmp = self.vm.qemu.qmp();
         let status = qmp.query_status().await.map_err(|error| lost(error.to_string()))?;
         if status.running {
             return Ok(());
@@ -493,7 +519,7 @@ impl Sender {
 }
 
 /// Pending for ever where libvirt was not asked.
-async fn libvirts_answer(domain_move: &mut Option<DomainMove>) -> Result<(), Report> {
+pub(super) async fn libvirts_answer(domain_move: &mut Option<DomainMove>) -> Result<(), Report> {
     match domain_move {
         Some(domain_move) => domain_move.answer().await,
         None => std::future::pending().await,

@@ -81,4 +81,16 @@ impl MigrationStatus {
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Completed | Self::Failed | Self::Cancelled)
     }
+
+    /// Whether the guest's pages are at both sides, so that neither can do without the other.
+    pub fn is_postcopy(&self) -> bool {
+        matches!(
+            self,
+            Self::PostcopyDevice
+                | Self::PostcopyActive
+                | Self::PostcopyPaused
+                | Self::PostcopyRecoverSetup
+                | Self::PostcopyRecover
+        )
+    }
 }

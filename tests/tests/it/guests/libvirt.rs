@@ -55,6 +55,27 @@ fn a_guest_moves_there_and_back_by_libvirt_and_nothing_is_left() {
     assert_eq!(lab.inventory(2), before, "something was left behind");
 }
 
+/// At once, before QEMU goes over; and its connection breaks and is mended, whichever way it goes.
+#[test]
+fn a_postcopy_by_libvirt_is_decided_before_it_begins_and_is_mended() {
+    let lab = Lab::up_libvirt(2);
+    let before = lab.inventory(2);
+    let results = tempfile::tempdir().unwrap();
+    let bundle = results.path().join("job");
+    let words = ["run", "multihost_migration", "-m", "host1,host2", "--backend", "libvirt", "-p", "mem=128M"];
+    let at = ["-p", "at=active postcopy; postcopy-active break", "-p", "parameters=max-postcopy-bandwidth=16777216"];
+    lab.vtctl(&[&words[..], &at, &["-r", bundle.to_str().unwrap()]].concat()).expect(0);
+    let told = |host: &str| said(&bundle.join("cases/0001-multihost_migration").join(host));
+    for host in ["host1", "host2"] {
+        let told = told(host);
+        let order =
+            ["the guest is paused for", "decided: the VM is owned", "the connection is broken", ": recovers over"];
+        let places: Vec<usize> = order.iter().map(|words| told.find(words).expect(words)).collect();
+        assert!(places.is_sorted(), "{told}");
+    }
+    assert_eq!(lab.inventory(2), before, "something was left behind");
+}
+
 #[test]
 fn a_move_that_is_cancelled_leaves_the_guest_where_it_is() {
     let lab = Lab::up_libvirt(2);
