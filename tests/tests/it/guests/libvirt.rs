@@ -1,12 +1,14 @@
 //! The same scenarios through libvirt: one libvirtd a host, the daemons' decisions as ever.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
+use serde_json::Value;
 use vt_tests::{
     lab::{Lab, lab_root},
     wait,
@@ -53,6 +55,53 @@ fn a_guest_moves_there_and_back_by_libvirt_and_nothing_is_left() {
         if left.is_empty() { Ok(()) } else { Err(left) }
     });
     assert_eq!(lab.inventory(2), before, "something was left behind");
+
+    let over_qmp = results.path().join("over-qmp");
+    let words = ["run", "multihost_migration", "-m", "host1,host2", "-r", over_qmp.to_str().unwrap()];
+    lab.vtctl(&words).expect(0);
+    assert_eq!(course(&bundle), course(&over_qmp));
+}
+
+/// What happened on each host in which order, without names, times and figures; and beside it what each of its QEMUs said.
+fn course(bundle: &Path) -> BTreeMap<String, Vec<String>> {
+    let lines = |path: &Path| -> Vec<Value> {
+        let text = fs::read_to_string(path).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let place = |path: &Path| path.strip_prefix(bundle).unwrap().display().to_string();
+    let told = files(bundle, "events.jsonl")
+        .into_iter()
+        .map(|path| (place(&path), lines(&path).iter().filter_map(|line| happening(&line["what"])).collect()));
+    let heard = files(bundle, "qmp.jsonl")
+        .into_iter()
+        .map(|path| (place(&path), lines(&path).iter().filter_map(|line| of_the_machine(&line["msg"])).collect()));
+    told.chain(heard).collect()
+}
+
+/// Steps, barriers, the end, and what is said of a migration: it is prepared, voted for, decided, and runs.
+fn happening(what: &Value) -> Option<String> {
+    if let Some(said) = what["log"]["text"].as_str() {
+        // The source's vote is told by a task of its own, before or after the decision that it led to.
+        let words = ["how", "the vote of the destination", "decided", "runs here"];
+        let of_migration = said.strip_prefix("mig_")?.split_once(": ")?.1;
+        return words.into_iter().find(|word| of_migration.starts_with(word)).map(str::to_owned);
+    }
+    if let Some(step) = what["step_ended"]["step"].as_str() {
+        return Some(format!("{step} ended"));
+    }
+    if what["barrier"].is_object() {
+        let (tag, how) = (&what["barrier"]["tag"], &what["barrier"]["what"]);
+        return Some(format!("{tag} {how}"));
+    }
+    what.get("step_began").or_else(|| what.get("party_ended")).map(Value::to_string)
+}
+
+/// What QEMU says of its machine and of migrations. libvirt has it wait before each switch-over.
+fn of_the_machine(message: &Value) -> Option<String> {
+    let event = message["event"].as_str()?;
+    let status = message["data"]["status"].as_str().unwrap_or_default();
+    let counts = ["STOP", "RESUME"].contains(&event) || (event == "MIGRATION" && status != "pre-switchover");
+    counts.then(|| format!("{event} {status}"))
 }
 
 /// At once, before QEMU goes over; and its connection breaks and is mended, whichever way it goes.
