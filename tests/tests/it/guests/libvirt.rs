@@ -137,11 +137,14 @@ fn a_move_that_is_cancelled_leaves_the_guest_where_it_is() {
     assert!(said(&bundle).contains("cancelled at active"), "{}", said(&bundle));
 }
 
+/// Whether a process is the one that is meant, by the words of its command line.
+type IsIt = fn(&[String]) -> bool;
+
 /// What befalls a move that libvirt has begun.
 struct Fault {
     name: &'static str,
     /// What is killed, and on which host; nothing: host2 is cut off.
-    victim: Option<(&'static str, fn(&[String]) -> bool)>,
+    victim: Option<(&'static str, IsIt)>,
     /// How the case may end.
     verdicts: &'static [&'static str],
 }
@@ -209,7 +212,7 @@ impl Fault {
             if moves_begun(lab) > begun { Ok(()) } else { Err(said(&data(lab, 1))) }
         });
         self.befall(lab);
-        let on_both = |wanted: fn(&[String]) -> bool| -> Vec<&str> {
+        let on_both = |wanted: IsIt| -> Vec<&str> {
             ["host1", "host2"].into_iter().filter(|host| lab.process(host, wanted).is_some()).collect()
         };
         // Whoever is cut off hears of nothing before the network is healed.
