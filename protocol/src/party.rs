@@ -253,6 +253,12 @@ pub enum Ask {
         /// Its path in the guest.
         path: String,
     },
+    /// Run a line of shell by ssh from this host. Its session begins with the first one, while the VM is here, and is the
+    /// same from then on, wherever the VM goes.
+    Shell {
+        /// The line.
+        command: String,
+    },
 }
 
 /// Most bytes of a guest's file in one call.
@@ -424,7 +430,7 @@ pub struct Migrated {
 pub enum GuestAnswer {
     /// To `Login`, `AgentPing` and `Put`.
     Up,
-    /// To `Console` and `Agent`.
+    /// To `Console`, `Agent` and `Shell`.
     Console {
         /// Exit status of the line.
         status: i32,

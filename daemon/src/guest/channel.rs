@@ -37,7 +37,7 @@ impl Channel {
     pub async fn connect(path: &Path, place: Place, most: usize, deadline: Instant) -> Result<Self, GuestError> {
         loop {
             match timeout_at(deadline, UnixStream::connect(path)).await {
-                Ok(Ok(stream)) => return Ok(Self { stream, place, pending: Vec::new(), most }),
+                Ok(Ok(stream)) => return Ok(Self::over(stream, place, most)),
                 Ok(Err(source)) if Instant::now() + RETRY >= deadline || !may_come(&source) => {
                     return Err(GuestError::Io { place, what: "cannot be connected", source });
                 }
@@ -48,6 +48,11 @@ impl Channel {
                 }
             }
         }
+    }
+
+    /// Over a stream that is connected.
+    pub fn over(stream: UnixStream, place: Place, most: usize) -> Self {
+        Self { stream, place, pending: Vec::new(), most }
     }
 
     /// Where it leads.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use fancy_regex::{Regex, RegexBuilder};
-use tokio::time::Instant;
+use tokio::{net::UnixStream, process::Child, time::Instant};
 
 use super::{GuestError, Place, channel::Channel};
 
@@ -72,6 +72,8 @@ pub struct Console {
     credentials: Credentials,
     /// A shell of ours waits for a command.
     ready: bool,
+    /// The process that leads to it, where one does; it ends with this value.
+    _client: Option<Child>,
 }
 
 /// What the end of the console's output says about who is there.
@@ -92,7 +94,13 @@ impl Console {
     pub async fn connect(path: &Path, credentials: Credentials, deadline: Instant) -> Result<Self, GuestError> {
         let place = Place::Console(path.into());
         let channel = Channel::connect(path, place, OUTPUT_MAX, deadline).await?;
-        Ok(Self { channel, credentials, ready: false })
+        Ok(Self { channel, credentials, ready: false, _client: None })
+    }
+
+    /// A terminal at the other end of a process, which ends with this value if it was started so.
+    pub fn over(stream: UnixStream, place: Place, credentials: Credentials, client: Child) -> Self {
+        let channel = Channel::over(stream, place, OUTPUT_MAX);
+        Self { channel, credentials, ready: false, _client: Some(client) }
     }
 
     /// Waits for the login prompt, logs in, and makes sure that a shell answers. Does nothing where one does.
@@ -176,6 +184,16 @@ impl Console {
     /// The end of what the console showed last.
     pub fn tail(&self) -> String {
         super::shown(self.channel.pending(), TAIL)
+    }
+
+    /// The end of what it showed before it was closed, of which a part may not have been read yet.
+    pub async fn last_words(&mut self) -> String {
+        for _ in 0..READS_MAX {
+            if !matches!(self.channel.read(Instant::now() + SETTLE).await, Ok(true)) {
+                break;
+            }
+        }
+        self.tail().trim().to_owned()
     }
 
     /// Whether there is a prompt to log in, where somebody was logged in: the guest has booted anew.

@@ -6,7 +6,8 @@
 //! | [`console`] | log in, run a line of shell |
 //! | [`agent`] | QEMU's guest agent |
 //! | [`probe`] | the probe of the built-in image |
-//! | [`reach`] | ssh and echo over the network |
+//! | [`reach`] | greeting of ssh and echo over the network |
+//! | [`ssh`] | a shell by ssh |
 //! | [`checks`] | what of the guest is hurt, by two snapshots of its probes. Pure |
 //!
 //! A guest is not trusted: whatever it sends, a call ends by its deadline with an answer or a [`GuestError`] that names
@@ -18,6 +19,7 @@ pub mod checks;
 pub mod console;
 pub mod probe;
 pub mod reach;
+pub mod ssh;
 
 use std::{fmt, io, net::SocketAddr, path::PathBuf, time::Duration};
 

@@ -21,6 +21,7 @@ use super::{
     local_vm::LocalVm,
     places::Places,
     record::PartyRecord,
+    sessions::Session,
 };
 use crate::{
     cluster::Cluster,
@@ -63,6 +64,7 @@ pub struct LocalAttempt {
     pub(super) steps: Mutex<BTreeMap<String, Instant>>,
     vms: Mutex<BTreeMap<Name, Arc<LocalVm>>>,
     incoming: Mutex<BTreeMap<MigrationId, Arc<Incoming>>>,
+    sessions: Mutex<BTreeMap<Name, Session>>,
 }
 
 /// A call that is being answered, or was.
@@ -115,7 +117,18 @@ impl LocalAttempt {
             steps: Mutex::default(),
             vms: Mutex::default(),
             incoming: Mutex::default(),
+            sessions: Mutex::default(),
         })
+    }
+
+    /// The place of the session into a VM.
+    pub(super) fn session(&self, vm: &Name) -> Session {
+        locked(&self.sessions).entry(vm.clone()).or_default().clone()
+    }
+
+    /// Ends all sessions.
+    pub(super) fn end_sessions(&self) {
+        locked(&self.sessions).clear();
     }
 
     /// A parameter of the case, as this host sees it.

@@ -362,6 +362,18 @@ impl Guest<'_> {
         }
     }
 
+    /// Runs a line of shell by ssh from this host, in the one session that began with the first one, while the VM was here:
+    /// exit status and output.
+    ///
+    /// # Errors
+    /// No answer within the time, or the session has broken off.
+    pub async fn shell(&self, command: &str, timeout: Duration) -> Result<(i32, String), Failure> {
+        match self.ask(Ask::Shell { command: command.to_owned() }, timeout).await? {
+            GuestAnswer::Console { status, output } => Ok((status, output)),
+            other => Err(odd("shell", other)),
+        }
+    }
+
     /// Asks the probe; `T` is the type named at the request.
     ///
     /// # Errors

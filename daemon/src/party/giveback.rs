@@ -120,6 +120,7 @@ pub(super) async fn take_up(attempt: &Arc<LocalAttempt>) {
 
 /// Ends every VM of the attempt on this host and removes what belongs to it. Says what is left.
 pub(super) async fn give_back(attempt: &Arc<LocalAttempt>) -> Vec<String> {
+    attempt.end_sessions();
     let mut left = Vec::new();
     let incoming = attempt.all_incoming().into_iter().filter_map(|incoming| incoming.take_vm());
     for vm in attempt.vms().into_iter().chain(incoming) {

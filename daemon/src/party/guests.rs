@@ -18,6 +18,7 @@ use super::{
     attempt::LocalAttempt,
     failure::caused,
     local_vm::{Ended, LocalVm},
+    sessions::SSH_PORT,
 };
 use crate::{
     guest::{
@@ -30,8 +31,6 @@ use crate::{
     qemu::{Channel, Vm},
 };
 
-/// Port of the guest's ssh server.
-const SSH_PORT: u16 = 22;
 /// How long the end of a QEMU may take to be noticed after its channels broke off.
 const ENDING: Duration = Duration::from_secs(2);
 /// Longest time a question may take.
@@ -167,6 +166,10 @@ impl LocalAttempt {
     /// # Errors
     /// The VM is not here, or the guest does not answer: that is the product's, unless QEMU ended.
     pub async fn ask_guest(&self, call: Guest, repeat: bool) -> Result<Answer, Failure> {
+        if let Ask::Shell { command } = &call.ask {
+            let deadline = Instant::now() + Duration::from_millis(call.timeout_ms).min(LONGEST);
+            return self.shell(&call.vm, command, deadline).await;
+        }
         let Some(vm) = self.vm(&call.vm) else {
             let title = format!("{} is not on {}", call.vm, self.name_of(self.me()));
             return Err(caused(Report::new(ErrorCode::NotOwner, title)));
@@ -193,6 +196,7 @@ impl LocalAttempt {
                     let trip = reach::tcp_echo(address.ok_or_else(no_address)?, port, deadline).await?;
                     Ok(GuestAnswer::Echo { micros: u64::try_from(trip.as_micros()).unwrap_or(u64::MAX) })
                 }
+                Ask::Shell { .. } => Err(no_address()),
                 Ask::Ssh => {
                     let greeting = reach::ssh_greeting(address.ok_or_else(no_address)?, SSH_PORT, deadline).await?;
                     Ok(GuestAnswer::Ssh { greeting })
@@ -210,7 +214,7 @@ impl LocalAttempt {
                     };
                     match timeout(patience, vm.qemu.died()).await {
                         Ok(_) => Err(lost(&vm, &vm.ended().await)),
-                        Err(_) => Err(Failure::Caused(Cause { blame: guest_blame(&error), report: error.report() })),
+                        Err(_) => Err(unanswered(&error)),
                     }
                 }
             },
@@ -221,6 +225,11 @@ impl LocalAttempt {
 
 fn lost(vm: &LocalVm, ended: &Ended) -> Failure {
     caused(ended.report(ErrorCode::VmLost, format!("QEMU of {} ended while it should have run", vm.id.name)))
+}
+
+/// What a party is told of a guest that gave no answer.
+pub(super) fn unanswered(error: &GuestError) -> Failure {
+    Failure::Caused(Cause { blame: guest_blame(error), report: error.report() })
 }
 
 /// A wrong question is the scenario's fault.

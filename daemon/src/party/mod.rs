@@ -9,6 +9,7 @@
 //! | [`barrier`], [`vms`], [`guests`] | what calls do |
 //! | `cables` | what the network cards of a VM are plugged into |
 //! | [`local_vm`], `disk`, `qemu`, `image`, `monitor` | a VM of this host; its disk; which QEMU runs it; what it boots from; what its QEMU is told |
+//! | `sessions` | shells in guests by ssh |
 //! | `firewall` | packets of migrations dropped on purpose |
 //! | [`giveback`] | the end: nothing is left |
 //! | [`places`], [`record`], [`failure`] | where things are; what is on disk; who is to blame |
@@ -36,6 +37,7 @@ pub mod program;
 mod qemu;
 pub mod record;
 pub mod server;
+mod sessions;
 pub mod supervisor;
 pub mod tend;
 pub mod vms;

@@ -66,6 +66,8 @@ pub(super) struct Journey<'a> {
     /// Place of the host that has the guest.
     at: usize,
     hearing: Option<Hearing>,
+    /// What the shell of a session by ssh said of itself when that began, where one did: on the host that had the guest then.
+    session: Option<String>,
     figures: Figures,
     /// What the guest showed after its last move, where that was seen here.
     last: Option<Checked>,
@@ -147,6 +149,7 @@ impl<'a> Journey<'a> {
             qemus: BTreeMap::new(),
             at,
             hearing,
+            session: None,
             figures: Figures::default(),
             last: None,
             flaw: None,
@@ -271,6 +274,27 @@ impl<'a> Journey<'a> {
             note.push_str(&format!(", echo in {micros} µs"));
         }
         step.done(note).await
+    }
+
+    /// Begins a session by ssh from the host that has the guest now. It has to live as long as the journey: it is asked again
+    /// after every move, from the same host.
+    pub(super) async fn hold_session(&mut self) -> Result<(), Failure> {
+        if self.is_here() {
+            let step = self.party.step(&self.named("ssh session")).await?;
+            let said = self.ask_session().await?;
+            step.done(format!("shell {}", said.split_whitespace().next().unwrap_or_default())).await?;
+            self.session = Some(said);
+        }
+        Ok(())
+    }
+
+    /// Which process of which boot the shell of the session is.
+    async fn ask_session(&self) -> Result<String, Failure> {
+        let (status, said) = self.guest().shell("echo $$ $(cat /proc/sys/kernel/random/boot_id)", ASK).await?;
+        self.party.expect(status == 0, || {
+            Report::new(ErrorCode::GuestUnreachable, "the shell of the ssh session does not work").with("output", &said)
+        })?;
+        Ok(said.trim().to_owned())
     }
 
     /// Resets the machine as its button would, and waits until the guest has booted anew, with its probes on. For the party
@@ -407,6 +431,14 @@ impl<'a> Journey<'a> {
         } else {
             None
         };
+        if let Some(before) = &self.session {
+            let now = self.ask_session().await?;
+            self.party.expect(now == *before, || {
+                Report::new(ErrorCode::GuestUnreachable, "the ssh session leads to another shell than before the move")
+                    .with("before", before)
+                    .with("now", &now)
+            })?;
+        }
         let mine = Downtime::of(result, checked.as_ref().map(Checked::stood_ms), silence);
         let told = self.party.exchange(&self.named("checked"), &mine, ASK + SLACK).await?;
         let downtime = told.into_iter().fold(Downtime::default(), |all, (_, one)| all.with(one));

@@ -151,8 +151,6 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
         "the console, the probe, the agent and ssh of the built-in guest are known, and asked after every move",
         &[
             "guest_root",
-            "shell_client",
-            "shell_port",
             "ssh_port",
             "ssh_prompt",
             "use_telnet",

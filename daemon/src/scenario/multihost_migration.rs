@@ -8,7 +8,7 @@ use vt_protocol::{
 };
 
 use super::{
-    Called, Scenario,
+    Called, Limit, Scenario,
     journey::{Journey, taken},
     settings::{ALIASES, MOVE_PARAMS, PLAIN, SEVERAL, Settings, VM_PARAMS, fit},
     transfer,
@@ -20,7 +20,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
     summary: "moves busy VMs from host to host and back, and checks them after every move",
     about: "One round leads from host1 over every other host back to host1. PASS: every move completes, and after each the guest \
             is the one it was (boot id, uptime, address), its memory and disk hold what was written, its clocks went with the \
-            time that passed, its probes have got on, and console, agent, echo and ssh answer. A move that is to be cancelled \
+            time that passed, its probes have got on, and console, agent, echo and ssh answer; with shell_client = ssh a session \
+            from its first host lives through all of them. A move that is to be cancelled \
             (at = … cancel) is followed by one that is not. Several VMs (vms) move at the same time, as many as the hosts' \
             [migration] at_once and per_link allow; with vms_start = spread they begin on different hosts, so that they move in \
             both directions at once. What ends in _vm2 is vm2's own. \
@@ -40,19 +41,35 @@ pub(super) const SCENARIO: Scenario = Scenario {
             ),
         ],
         MOVE_PARAMS,
+        &[
+            (
+                "shell_client",
+                "console",
+                "ssh: a session by ssh begins before the first move, and its shell has to be there after each",
+            ),
+            ("shell_port", "22", "port of the guest's ssh server"),
+        ],
     ],
     aliases: &[ALIASES],
     types: &[Called::plainly("migration_multi_host")],
-    limits: &[SEVERAL, PLAIN],
+    limits: &[SEVERAL, PLAIN, SESSIONS],
     check: |params| read(params).map(drop),
     run: |party| Box::pin(run(party)),
 };
+
+/// What Avocado-VT's guests without ssh are spoken to by.
+const SESSIONS: &[Limit] = &[Limit {
+    key: "shell_client",
+    takes: |client| matches!(client, "" | "console" | "ssh"),
+    does: "speaks to guests by console or ssh",
+}];
 
 /// Most VMs of a case.
 const VMS_MAX: usize = 8;
 
 struct Wanted {
     vms: Vec<(Name, Settings)>,
+    session: bool,
     spread: bool,
     rounds: u32,
 }
@@ -73,11 +90,17 @@ fn read(params: &Params) -> Result<Wanted, ParamError> {
         "spread" => true,
         _ => return Err(params.error("vms_start", "together or spread")),
     };
-    Ok(Wanted { vms, spread, rounds: fit(params.number("migrate_count", 1..=1000)?.unwrap_or(1)) })
+    let session = match params.text("shell_client").map(str::trim).unwrap_or_default() {
+        "" | "console" => false,
+        "ssh" => true,
+        _ => return Err(params.error("shell_client", "ssh or console")),
+    };
+    params.number("shell_port", 1..=65_535)?;
+    Ok(Wanted { vms, session, spread, rounds: fit(params.number("migrate_count", 1..=1000)?.unwrap_or(1)) })
 }
 
 async fn run(party: &Party) -> Result<Option<String>, Failure> {
-    let Wanted { vms, spread, rounds } = taken(party.params(), read)?;
+    let Wanted { vms, session, spread, rounds } = taken(party.params(), read)?;
     let hosts = party.hosts().len();
     let place = |number: usize| if spread { number % hosts } else { 0 };
     let mut begun = Vec::new();
@@ -85,6 +108,11 @@ async fn run(party: &Party) -> Result<Option<String>, Failure> {
         begun.push(Journey::begin_at(party, vm, place(number), settings));
     }
     let mut journeys = try_join_all(begun).await?;
+    if session {
+        for journey in &mut journeys {
+            journey.hold_session().await?;
+        }
+    }
     for round in 1..=rounds {
         for _ in 0..hosts {
             let mut legs = Vec::new();

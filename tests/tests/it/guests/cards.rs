@@ -27,12 +27,14 @@ fn a_guest_on_macvtaps_moves_there_and_back_and_vhost_is_had_or_the_host_says_wh
     };
 
     // Two cards, of which one has a tap: each is what its own parameters say.
-    let cards = ["-p", "nics=nic1 nic2", "-p", "nettype_nic1=macvtap"];
+    let cards = ["-p", "nics=nic1 nic2", "-p", "nettype_nic1=macvtap", "-p", "shell_client=ssh"];
     let (bundle, case) = run("macvtap", &[&["multihost_migration", "-m", "host1,host2"][..], &cards].concat());
     // A pass without a remark: the guest was reached at its address from its own host after each move.
     assert_eq!(case["verdict"], "pass", "{case}");
     let events: String = files(&bundle, "events.jsonl").iter().map(|path| fs::read_to_string(path).unwrap()).collect();
     assert!(events.contains("echo in"), "{events}");
+    // Its shell was the same after each move, or it would have failed.
+    assert!(case["steps"].to_string().contains("ssh session"), "{case}");
     let commands = files(&bundle, "qemu.command");
     assert_eq!(commands.len(), 3, "the guest lived in three QEMU processes: {commands:?}");
     for path in commands {
