@@ -12,7 +12,7 @@ use vt_protocol::{
     params::{COMMAND_LINE, DERIVED, ParamError, Params},
 };
 
-use super::{ALL, Limit, Scenario, file::ScenarioFile, find, meant, seen_by, settings, transfer};
+use super::{ALL, Scenario, file::ScenarioFile, find, meant, seen_by, settings, transfer};
 use crate::{nearest::nearest, plan::OpenPlan};
 
 /// Checks a plan before anything starts: the scenario, the number of hosts, every parameter of every case. Returns for
@@ -164,20 +164,19 @@ impl Scenario {
     /// What a variant asks for and this scenario does not do, or nobody can.
     pub(super) fn beyond(&self, params: &Params) -> Option<Report> {
         // A network card may be asked for more than the others are.
-        let cards = params.objects("nics").into_iter().map(|nic| params.object(nic));
-        let seen: Vec<Params> = std::iter::once(params.clone()).chain(cards).collect();
-        let asks = |limit: &Limit, params: &&Params| {
-            params.text(limit.key).map(str::trim).is_some_and(|value| !(limit.takes)(value))
-        };
-        let found = self.limits().find_map(|limit| Some((limit, seen.iter().find(|seen| asks(limit, seen))?)));
-        let Some((limit, params)) = found else {
+        let cards = params.objects("nics");
+        let found = self.limits().find_map(|limit| {
+            let own = cards.iter().map(|nic| format!("{}_{nic}", limit.key));
+            let mut said = std::iter::once(limit.key.to_owned()).chain(own).filter_map(|key| params.get(&key));
+            Some((limit, said.find(|param| !(limit.takes)(param.value.trim()))?))
+        });
+        let Some((limit, param)) = found else {
             let (key, rule) = transfer::barred(params).filter(|_| self.moves())?;
             let report = Report::new(ErrorCode::CannotRunHere, format!("not possible so: {rule}"));
             return Some(params.get(key).into_iter().fold(report, |report, param| {
                 report.with("parameter", key).with("value", &param.value).with("set at", param.origin.to_string())
             }));
         };
-        let param = params.get(limit.key)?;
         let title = format!("{} = {}: {} {}", limit.key, param.value.trim(), self.name, limit.does);
         Some(Report::new(ErrorCode::CannotRunHere, title).with("set at", param.origin.to_string()))
     }
