@@ -206,15 +206,16 @@ async fn renew(cluster: &dyn Cluster, mut batch: Vec<Pending>, silence: &mut Sil
 }
 
 async fn enact(cluster: &dyn Cluster, verdict: Verdict, state: &State) {
-    let name = |host| cluster.state().host_name(host);
-    match verdict {
-        Verdict::Suspect(host, _) => tracing::warn!(host = name(host), "a host does not answer"),
-        Verdict::Expire(host, _) => {
-            tracing::warn!(host = name(host), "the session of a host ends: what it held is given up");
-        }
-    }
+    // A leader that is cut off reaches its verdicts again and again, and nothing comes of them.
     if let Err(error) = cluster.propose(RequestId::random(), command(verdict, state), DECIDES).await {
-        tracing::debug!(%error, "a verdict about a session was not decided");
+        tracing::debug!(%error, ?verdict, "a verdict about a session was not decided");
+        return;
+    }
+    match verdict {
+        Verdict::Suspect(host, _) => tracing::warn!(host = state.host_name(host), "a host does not answer"),
+        Verdict::Expire(host, _) => {
+            tracing::warn!(host = state.host_name(host), "the session of a host ends: what it held is given up");
+        }
     }
 }
 
