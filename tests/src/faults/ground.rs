@@ -37,6 +37,8 @@ const MIGRATION_PORTS: &str = "49152-49215";
 const VTD: &str = "vtd";
 /// Until a daemon that is to end has ended: it promises three seconds, and shares its cores.
 const STOPS: Duration = Duration::from_secs(30);
+/// Until nothing is left behind.
+const CLEAN: Duration = Duration::from_secs(60);
 
 /// Which host plays which part in a cell.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -427,6 +429,17 @@ impl Ground {
         let mut all = self.lab.inventory(HOSTS);
         all.extend(self.pool.iter().flat_map(Pool::files).map(|file| file.display().to_string()));
         all
+    }
+
+    /// Waits until the inventory is as it was.
+    ///
+    /// # Errors
+    /// Something is left behind, or was taken.
+    pub fn is_as_before(&self, before: &[String]) -> anyhow::Result<()> {
+        self.wait("nothing to be left", CLEAN, || {
+            let now = self.inventory();
+            if now == before { Ok(()) } else { Err(now.join("; ")) }
+        })
     }
 
     /// Waits until that holds.

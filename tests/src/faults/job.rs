@@ -94,4 +94,15 @@ impl Job {
             if shown["state"] == "done" { Ok(shown) } else { Err(shown["cases"][0].to_string()) }
         })
     }
+
+    /// Has its guest ended, which was kept, and waits until it has ended too. One that does not end is cancelled.
+    ///
+    /// # Errors
+    /// It has not ended within `deadline`.
+    pub fn released(&self, ground: &Ground, deadline: Duration) -> anyhow::Result<Value> {
+        ground.lab().vtctl(&["job", "release", &self.id]);
+        self.ends(ground, deadline).inspect_err(|_| {
+            ground.lab().vtctl(&["job", "cancel", &self.id, "-y", "--no-wait"]);
+        })
+    }
 }

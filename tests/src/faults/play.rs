@@ -31,8 +31,6 @@ const POSTCOPY_ENDS: Duration = Duration::from_secs(120);
 pub const PLAYS: u32 = 3;
 /// How long a phase lasts on with the fault in it.
 const LASTS_ON: Duration = Duration::from_millis(300);
-/// Until nothing is left behind.
-const CLEAN: Duration = Duration::from_secs(60);
 /// A session that was not renewed for this long may have had its VM paused or ended by a guard.
 const GUARDS: Duration = Duration::from_millis(5500);
 
@@ -215,9 +213,8 @@ fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyh
             Err(error) => found.wrong.push(format!("{error:#}")),
         }
     }
-    ground.lab().vtctl(&["job", "release", &job.id]);
     let ends = if cell.phase.is_postcopy() { POSTCOPY_ENDS } else { ENDS };
-    match job.ends(ground, ends) {
+    match job.released(ground, ends) {
         Ok(shown) => {
             let case = &shown["cases"][0];
             let verdict = case["verdict"].as_str().unwrap_or("none").to_owned();
@@ -228,16 +225,9 @@ fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyh
             }
             found.verdict = Some(verdict);
         }
-        Err(error) => {
-            found.wrong.push(format!("{error:#}"));
-            ground.lab().vtctl(&["job", "cancel", &job.id, "-y", "--no-wait"]);
-        }
+        Err(error) => found.wrong.push(format!("{error:#}")),
     }
-    let left = ground.wait("nothing to be left", CLEAN, || {
-        let now = ground.inventory();
-        if now == before { Ok(()) } else { Err(now.join("; ")) }
-    });
-    found.wrong.extend(left.err().map(|error| format!("{error:#}")));
+    found.wrong.extend(ground.is_as_before(&before).err().map(|error| format!("{error:#}")));
 
     let seen = ground.watcher.since(submitted_us);
     if reached {

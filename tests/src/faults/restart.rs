@@ -11,6 +11,7 @@ use std::{
 };
 
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     cell::{Part, Phase},
@@ -24,13 +25,11 @@ use super::{
 
 /// Slow enough that stopping and starting a debug build on busy cores fits in: some 90 MB are sent.
 const PACE: &str = "mig_speed=8M";
-/// The transfer is on its way for so long before the daemon is stopped.
-const INTO: Duration = Duration::from_millis(500);
+/// So much is on its way before the daemon is stopped, bytes: half a second of it.
+const INTO: u64 = 4 << 20;
 /// Until the guest runs at its destination for good, and until the job has ended then.
 const MOVES: Duration = Duration::from_secs(120);
 const ENDS: Duration = Duration::from_secs(60);
-/// Until nothing is left behind.
-const CLEAN: Duration = Duration::from_secs(60);
 /// A stop: so much of its time a guest loses for good, µs. A guest that is paused loses all of it; one that is only late,
 /// however long, loses none.
 const STOP_US: u64 = 50_000;
@@ -89,7 +88,7 @@ pub struct Restarted {
     pub away_ms: Option<u64>,
     /// How much of the transfer was left then, ms.
     pub left_ms: Option<u64>,
-    /// How long the guest stood still when it changed hosts, ms.
+    /// How long the guest stood still when it changed hosts, ms; none where that was no stop, for it was too short.
     pub stood_ms: Option<u64>,
     /// How often it stood still besides.
     pub more_stops: usize,
@@ -145,8 +144,12 @@ fn played(ground: &mut Ground, round: &Round, found: &mut Restarted) -> anyhow::
     ground.watcher.forget();
     let submitted_us = now_us();
     let job = Job::submit(ground, &cast, &["--keep", "-p", "mem_probe=1M", "-p", "mem_rewrite=256K", "-p", PACE])?;
-    job.comes_to(ground, &cast, (Phase::Transferring, Part::Source), || Ok(()))?;
-    std::thread::sleep(INTO);
+    job.comes_to(ground, &cast, (Phase::Transferring, Part::Source), || {
+        let events = ground.events(&cast.source, &job.attempt);
+        let sent = |event: &Value| event["what"]["progress"]["sample"]["ram_transferred_bytes"].as_u64();
+        let most = events.iter().filter_map(sent).max().unwrap_or_default();
+        if most >= INTO { Ok(()) } else { Err(format!("{most} bytes are sent")) }
+    })?;
 
     let from = now_us();
     if let Some(next) = &round.next {
@@ -167,8 +170,7 @@ fn played(ground: &mut Ground, round: &Round, found: &mut Restarted) -> anyhow::
     found.wrong.extend(passed.err().map(|error| format!("{error:#}")));
     // From here on the guest is ended.
     let until = now_us();
-    ground.lab().vtctl(&["job", "release", &job.id]);
-    match job.ends(ground, ENDS) {
+    match job.released(ground, ENDS) {
         Ok(shown) => {
             let case = &shown["cases"][0];
             let verdict = case["verdict"].as_str().unwrap_or("none").to_owned();
@@ -178,16 +180,9 @@ fn played(ground: &mut Ground, round: &Round, found: &mut Restarted) -> anyhow::
             }
             found.verdict = Some(verdict);
         }
-        Err(error) => {
-            found.wrong.push(format!("{error:#}"));
-            ground.lab().vtctl(&["job", "cancel", &job.id, "-y", "--no-wait"]);
-        }
+        Err(error) => found.wrong.push(format!("{error:#}")),
     }
-    let left = ground.wait("nothing to be left", CLEAN, || {
-        let now = ground.inventory();
-        if now == before { Ok(()) } else { Err(now.join("; ")) }
-    });
-    found.wrong.extend(left.err().map(|error| format!("{error:#}")));
+    found.wrong.extend(ground.is_as_before(&before).err().map(|error| format!("{error:#}")));
 
     let marks = ground.marks(&cast, &job.attempt);
     found.not_landed = landed(Phase::Transferring, Part::Source, &marks, (from / 1000, to / 1000)).err();
