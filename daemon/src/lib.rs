@@ -18,6 +18,7 @@ pub mod host;
 pub mod images;
 pub mod libvirt;
 pub mod members;
+pub mod memory;
 pub mod mesh;
 pub mod migrate;
 pub mod nearest;

@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use vt_daemon::{
-    doctor, party,
+    doctor, memory, party,
     pools::{self, export::ExportWords},
     qemu, run,
     settings::{DEFAULT, Flags, Settings},
@@ -121,6 +121,7 @@ fn man(directory: &Path) -> ExitCode {
 }
 
 fn daemon(config: Option<&Path>, flags: &Flags) -> ExitCode {
+    memory::bound();
     let settings = match Settings::load(config, flags) {
         Ok(settings) => settings,
         Err(error) => {
