@@ -29,6 +29,12 @@ pub enum Verdict {
     Fail,
 }
 
+impl Verdict {
+    /// Every verdict, the best first.
+    pub const ALL: [Self; 7] =
+        [Self::Pass, Self::Warn, Self::Skip, Self::Cancelled, Self::Timeout, Self::Error, Self::Fail];
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {

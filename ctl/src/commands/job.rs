@@ -9,7 +9,6 @@ use vt_protocol::{
     error::{ErrorCode, Exit, Report},
     ids::{AttemptId, JobId},
     job::{AttemptEvent, JobState, JobView},
-    verdict::Verdict,
 };
 
 use super::{
@@ -137,21 +136,8 @@ fn table(jobs: &[JobView], wide: bool, now_ms: u64, style: Style) -> Table {
     }
     let mut table = Table::new(&headers);
     for job in jobs {
-        let order = [
-            Verdict::Fail,
-            Verdict::Error,
-            Verdict::Timeout,
-            Verdict::Cancelled,
-            Verdict::Warn,
-            Verdict::Skip,
-            Verdict::Pass,
-        ];
-        let mut verdicts: Vec<String> = order
-            .into_iter()
-            .map(|verdict| (verdict, views::count(job, Some(verdict))))
-            .filter(|(_, n)| *n > 0)
-            .map(|(verdict, n)| format!("{} {n}", style.verdict(verdict, 0)))
-            .collect();
+        let mut verdicts: Vec<String> =
+            views::present(job).map(|(verdict, n)| format!("{} {n}", style.verdict(verdict, 0))).collect();
         let open = views::count(job, None);
         if open > 0 {
             verdicts.push(format!("open {open}"));
@@ -317,6 +303,8 @@ async fn release(app: &mut App, id: JobId) -> Result<Code, Report> {
 
 #[cfg(test)]
 mod tests {
+    use vt_protocol::verdict::Verdict;
+
     use super::*;
     use crate::job::tracker::tests::{case, failed, job};
 

@@ -94,17 +94,7 @@ pub fn causes(job: &JobView, style: Style, verbose: bool) -> String {
 /// The last line: `PASS  1 of 1  in 7.4 s`, or what there is of each verdict.
 pub fn last_line(job: &JobView, took_ms: Option<u64>, style: Style) -> String {
     let total = job.cases.len();
-    let order = [
-        Verdict::Fail,
-        Verdict::Error,
-        Verdict::Timeout,
-        Verdict::Cancelled,
-        Verdict::Warn,
-        Verdict::Skip,
-        Verdict::Pass,
-    ];
-    let present: Vec<(Verdict, u64)> =
-        order.into_iter().map(|verdict| (verdict, views::count(job, Some(verdict)))).filter(|(_, n)| *n > 0).collect();
+    let present: Vec<(Verdict, u64)> = views::present(job).collect();
     let mut text = match present[..] {
         [] => "no case has a verdict".to_owned(),
         [(verdict, n)] => format!("{}  {n} of {total}", style.verdict(verdict, 0)),

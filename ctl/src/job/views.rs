@@ -47,15 +47,7 @@ pub fn job_json(job: &JobView) -> Value {
 /// Number of cases by verdict; every verdict stands there, and `none` for cases without one.
 pub fn counts_json(job: &JobView) -> Value {
     let mut counts = serde_json::Map::new();
-    for each in [
-        Verdict::Pass,
-        Verdict::Warn,
-        Verdict::Skip,
-        Verdict::Cancelled,
-        Verdict::Timeout,
-        Verdict::Error,
-        Verdict::Fail,
-    ] {
+    for each in Verdict::ALL {
         counts.insert(verdict(each), json!(count(job, Some(each))));
     }
     counts.insert("none".to_owned(), json!(count(job, None)));
@@ -72,6 +64,11 @@ pub fn count(job: &JobView, wanted: Option<Verdict>) -> u64 {
         _ => None,
     };
     job.cases.iter().filter(|case| of(case) == wanted).count() as u64
+}
+
+/// The verdicts that cases of it have, the worst first, each with its number of cases.
+pub fn present(job: &JobView) -> impl Iterator<Item = (Verdict, u64)> {
+    Verdict::ALL.into_iter().rev().map(|verdict| (verdict, count(job, Some(verdict)))).filter(|(_, n)| *n > 0)
 }
 
 /// A case.

@@ -29,19 +29,8 @@ pub fn text(material: &Material<'_>) -> String {
         let _ = writeln!(text, "\n> {}", cell(note));
     }
     text.push_str("\n| verdict | cases |\n|---|---:|\n");
-    for verdict in [
-        Verdict::Fail,
-        Verdict::Error,
-        Verdict::Timeout,
-        Verdict::Cancelled,
-        Verdict::Warn,
-        Verdict::Skip,
-        Verdict::Pass,
-    ] {
-        let n = views::count(job, Some(verdict));
-        if n > 0 {
-            let _ = writeln!(text, "| {verdict} | {n} |");
-        }
+    for (verdict, n) in views::present(job) {
+        let _ = writeln!(text, "| {verdict} | {n} |");
     }
     let bad: Vec<&CaseView> = job
         .cases
