@@ -29,7 +29,10 @@ use crate::{
         failure::caused,
         local_vm::{Ended, LocalVm},
     },
-    qemu::qmp::{EventError, Events},
+    qemu::{
+        flaws::takes_disks_too_early,
+        qmp::{EventError, Events, QmpError, RunState},
+    },
 };
 
 /// How long the source may take to say why the stream broke.
@@ -40,6 +43,8 @@ const RESUMES: Duration = Duration::from_secs(60);
 const ENDS: Duration = Duration::from_secs(2);
 /// A pause before a proposal is made again.
 const AGAIN: Duration = Duration::from_millis(200);
+/// A pause before a QEMU that may not be told `cont` yet is looked at again: the guest stands still meanwhile.
+const LOOKS: Duration = Duration::from_millis(2);
 
 /// The task of one migration that comes in.
 pub(super) struct Receiver {
@@ -255,7 +260,17 @@ impl Receiver {
             self.attempt.guard_lets_run(&self.vm).await?;
             let held = self.loaded.map_or(Duration::ZERO, |loaded| loaded.elapsed());
             let qmp = self.vm.qemu.qmp();
-            qmp.cont().await.map_err(|error| lost("could not be let run").with("QEMU", error.to_string()))?;
+            let refused = |error: QmpError| lost("could not be let run").with("QEMU", error.to_string());
+            if self.postcopy && takes_disks_too_early(&self.vm.qemu.version()) {
+                let deadline = Instant::now() + RESUMES;
+                while qmp.query_status().await.map_err(refused)?.state == RunState::InMigrate {
+                    if Instant::now() > deadline {
+                        return Err(lost("its source did not switch over"));
+                    }
+                    sleep(LOOKS).await;
+                }
+            }
+            qmp.cont().await.map_err(refused)?;
             // One that a daemon before this one had let run says no RESUME any more.
             if qmp.query_status().await.is_ok_and(|status| status.running) {
                 return Ok(held);
