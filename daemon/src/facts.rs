@@ -67,7 +67,28 @@ pub fn gather(settings: &Settings) -> HostFacts {
         kind: settings.host.kind.as_str().to_owned(),
         pool: pool(&settings.paths.images, settings.pool_shared),
         times_ms: settings.times().map(|(name, time)| (name.to_owned(), time.as_millis() as u64)).collect(),
+        hypervisor: hypervisor(&cpuinfo),
+        cpu_virtualisation: cpu_virtualisation(&cpuinfo).unwrap_or("none").to_owned(),
     }
+}
+
+/// Whether the first CPU has this flag.
+pub(crate) fn cpu_has(cpuinfo: &str, flag: &str) -> bool {
+    field(cpuinfo, "flags", ':').unwrap_or_default().split_whitespace().any(|word| word == flag)
+}
+
+/// What the CPU has for VMs.
+pub(crate) fn cpu_virtualisation(cpuinfo: &str) -> Option<&'static str> {
+    ["vmx", "svm"].into_iter().find(|flag| cpu_has(cpuinfo, flag))
+}
+
+fn hypervisor(cpuinfo: &str) -> String {
+    if !cpu_has(cpuinfo, "hypervisor") {
+        return "none".to_owned();
+    }
+    let dmi = |name: &str| fs::read_to_string(format!("/sys/class/dmi/id/{name}")).unwrap_or_default();
+    let maker = [dmi("sys_vendor"), dmi("product_name")].map(|text| text.trim().to_owned()).join(" ");
+    if maker.trim().is_empty() { "unknown".to_owned() } else { maker.trim().to_owned() }
 }
 
 /// The pool as it is now: images come and go while the daemon runs.
@@ -103,6 +124,16 @@ mod tests {
         assert_eq!(facts.boot_id.len(), 36, "{facts:?}");
         assert!(facts.memory_bytes > 1 << 24 && facts.cpus > 0, "{facts:?}");
         assert_eq!(facts.kind, "metal");
+        assert!(!facts.hypervisor.is_empty(), "{facts:?}");
+    }
+
+    #[test]
+    fn what_a_cpu_has_for_vms_is_a_whole_word_of_its_flags() {
+        let cpu = |flags: &str| format!("processor : 0\nmodel name : svm\nflags\t\t: {flags}\n");
+        assert_eq!(cpu_virtualisation(&cpu("fpu vme svm")), Some("svm"));
+        assert_eq!(cpu_virtualisation(&cpu("fpu vmx ept")), Some("vmx"));
+        assert_eq!(cpu_virtualisation(&cpu("fpu svm_lock")), None);
+        assert_eq!(hypervisor(&cpu("fpu svm")), "none");
     }
 
     #[test]

@@ -29,6 +29,10 @@ pub struct HostFacts {
     pub pool: PoolFacts,
     /// Times it runs with: name and milliseconds.
     pub times_ms: Vec<(String, u64)>,
+    /// What the machine is itself: `none` where it is no VM, else who makes its hardware, or `unknown`.
+    pub hypervisor: String,
+    /// What its CPU has for VMs: `vmx`, `svm`, or `none`.
+    pub cpu_virtualisation: String,
 }
 
 /// Facts about a QEMU binary.

@@ -246,6 +246,12 @@ fn text(detail: &HostDetail, style: Style) -> String {
             lines.push(("kind", facts.kind.clone()));
             lines.push(("system", format!("{}, kernel {}", facts.os, facts.kernel)));
             lines.push(("cpu", format!("{} × {}", facts.cpus, facts.cpu_model)));
+            let machine = match facts.hypervisor.as_str() {
+                "none" => "no VM".to_owned(),
+                maker => format!("a VM of {maker}"),
+            };
+            lines.push(("machine", format!("{machine}; for VMs its CPU has {}", facts.cpu_virtualisation)));
+            lines.push(("boot id", facts.boot_id.clone()));
             lines.push(("memory", bytes(facts.memory_bytes)));
             if facts.qemus.is_empty() {
                 lines.push(("qemu", "not found".to_owned()));
@@ -289,6 +295,8 @@ fn detail_json(detail: &HostDetail) -> Value {
             "qemu": facts.qemus.first(),
             "qemus": facts.qemus,
             "pool": facts.pool,
+            "hypervisor": facts.hypervisor,
+            "cpu_virtualisation": facts.cpu_virtualisation,
         })
     });
     value

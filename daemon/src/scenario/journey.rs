@@ -248,7 +248,8 @@ impl<'a> Journey<'a> {
         let step = party.step(&self.named("login")).await?;
         let hello: Hello = guest.probe(Request::Hello, settings.vm.login_timeout).await?;
         guest.login(settings.vm.login_timeout).await?;
-        step.done(format!("up for {:.1} s", hello.clock.boottime_ns as f64 / 1e9)).await?;
+        step.done(format!("up for {:.1} s, boot id {}", hello.clock.boottime_ns as f64 / 1e9, hello.boot_id.trim()))
+            .await?;
 
         let step = party.step(&self.named("probes on")).await?;
         let seed = u64::from(party.welcome().attempt.number) << 32 ^ party.welcome().attempt.case.job.0;

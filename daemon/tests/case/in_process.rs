@@ -176,6 +176,8 @@ fn facts() -> HostFacts {
         kind: "namespace".into(),
         pool: PoolFacts { path: String::new(), shared: true, images: Vec::new() },
         times_ms: Vec::new(),
+        hypervisor: String::new(),
+        cpu_virtualisation: String::new(),
     }
 }
 
