@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -10,8 +10,18 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 use vt_protocol::error::{ErrorCode, Report};
 
+use crate::qemu::record::write_whole;
+
 /// Name of the lock's file.
 const LOCK: &str = "lock";
+/// Name of the file that says when the state of the cluster was last saved.
+const SAVED: &str = "saved";
+
+/// When the state of the cluster was last saved to a file by way of the host with this data directory, seconds since 1970; 0
+/// where it never was.
+pub fn saved_unix_s(directory: &Path) -> u64 {
+    fs::read_to_string(directory.join(SAVED)).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
 
 /// The data directory, locked.
 #[derive(Debug)]
@@ -74,6 +84,14 @@ impl DataDir {
     /// A file that is there when the cluster was recovered without this host: the generation it met.
     pub fn superseded(&self) -> PathBuf {
         self.path.join("superseded")
+    }
+
+    /// Writes down that the state of the cluster was saved to a file by way of this host.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn note_saved(&self, unix_s: u64) -> io::Result<()> {
+        write_whole(&self.path.join(SAVED), format!("{unix_s}\n").as_bytes())
     }
 
     /// Where blobs are.

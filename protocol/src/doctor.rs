@@ -150,6 +150,10 @@ pub struct Fit {
     pub firmware: String,
     /// Migration capabilities of that QEMU.
     pub capabilities: Vec<String>,
+    /// How fast the CPU's time stamp counter goes, kHz; 0 where the kernel did not tell.
+    pub tsc_khz: u32,
+    /// When the state of the cluster was last saved to a file by way of this host, seconds since 1970; 0: never.
+    pub saved_unix_s: u64,
 }
 
 impl fmt::Display for Finding {

@@ -20,7 +20,7 @@ use crate::{
     cluster::{AskError, Cluster},
     doctor::{
         self, links,
-        seen::{Link, Member},
+        seen::{Link, Loss, Member},
     },
     host::Host,
     party::{Places, giveback},
@@ -34,6 +34,9 @@ use crate::{
 const EXAMINES: Duration = Duration::from_secs(25);
 /// How long a pool may take to be tried.
 const POOL_ANSWERS: Duration = Duration::from_secs(15);
+/// How many requests are sent to see whether packets get lost, and for how long at most.
+const LOSS_ASKS: usize = 100;
+const LOSES: Duration = Duration::from_secs(2);
 /// What belongs to nobody and is gone after this was being cleared up.
 const SETTLES: Duration = Duration::from_secs(2);
 /// Most things that are listed of one kind.
@@ -68,6 +71,7 @@ impl Host {
         }
         fits.sort_by(|(a, _), (b, _)| natural(a.as_str(), b.as_str()));
         findings.extend(doctor::of_pairs(&fits, &examine.checks));
+        findings.extend(doctor::of_all(&fits, &examine.checks));
         Ok(findings)
     }
 
@@ -120,7 +124,24 @@ impl Host {
             }
         };
         let (control, bulk, migration) = tokio::join!(control, self.bulk_answers(host), migration);
-        Link { to: self.name_of(host), control, bulk, migration }
+        // Alone: what the others load the way with is none of its losses.
+        let loss = if control.is_ok() { self.loss(host).await } else { None };
+        Link { to: self.name_of(host), control, loss, bulk, migration }
+    }
+
+    /// Sends packets to a host for a moment, and counts those that got lost.
+    async fn loss(&self, host: HostId) -> Option<Loss> {
+        let before = self.peers().packets(host)?;
+        let until = Instant::now() + LOSES;
+        for _ in 0..LOSS_ASKS {
+            if Instant::now() > until {
+                break;
+            }
+            let _ = self.ask(host, PeerRequest::Ping, ASKS).await;
+        }
+        let after = self.peers().packets(host)?;
+        // Another connection than before counts from the beginning.
+        Some(Loss { sent: after.sent.checked_sub(before.sent)?, lost: after.lost.checked_sub(before.lost)? })
     }
 
     /// Whether the bulk channel of a host answers: that it lacks a blob is an answer.

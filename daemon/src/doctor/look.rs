@@ -3,14 +3,16 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::Write,
+    io::{Read, Write},
     net::{IpAddr, Ipv4Addr},
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
 use nix::{
+    fcntl::OFlag,
     sys::{
         resource::{Resource, getrlimit},
         statvfs::statvfs,
@@ -26,11 +28,12 @@ use vt_protocol::{
 
 use super::{
     checks::PROGRAMS,
-    said,
-    seen::{Folder, Machine, Member, Network, Qemu, Seen, Use},
+    firewall, said,
+    seen::{Folder, Machine, Member, Network, Qemu, Seen, Use, Writes},
 };
 use crate::{
     cgroup::Cgroups,
+    data,
     facts::{self, field},
     images::{blocking, store::Store, trial},
     libvirt::Libvirt,
@@ -49,9 +52,16 @@ const OLD_DATA: &[&str] =
     &["/var/lib/avocado/data/avocado-vt", "/usr/share/avocado/data/avocado-vt", "/root/avocado/data/avocado-vt"];
 /// Programs that keep a clock on time, as the kernel names their processes: with fifteen letters at most.
 const CLOCK_KEEPERS: &[&str] = &["chronyd", "ntpd", "ntpd-rs", "openntpd", "ptp4l", "phc2sys", "systemd-timesyn"];
-/// Writes whose times the median is of.
-const WRITES: usize = 9;
+/// Writes that are tried, and for how long at most.
+const WRITES: usize = 100;
+const WRITES_LAST: Duration = Duration::from_millis(1500);
 const WRITE: usize = 4096;
+/// Longest message of the kernel, and most of them that are looked at.
+const KERNEL_MESSAGE: usize = 8192;
+const KERNEL_MESSAGES: usize = 20_000;
+/// What makes many packets one, by the two names that ethtool has for each.
+const OFFLOADS: [(&str, &str); 3] =
+    [("generic-segmentation-offload", "gso"), ("generic-receive-offload", "gro"), ("tcp-segmentation-offload", "tso")];
 
 /// Looks at this host. Takes a second or two: QEMU is asked what it can do, and a guest may be run for a moment.
 pub(super) async fn look(settings: &Settings, member: Option<Member>) -> Seen {
@@ -77,6 +87,8 @@ pub(super) async fn look(settings: &Settings, member: Option<Member>) -> Seen {
         microcode: local.microcode,
         firmware: local.firmware,
         capabilities: known.map(|qemu| qemu.capabilities.clone()).unwrap_or_default(),
+        tsc_khz: local.tsc_khz,
+        saved_unix_s: data::saved_unix_s(&settings.paths.data),
     };
     Seen {
         machine: local.machine,
@@ -87,6 +99,11 @@ pub(super) async fn look(settings: &Settings, member: Option<Member>) -> Seen {
             .collect::<BTreeSet<_>>(),
         qemu,
         libvirt,
+        certificates: settings
+            .libvirt
+            .as_ref()
+            .and_then(|libvirt| libvirt.certificates.clone())
+            .map(|folder| (folder.clone(), folder.is_dir())),
         network: local.network,
         folders: local.folders,
         fsync: local.fsync,
@@ -101,7 +118,8 @@ async fn qemu(settings: &Settings) -> Result<Qemu, String> {
     let kept = Some(&*settings.paths.data).filter(|data| data.is_dir());
     let facts = installed::examine(settings.qemus.usual(), kept).await.map_err(|error| error.to_string())?;
     let features = FeatureCache::default().of(&facts.path).await.map_err(|report| report.title)?;
-    Ok(Qemu { facts, capabilities: features.capabilities.clone(), machines: features.machines.clone() })
+    let tls = installed::has_tls(Path::new(&facts.path)).await.map_err(|error| error.to_string())?;
+    Ok(Qemu { facts, capabilities: features.capabilities.clone(), tls, machines: features.machines.clone() })
 }
 
 async fn libvirt(settings: &Settings) -> Option<Result<String, String>> {
@@ -118,7 +136,8 @@ struct Local {
     machine: Machine,
     network: Network,
     folders: Vec<Folder>,
-    fsync: Option<Duration>,
+    fsync: Option<Writes>,
+    tsc_khz: u32,
     microcode: String,
     firmware: String,
 }
@@ -138,6 +157,7 @@ impl Local {
             network: network(settings),
             fsync: fsync(&paths.data),
             folders,
+            tsc_khz: tsc_khz().unwrap_or(0),
             microcode: field(&cpuinfo, "microcode", ':').unwrap_or_default().to_owned(),
             firmware: FIRMWARE
                 .iter()
@@ -153,7 +173,6 @@ fn text(path: &str) -> Option<String> {
 }
 
 fn machine(settings: &Settings, cpuinfo: &str) -> Machine {
-    let flags: BTreeSet<&str> = field(cpuinfo, "flags", ':').unwrap_or_default().split_whitespace().collect();
     let meminfo = text("/proc/meminfo").unwrap_or_default();
     let nested = |module: &str| text(&format!("/sys/module/{module}/parameters/nested"));
     let allowed = text("/proc/sys/vm/unprivileged_userfaultfd");
@@ -162,8 +181,8 @@ fn machine(settings: &Settings, cpuinfo: &str) -> Machine {
     let root = geteuid().is_root();
     Machine {
         vendor: field(cpuinfo, "vendor_id", ':').unwrap_or("unknown").to_owned(),
-        virtualisation: flags.contains("vmx") || flags.contains("svm"),
-        is_vm: flags.contains("hypervisor"),
+        virtualisation: facts::cpu_virtualisation(cpuinfo).is_some(),
+        is_vm: facts::cpu_has(cpuinfo, "hypervisor"),
         dev_kvm: Path::new("/dev/kvm").exists(),
         nested: nested("kvm_intel").or_else(|| nested("kvm_amd")),
         dev_tun: Path::new("/dev/net/tun").exists(),
@@ -179,6 +198,7 @@ fn machine(settings: &Settings, cpuinfo: &str) -> Machine {
         huge_pages_idle: pages("HugePages_Free").saturating_mul(kib("Hugepagesize")),
         iommu_groups: entries("/sys/kernel/iommu_groups").count(),
         confined: confined(),
+        clocksource: text("/sys/devices/system/clocksource/clocksource0/current_clocksource").unwrap_or_default(),
         clock_keeper: clock_keeper(),
         old_data: OLD_DATA.iter().map(PathBuf::from).filter(|path| path.is_dir()).collect(),
     }
@@ -199,6 +219,57 @@ fn confined() -> Option<String> {
 fn clock_keeper() -> Option<String> {
     let mut names = entries("/proc").filter_map(|entry| text(&entry.path().join("comm").display().to_string()));
     names.find(|name| CLOCK_KEEPERS.contains(&name.as_str()))
+}
+
+/// How fast the CPU's counter goes, as the kernel found it when it started: where its messages still go back so far, and to
+/// the unit of the daemon, which may not read them, where the journal has them.
+fn tsc_khz() -> Option<u32> {
+    kernel_messages().iter().filter_map(|message| khz_in(message)).next_back().or_else(|| {
+        let said = says("journalctl", &["--dmesg", "--boot", "--output", "cat", "--no-pager", "--grep", "^tsc: "])?;
+        String::from_utf8_lossy(&said).lines().filter_map(khz_in).next_back()
+    })
+}
+
+/// What the kernel has said, as far as it is still known; nothing where that may not be read.
+fn kernel_messages() -> Vec<String> {
+    let messages = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open("/dev/kmsg");
+    let Ok(mut messages) = messages else { return Vec::new() };
+    let mut message = [0; KERNEL_MESSAGE];
+    // Each read is one message, behind its number and time, until there is none.
+    let read = (0..KERNEL_MESSAGES).map_while(|_| {
+        let length = messages.read(&mut message).ok()?;
+        let text = String::from_utf8_lossy(&message[..length]);
+        Some(text.split_once(';').map(|(_, said)| said.to_owned()).unwrap_or_default())
+    });
+    read.collect()
+}
+
+/// `tsc: Refined TSC clocksource calibration: 2249.999 MHz`, or `tsc: Detected 2250.000 MHz processor`.
+fn khz_in(message: &str) -> Option<u32> {
+    let (before, _) = message.strip_prefix("tsc: ")?.split_once(" MHz")?;
+    let mhz: f64 = before.rsplit(' ').next()?.parse().ok()?;
+    (mhz > 0.0 && mhz < 100_000.0).then_some((mhz * 1000.0).round() as u32)
+}
+
+/// What a program says, where it is there and all went well.
+fn says(program: &str, words: &[&str]) -> Option<Vec<u8>> {
+    let program = resolve_program(program)?;
+    let output =
+        std::process::Command::new(program).args(words).stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    output.status.success().then_some(output.stdout)
+}
+
+fn closed(port: u16) -> Option<Vec<String>> {
+    let ruleset = serde_json::from_slice(&says("nft", &["-j", "list", "ruleset"])?).ok()?;
+    Some(firewall::closed(&ruleset, port, PORTS))
+}
+
+/// Which of [`OFFLOADS`] are off on a card, and could be on.
+fn not_offloaded(card: &str) -> Option<Vec<String>> {
+    let said = says("ethtool", &["-k", card])?;
+    let said = String::from_utf8_lossy(&said);
+    let off = |long: &str| said.lines().any(|line| line.trim() == format!("{long}: off"));
+    Some(OFFLOADS.iter().filter(|(long, _)| off(long)).map(|(_, short)| format!("{card} {short}")).collect())
 }
 
 fn network(settings: &Settings) -> Network {
@@ -224,10 +295,16 @@ fn network(settings: &Settings) -> Network {
         let both = [filter("all"), filter(name)];
         both.iter().any(|filter| filter == "1") && both.iter().all(|filter| filter != "2")
     };
+    let control = interface_of(control);
+    let cards: BTreeSet<&String> =
+        control.iter().chain(migration.iter().filter_map(|(_, interface)| interface.as_ref())).collect();
+    let not_offloaded: Vec<Vec<String>> = cards.into_iter().filter_map(|card| not_offloaded(card)).collect();
     Network {
         bridge: network.bridge.as_ref().map(there),
         uplink: network.uplink.as_ref().map(there),
-        control: interface_of(control),
+        closed: closed(settings.host.listen.port()),
+        not_offloaded: (!not_offloaded.is_empty()).then(|| not_offloaded.concat()),
+        control,
         migration,
         strict: interfaces.filter(strict).collect(),
         free_ports: (free_ports(at).count(), PORTS.count()),
@@ -247,18 +324,39 @@ fn folder(purpose: Use, path: &Path, trial: Option<bool>) -> Folder {
     Folder { purpose, path: path.to_owned(), mode, free: free.filter(|_| there), trial, shares_blocks }
 }
 
-/// How long a small write to a directory takes until it is safe.
-fn fsync(directory: &Path) -> Option<Duration> {
+/// How long small writes to a directory take until they are safe.
+fn fsync(directory: &Path) -> Option<Writes> {
     let path = directory.join(format!(".doctor-{:016x}", rand::random::<u64>()));
     let mut file = File::create_new(&path).ok()?;
-    let mut took: Vec<Duration> = (0..WRITES)
+    let until = Instant::now() + WRITES_LAST;
+    let took: Vec<Duration> = (0..WRITES)
         .map_while(|_| {
             let begun = Instant::now();
+            if begun > until {
+                return None;
+            }
             file.write_all(&[0; WRITE]).and_then(|()| file.sync_data()).ok()?;
             Some(begun.elapsed())
         })
         .collect();
     let _ = fs::remove_file(&path);
-    took.sort_unstable();
-    took.get(took.len() / 2).copied()
+    Writes::of(took)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counter_s_frequency_is_found_in_messages_of_the_kernel() {
+        for (message, wanted) in [
+            ("tsc: Detected 2250.000 MHz processor\n", Some(2_250_000)),
+            ("tsc: Refined TSC clocksource calibration: 2249.998 MHz", Some(2_249_998)),
+            ("clocksource: tsc: mask: 0xffff", None),
+            ("tsc: Fast TSC calibration failed", None),
+            ("", None),
+        ] {
+            assert_eq!(khz_in(message), wanted, "{message}");
+        }
+    }
 }

@@ -5,6 +5,7 @@
 //! | [`seen`] | what was seen, plain values |
 //! | `look` | looking: the machine, QEMU, directories |
 //! | `links` | trying the way to another host |
+//! | `firewall` | what nftables would do to what others send |
 //! | `checks` | the table of checks and their decisions, pure |
 //! | `repair` | what `--fix` does |
 //! | [`program`] | `vtd doctor` |
@@ -13,6 +14,7 @@
 //! but `repair`, and trial files that are gone again.
 
 mod checks;
+mod firewall;
 pub(crate) mod links;
 mod look;
 pub mod program;
@@ -85,6 +87,12 @@ pub fn of_pairs(hosts: &[(Name, Fit)], wanted: &Checks) -> Vec<Finding> {
         }
     }
     found
+}
+
+/// What is found where all hosts are looked at together.
+pub fn of_all(hosts: &[(Name, Fit)], wanted: &Checks) -> Vec<Finding> {
+    let fits: Vec<Fit> = hosts.iter().map(|(_, fit)| fit.clone()).collect();
+    checks::of_all(&fits, wanted)
 }
 
 /// What is found where a host gave no answer.

@@ -15,18 +15,38 @@ pub struct Seen {
     pub qemu: Result<Qemu, String>,
     /// What libvirt said, where the settings name one.
     pub libvirt: Option<Result<String, String>>,
+    /// The folder that its QEMUs find their certificates in, and whether there is one, where the settings name one.
+    pub certificates: Option<(PathBuf, bool)>,
     /// What the settings say of the network, and what there is of it.
     pub network: Network,
     /// The directories of the settings.
     pub folders: Vec<Folder>,
-    /// How long one write to the log's disk took until it was safe; `None` where it could not be tried.
-    pub fsync: Option<Duration>,
+    /// How long writes to the log's disk took until they were safe; `None` where it could not be tried.
+    pub fsync: Option<Writes>,
     /// Whether the image that scenarios use where they are told no other is in the pool.
     pub builtin_image: bool,
     /// The cluster, as the daemon sees it; `None` where no daemon was asked.
     pub member: Option<Member>,
     /// What is compared with other hosts.
     pub fit: Fit,
+}
+
+/// Some writes, each of which was waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Writes {
+    /// The one in the middle.
+    pub median: Duration,
+    /// The one that 99 of 100 are not slower than; of few, the slowest.
+    pub p99: Duration,
+}
+
+impl Writes {
+    /// Of what each took.
+    pub fn of(mut took: Vec<Duration>) -> Option<Self> {
+        took.sort_unstable();
+        let at = |hundredths: usize| took.get((took.len() * hundredths / 100).min(took.len().saturating_sub(1)));
+        Some(Self { median: *at(50)?, p99: *at(99)? })
+    }
 }
 
 /// The machine and its kernel.
@@ -62,6 +82,8 @@ pub struct Machine {
     pub iommu_groups: usize,
     /// The label under which SELinux or AppArmor confines the daemon; `None`: nobody confines it.
     pub confined: Option<String>,
+    /// What the kernel reads the time from: `tsc`, `kvm-clock`, `hpet`, …; empty where it does not tell.
+    pub clocksource: String,
     /// The program that keeps the clock on time.
     pub clock_keeper: Option<String>,
     /// Directories with data of the test suite that people come from.
@@ -75,6 +97,8 @@ pub struct Qemu {
     pub facts: QemuFacts,
     /// Migration capabilities.
     pub capabilities: Vec<String>,
+    /// Whether it can encrypt migrations by itself.
+    pub tls: bool,
     /// Machine types, versioned, and the alias where there is one.
     pub machines: Vec<(String, Option<String>)>,
 }
@@ -92,6 +116,11 @@ pub struct Network {
     pub migration: Option<(IpAddr, Option<String>)>,
     /// Interfaces that drop what comes in from where they would not send to (`rp_filter` 1).
     pub strict: Vec<String>,
+    /// What cards of the settings' addresses leave to the CPU that they, or the kernel in one go, could do: `eth0 gro`. `None`
+    /// where it cannot be asked.
+    pub not_offloaded: Option<Vec<String>>,
+    /// Ports that others need and nftables drops; `None` where it cannot be asked.
+    pub closed: Option<Vec<String>>,
     /// Ports for migrations that are free, of all that there are.
     pub free_ports: (usize, usize),
 }
@@ -167,11 +196,22 @@ pub struct Link {
     pub to: Name,
     /// Round trip of a request over QUIC.
     pub control: Result<Duration, String>,
+    /// Packets that were sent there and got lost; `None` where nothing can be sent.
+    pub loss: Option<Loss>,
     /// An answer over the bulk channel.
     pub bulk: Result<Duration, String>,
     /// Bytes there and back where migrations come in.
     /// `None` where the other host could not be asked to listen.
     pub migration: Option<Result<Echo, String>>,
+}
+
+/// Packets that were sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss {
+    /// All of them.
+    pub sent: u64,
+    /// Those that had to be sent again.
+    pub lost: u64,
 }
 
 /// What came back.
@@ -181,4 +221,21 @@ pub enum Echo {
     Whole(Duration),
     /// The connection came up, and then this many bytes of [`super::links::SENT`] came back.
     Stuck(usize),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_few_writes_the_slowest_counts_and_of_many_one_may_be_slow() {
+        let ms = |times: &[u64]| times.iter().map(|ms| Duration::from_millis(*ms)).collect::<Vec<_>>();
+        let of = |times: &[u64]| Writes::of(ms(times)).map(|it| (it.median.as_millis(), it.p99.as_millis()));
+        assert_eq!((of(&[]), of(&[3]), of(&[9, 1, 2])), (None, Some((3, 3)), Some((2, 9))));
+        let mut many = vec![2; 199];
+        many.push(900);
+        assert_eq!(of(&many), Some((2, 2)));
+        many.extend([900, 900]);
+        assert_eq!(of(&many), Some((2, 900)));
+    }
 }

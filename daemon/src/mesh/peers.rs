@@ -47,6 +47,15 @@ pub struct Peers {
     expelled: Arc<AtomicBool>,
 }
 
+/// Packets of a connection, from its beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packets {
+    /// All that were sent.
+    pub sent: u64,
+    /// Those that nobody confirmed, and what was in them was sent again.
+    pub lost: u64,
+}
+
 /// Seen by every call that waits for it.
 type SharedLink = Arc<watch::Sender<Link>>;
 
@@ -138,6 +147,13 @@ impl Peers {
     fn link(&self, host: HostId, service: Service) -> SharedLink {
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(links.entry((host, service)).or_insert_with(|| Arc::new(watch::Sender::new(Link::Idle))))
+    }
+
+    /// Packets on the present connection to a host, where there is one: those that were sent, and those of them that got lost.
+    pub fn packets(&self, host: HostId) -> Option<Packets> {
+        let Link::Up { connection, .. } = self.link(host, Service::Peer).borrow().clone() else { return None };
+        let path = connection.stats().path;
+        Some(Packets { sent: path.sent_packets, lost: path.lost_packets })
     }
 
     /// Drops every connection: this host has stopped. As long as one is held, so is the port.

@@ -47,6 +47,11 @@ pub async fn machines(qemu: &Path) -> Result<Vec<Machine>, VmError> {
     Ok(parse_machines(&ask(qemu, &["-machine", "help"]).await?))
 }
 
+/// Whether it was built with TLS.
+pub async fn has_tls(qemu: &Path) -> Result<bool, VmError> {
+    Ok(ask(qemu, &["-object", "help"]).await?.contains("tls-creds-x509"))
+}
+
 /// The versioned type that `wanted` (a type or its alias) stands for; `None` if this QEMU lacks it.
 pub fn versioned<'m>(machines: &'m [Machine], wanted: &str) -> Option<&'m str> {
     let found = machines.iter().find(|m| m.alias.as_deref() == Some(wanted) || m.name == wanted)?;

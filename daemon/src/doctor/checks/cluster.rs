@@ -1,9 +1,14 @@
 //! The cluster as a host sees it, and what belongs to nobody.
 
+use vt_protocol::doctor::Fit;
+
 use super::{super::seen::Seen, Said};
 
 /// A replica that lags further behind has been away, or cannot keep up.
 const LAG_LARGE: u64 = 5000;
+/// A saved state that is older is told.
+const SAVED_DAYS: u64 = 30;
+const DAY_S: u64 = 24 * 3600;
 /// Most things whose removal is told.
 const REMOVALS: usize = 8;
 
@@ -76,6 +81,21 @@ pub(super) fn replicas(seen: &Seen) -> Option<Said> {
                 "on {first}: vtctl doctor --check D-STO-05 (its disk), D-NET-01 (its network); vtctl cluster status shows it catch up"
             ))
         }
+    })
+}
+
+pub(super) fn saved(all: &[Fit]) -> Option<Said> {
+    let now = all.iter().map(|fit| fit.unix_s).max()?;
+    let last = all.iter().map(|fit| fit.saved_unix_s).max().unwrap_or(0);
+    let fix = "vtctl cluster snapshot save FILE, kept elsewhere; or ansible-playbook vtmesh.lab.backup";
+    let days = now.saturating_sub(last) / DAY_S;
+    Some(match last {
+        0 => Said::note("the state of the cluster was never saved: when all hosts are lost, so is what it knows")
+            .fix(fix),
+        _ if days > SAVED_DAYS => {
+            Said::note(format!("the state of the cluster was last saved {days} days ago")).fix(fix)
+        }
+        _ => Said::ok(format!("{days} days old")),
     })
 }
 

@@ -66,7 +66,7 @@ impl Said {
 }
 
 /// A check of what `S` holds.
-struct Check<S> {
+struct Check<S: ?Sized> {
     id: &'static str,
     group: Group,
     /// What is looked at.
@@ -74,7 +74,12 @@ struct Check<S> {
     judge: fn(&S) -> Option<Said>,
 }
 
-const fn check<S>(id: &'static str, group: Group, title: &'static str, judge: fn(&S) -> Option<Said>) -> Check<S> {
+const fn check<S: ?Sized>(
+    id: &'static str,
+    group: Group,
+    title: &'static str,
+    judge: fn(&S) -> Option<Said>,
+) -> Check<S> {
     Check { id, group, title, judge }
 }
 
@@ -98,12 +103,14 @@ const OF_A_HOST: &[Check<Seen>] = &[
     check("D-PLT-15", Group::Platform, "IOMMU", platform::iommu),
     check("D-PLT-16", Group::Platform, "SELinux and AppArmor", platform::confinement),
     check("D-PLT-17", Group::Platform, "clock", platform::clock),
+    check("D-PLT-18", Group::Platform, "what the time is read from", platform::clocksource),
     check("D-QEM-01", Group::Qemu, "QEMU", qemu::installed),
     check("D-QEM-02", Group::Qemu, "capabilities that moves need", qemu::capabilities),
     check("D-QEM-03", Group::Qemu, "capabilities of some ways", qemu::more_capabilities),
     check("D-QEM-04", Group::Qemu, "machine type q35", qemu::machine_type),
     check("D-QEM-05", Group::Qemu, "ports of migrations", qemu::ports),
     check("D-QEM-06", Group::Qemu, "libvirt", qemu::libvirt),
+    check("D-QEM-07", Group::Qemu, "TLS of migrations", qemu::tls),
     check("D-CLU-01", Group::Cluster, "quorum", cluster::quorum),
     check("D-CLU-02", Group::Cluster, "hosts that answer", cluster::hosts),
     check("D-CLU-03", Group::Cluster, "voters", cluster::voters),
@@ -112,6 +119,8 @@ const OF_A_HOST: &[Check<Seen>] = &[
     check("D-CLU-08", Group::Cluster, "replicas", cluster::replicas),
     check("D-NET-06", Group::Network, "cards of decisions and migrations", network::planes),
     check("D-NET-07", Group::Network, "ways back", network::ways_back),
+    check("D-NET-09", Group::Network, "firewall", network::firewall),
+    check("D-NET-10", Group::Network, "packets in one go (GSO, GRO)", network::offloads),
     check("D-STO-01", Group::Storage, "directories", storage::there),
     check("D-STO-02", Group::Storage, "permissions", storage::permissions),
     check("D-STO-03", Group::Storage, "reading and writing", storage::trials),
@@ -120,6 +129,7 @@ const OF_A_HOST: &[Check<Seen>] = &[
     check("D-STO-06", Group::Storage, "guest image", storage::image),
     check("D-STO-07", Group::Storage, "pools", storage::pools),
     check("D-STO-08", Group::Storage, "blocks of copies", storage::shared_blocks),
+    check("D-STO-09", Group::Storage, "slowest writes of the log", storage::slowest_writes),
     check("D-HYG-01", Group::Hygiene, "things nobody owns", cluster::left_behind),
     check("D-HYG-04", Group::Hygiene, "images of another suite", cluster::old_data),
 ];
@@ -131,6 +141,7 @@ const OF_A_LINK: &[Check<Link>] = &[
     check("D-NET-03", Group::Network, "migrations (TCP)", pairs::migration),
     check("D-NET-04", Group::Network, "round trips", pairs::round_trip),
     check("D-NET-05", Group::Network, "speed of migrations", pairs::speed),
+    check("D-NET-08", Group::Network, "packets that get lost", pairs::loss),
 ];
 
 /// Whether two hosts fit each other.
@@ -145,7 +156,11 @@ const OF_A_PAIR: &[Check<(Fit, Fit)>] = &[
     check("D-PAI-08", Group::Pairing, "microcode", pairs::microcode),
     check("D-PAI-09", Group::Pairing, "firmware of guests", pairs::firmware),
     check("D-PAI-10", Group::Pairing, "capabilities of QEMU", pairs::capabilities),
+    check("D-PAI-11", Group::Pairing, "time stamp counters", pairs::time_stamps),
 ];
+
+/// What is looked at on all hosts together.
+const OF_ALL: &[Check<[Fit]>] = &[check("D-CLU-09", Group::Cluster, "saved state", cluster::saved)];
 
 /// A finding, and what can be done about it here.
 pub(super) type Judged = (Finding, Vec<Repair>);
@@ -167,6 +182,11 @@ pub(super) fn of_a_pair(a: (&Name, &Fit), b: (&Name, &Fit), checks: &Checks) -> 
     judge(OF_A_PAIR, &pair, checks, Some(a.0), Some(b.0)).into_iter().map(|(finding, _)| finding).collect()
 }
 
+/// What is said of all hosts together.
+pub(super) fn of_all(fits: &[Fit], checks: &Checks) -> Vec<Finding> {
+    judge(OF_ALL, fits, checks, None, None).into_iter().map(|(finding, _)| finding).collect()
+}
+
 /// What is said of a host that does not answer.
 pub(super) fn silent(host: &Name, why: &str) -> Finding {
     Finding {
@@ -182,7 +202,13 @@ pub(super) fn silent(host: &Name, why: &str) -> Finding {
     }
 }
 
-fn judge<S>(table: &[Check<S>], seen: &S, checks: &Checks, host: Option<&Name>, other: Option<&Name>) -> Vec<Judged> {
+fn judge<S: ?Sized>(
+    table: &[Check<S>],
+    seen: &S,
+    checks: &Checks,
+    host: Option<&Name>,
+    other: Option<&Name>,
+) -> Vec<Judged> {
     let wanted = table.iter().filter(|check| checks.wants(check.id));
     let said = wanted.filter_map(|check| Some((check, (check.judge)(seen)?)));
     let judged = said.map(|(check, said)| {

@@ -25,6 +25,26 @@ pub(super) fn planes(seen: &Seen) -> Option<Said> {
     })
 }
 
+pub(super) fn firewall(seen: &Seen) -> Option<Said> {
+    let closed = seen.network.closed.as_ref()?;
+    Some(match closed[..] {
+        [] => Said::ok("no rule of nftables drops what other hosts send"),
+        _ => Said::warn(format!("nftables drops what other hosts send to {}", closed.join(", ")))
+            .fix("nft list ruleset; the rules that are wanted: /usr/share/vtmesh/nftables.conf, or the service vtmesh of firewalld"),
+    })
+}
+
+pub(super) fn offloads(seen: &Seen) -> Option<Said> {
+    let off = seen.network.not_offloaded.as_ref()?;
+    Some(match off.first().and_then(|one| one.split_once(' ')) {
+        None => Said::ok("on for every card that is used"),
+        Some((card, what)) => {
+            Said::note(format!("off: {}; each packet of a move costs CPU time of its own", off.join(", ")))
+                .fix(format!("ethtool -K {card} {what} on, unless its driver is known to be wrong"))
+        }
+    })
+}
+
 pub(super) fn ways_back(seen: &Seen) -> Option<Said> {
     let (control, migration) = cards(seen)?;
     let strict: Vec<&str> = seen.network.strict.iter().map(String::as_str).collect();

@@ -7,7 +7,7 @@ use vt_protocol::doctor::Fit;
 use super::{
     super::{
         links::SENT,
-        seen::{Echo, Link},
+        seen::{Echo, Link, Loss},
     },
     Said,
 };
@@ -17,6 +17,12 @@ use crate::{api::views::natural, migrate::inlet::PORTS};
 const ROUND_TRIP_SLOW: Duration = Duration::from_millis(250);
 /// [`SENT`] bytes there and back that take longer are a guest's memory that takes minutes.
 const ECHO_SLOW: Duration = Duration::from_secs(2);
+/// Losses up to so many may be a busy host's.
+const LOST_FEW: u64 = 3;
+/// TCP is a small part of as fast where more get lost.
+const LOST_PERCENT: u64 = 2;
+/// Counters that differ by more are another frequency, not a measurement's error.
+const TSC_PPM: u64 = 500;
 /// Clocks that differ by more are told: logs and reports are hard to read then. Nothing is decided by them.
 const CLOCK_S: u64 = 5;
 
@@ -39,6 +45,18 @@ pub(super) fn round_trip(link: &Link) -> Option<Said> {
                 link.to
             ))
             .fix("where it is as long as that: longer times under [session] and [raft], the same on all hosts"),
+    })
+}
+
+pub(super) fn loss(link: &Link) -> Option<Said> {
+    let Loss { sent, lost } = link.loss?;
+    let found = format!("{lost} of {sent} got lost");
+    Some(match lost > LOST_FEW && lost * 100 > sent * LOST_PERCENT {
+        false => Said::ok(found),
+        true => Said::warn(format!("{found}: decisions wait until they are sent again, and migrations crawl")).fix(format!(
+            "ping -i 0.2 -c 100 ADDRESS of {}; ethtool -S the card on both sides (errors, drops), then cable and switch",
+            link.to
+        )),
     })
 }
 
@@ -202,5 +220,19 @@ pub(super) fn capabilities((a, b): &(Fit, Fit)) -> Option<Said> {
         [] => Said::ok(format!("{} in common", a.capabilities.len())),
         _ => Said::note(format!("one side alone has {}: moves that need it are skipped", differ.join(", ")))
             .fix("the same version of QEMU on both, or ways without it: vtctl scenario show migration_matrix"),
+    })
+}
+
+pub(super) fn time_stamps((a, b): &(Fit, Fit)) -> Option<Said> {
+    let (here, there) = (u64::from(a.tsc_khz), u64::from(b.tsc_khz));
+    if here == 0 || there == 0 {
+        return None;
+    }
+    Some(match here.abs_diff(there) * 1_000_000 > TSC_PPM * here.max(there) {
+        false => Said::ok(format!("{here} kHz")),
+        true => Said::note(format!(
+            "{here} and {there} kHz: a guest that reads its time from the counter goes wrong where the CPU cannot scale it"
+        ))
+        .fix("guests with kvm-clock; with an invariant counter (-p cpu_model=…,+invtsc) a VM fits one of them alone"),
     })
 }

@@ -236,6 +236,18 @@ pub(super) fn confinement(seen: &Seen) -> Option<Said> {
     })
 }
 
+pub(super) fn clocksource(seen: &Seen) -> Option<Said> {
+    let source = seen.machine.clocksource.as_str();
+    Some(match source {
+        "" => return None,
+        "hpet" | "acpi_pm" | "jiffies" | "refined-jiffies" | "pit" => Said::note(format!(
+            "{source}: reading the time is slow, for guests too; the kernel found the CPU's counter unfit"
+        ))
+        .fix("dmesg | grep -i tsc   (why); firmware and kernel of today; a VM needs kvm-clock from what runs it"),
+        _ => Said::ok(source),
+    })
+}
+
 pub(super) fn clock(seen: &Seen) -> Option<Said> {
     Some(match &seen.machine.clock_keeper {
         Some(keeper) => Said::ok(format!("{keeper} keeps it on time")),

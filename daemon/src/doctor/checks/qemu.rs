@@ -64,6 +64,25 @@ pub(super) fn ports(seen: &Seen) -> Option<Said> {
     })
 }
 
+pub(super) fn tls(seen: &Seen) -> Option<Said> {
+    let qemu = seen.qemu.as_ref().ok()?;
+    Some(match &seen.certificates {
+        _ if !qemu.tls => {
+            Said::note("this QEMU was built without TLS: mig_protocol=tls is skipped, mesh is encrypted without it")
+                .fix("a QEMU with gnutls: apt-get install qemu-system-x86, or binary under [qemu] in the settings")
+        }
+        Some((folder, false)) => {
+            Said::fail(format!("{}, where libvirt's QEMUs find certificates, is not there", folder.display())).fix(
+                format!(
+                    "mkdir -p -m 0755 {}; the same folder as migrate_tls_x509_cert_dir in qemu.conf",
+                    folder.display()
+                ),
+            )
+        }
+        _ => Said::ok("each move gets certificates of its own, by the cluster's authority"),
+    })
+}
+
 pub(super) fn libvirt(seen: &Seen) -> Option<Said> {
     Some(match seen.libvirt.as_ref()? {
         Ok(said) => Said::ok(said),

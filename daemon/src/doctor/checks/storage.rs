@@ -18,6 +18,8 @@ const SPACE_LITTLE: u64 = 1 << 30;
 const SPACE_NONE: u64 = 64 << 20;
 /// Every decision waits for such a write on most voters; a heartbeat is 400 ms.
 const FSYNC_SLOW: Duration = Duration::from_millis(250);
+/// A leader that stalls for longer may be replaced: the lower end of `election_ms` is 900.
+const FSYNC_STALLS: Duration = Duration::from_millis(600);
 /// Write access for anybody.
 const ANYBODY: u32 = 0o002;
 const STICKY: u32 = 0o1000;
@@ -99,11 +101,21 @@ pub(super) fn space(seen: &Seen) -> Option<Said> {
 }
 
 pub(super) fn fsync(seen: &Seen) -> Option<Said> {
-    let took = seen.fsync?;
+    let took = seen.fsync?.median;
     let found = format!("a write of 4 KiB is safe after {} ms (median of some)", took.as_millis());
     Some(match took > FSYNC_SLOW {
         true => Said::warn(found)
             .fix("move the data directory to an SSD: data under [paths]; every decision waits for such a write"),
+        false => Said::ok(found),
+    })
+}
+
+pub(super) fn slowest_writes(seen: &Seen) -> Option<Said> {
+    let p99 = seen.fsync?.p99;
+    let found = format!("99 of 100 writes are safe after {} ms", p99.as_millis());
+    Some(match p99 > FSYNC_STALLS {
+        true => Said::warn(format!("{found}: one that takes so long delays every decision, and may cost the lead"))
+            .fix("iostat -x 1   (what else keeps the disk busy); data under [paths] on a disk of its own"),
         false => Said::ok(found),
     })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use vt_protocol::{facts::QemuFacts, vm::Accelerator};
 
 use super::{
-    super::seen::{Echo, Folder, Machine, Member, Network, Qemu, Use},
+    super::seen::{Echo, Folder, Loss, Machine, Member, Network, Qemu, Use, Writes},
     *,
 };
 
@@ -39,6 +39,8 @@ fn fit() -> Fit {
         microcode: "0x1000065".into(),
         firmware: "5f1c0e".repeat(10),
         capabilities: vec!["multifd".into(), "postcopy-ram".into()],
+        tsc_khz: 2_250_000,
+        saved_unix_s: 1_000_000 - 3600,
     }
 }
 
@@ -62,6 +64,7 @@ fn healthy() -> Seen {
             huge_pages_idle: 0,
             iommu_groups: 12,
             confined: None,
+            clocksource: "tsc".into(),
             clock_keeper: Some("chronyd".into()),
             old_data: Vec::new(),
         },
@@ -75,15 +78,19 @@ fn healthy() -> Seen {
                 accelerator_reason: "a guest ran under KVM".into(),
             },
             capabilities: capabilities.iter().chain(&more).map(|it| (*it).to_owned()).collect(),
+            tls: true,
             machines: vec![("pc-q35-10.0".into(), Some("q35".into()))],
         }),
         libvirt: Some(Ok("11.3".into())),
+        certificates: Some(("/etc/pki/vtmesh".into(), true)),
         network: Network {
             bridge: Some(("br0".into(), true)),
             uplink: Some(("eth1".into(), true)),
             control: Some("eth0".into()),
             migration: Some(("10.77.0.11".parse().unwrap(), Some("eth1".into()))),
             strict: Vec::new(),
+            not_offloaded: Some(Vec::new()),
+            closed: Some(Vec::new()),
             free_ports: (64, 64),
         },
         folders: vec![
@@ -91,7 +98,7 @@ fn healthy() -> Seen {
             folder(Use::Images, "/srv/images", 0o755),
             folder(Use::Disks, "/srv/disks", 0o755),
         ],
-        fsync: Some(Duration::from_millis(2)),
+        fsync: Some(Writes { median: Duration::from_millis(2), p99: Duration::from_millis(9) }),
         builtin_image: true,
         member: Some(Member {
             me: Some(name("host1")),
@@ -134,7 +141,7 @@ fn a_healthy_host_has_no_finding() {
     assert_eq!(all.len(), OF_A_HOST.len(), "every check says something of a whole host");
     assert!(all.iter().all(|finding| finding.host == Some(name("host1")) && !finding.found.is_empty()));
     // Without a daemon there is nothing of the cluster, and nothing else is missing.
-    let alone = found(&Seen { member: None, libvirt: None, ..healthy() });
+    let alone = found(&Seen { member: None, libvirt: None, certificates: None, ..healthy() });
     assert!(alone.iter().all(|finding| finding.severity == Severity::Ok && finding.group != Group::Cluster));
 }
 
@@ -143,6 +150,7 @@ fn ids_are_unique_and_titles_short() {
     let mut ids: Vec<&str> = OF_A_HOST.iter().map(|check| check.id).collect();
     ids.extend(OF_A_LINK.iter().map(|check| check.id));
     ids.extend(OF_A_PAIR.iter().map(|check| check.id));
+    ids.extend(OF_ALL.iter().map(|check| check.id));
     let all = ids.len();
     ids.sort_unstable();
     ids.dedup();
@@ -206,7 +214,13 @@ const BROKEN: &[Broken] = &[
     ("a read-only pool", |s| s.folders[2].trial = Some(Err("Read-only file system".into())), "D-STO-03", Severity::Fail, "findmnt"),
     ("little space", |s| s.folders[2].free = Some(GIB / 2), "D-STO-04", Severity::Warn, "vtctl image gc"),
     ("no space", |s| s.folders[0].free = Some(1 << 20), "D-STO-04", Severity::Fail, "keep_days"),
-    ("a slow disk", |s| s.fsync = Some(Duration::from_millis(400)), "D-STO-05", Severity::Warn, "SSD"),
+    ("a slow disk", |s| s.fsync = Some(Writes { median: Duration::from_millis(400), p99: Duration::from_millis(410) }), "D-STO-05", Severity::Warn, "SSD"),
+    ("a disk that stalls", |s| s.fsync = Some(Writes { median: Duration::from_millis(2), p99: Duration::from_millis(900) }), "D-STO-09", Severity::Warn, "iostat"),
+    ("a slow clock", |s| s.machine.clocksource = "hpet".into(), "D-PLT-18", Severity::Note, "grep -i tsc"),
+    ("a QEMU without TLS", |s| qemu(s).tls = false, "D-QEM-07", Severity::Note, "gnutls"),
+    ("no folder for certificates", |s| s.certificates = Some(("/etc/pki/x".into(), false)), "D-QEM-07", Severity::Fail, "mkdir -p -m 0755 /etc/pki/x"),
+    ("a firewall", |s| s.network.closed = Some(vec!["UDP 7465".into()]), "D-NET-09", Severity::Warn, "nft list ruleset"),
+    ("packets one by one", |s| s.network.not_offloaded = Some(vec!["eth1 gro".into()]), "D-NET-10", Severity::Note, "ethtool -K eth1 gro on"),
     ("no guest image", |s| s.builtin_image = false, "D-STO-06", Severity::Note, "vtctl image build"),
     ("copies that share nothing", |s| s.folders[1].shares_blocks = Some(false), "D-STO-08", Severity::Note, "reflink=1"),
     ("a pool that is away", |s| member(s).pools[0].1 = Err("no route to host".into()), "D-STO-07", Severity::Fail, "vtctl storage check nas"),
@@ -253,7 +267,8 @@ fn only_rights_and_directories_are_mended() {
 
 fn link() -> Link {
     let quick = Duration::from_micros(300);
-    Link { to: name("host2"), control: Ok(quick), bulk: Ok(quick), migration: Some(Ok(Echo::Whole(quick))) }
+    let loss = Some(Loss { sent: 300, lost: 1 });
+    Link { to: name("host2"), control: Ok(quick), loss, bulk: Ok(quick), migration: Some(Ok(Echo::Whole(quick))) }
 }
 
 #[test]
@@ -267,6 +282,7 @@ fn every_plane_to_another_host_is_told_on_its_own() {
     assert!(bad(link()).is_empty() && found(link(), Severity::Warn).is_empty());
     for (slow, check, help) in [
         (Link { control: Ok(Duration::from_millis(350)), ..link() }, "D-NET-04", "ping"),
+        (Link { loss: Some(Loss { sent: 300, lost: 9 }), ..link() }, "D-NET-08", "ethtool -S"),
         (Link { migration: Some(Ok(Echo::Whole(Duration::from_secs(3)))), ..link() }, "D-NET-05", "ethtool"),
     ] {
         let warned = found(slow, Severity::Warn);
@@ -299,6 +315,7 @@ fn what_does_not_fit_between_hosts_is_told() {
         ("D-PAI-07", |fit| fit.unix_s += 60, Severity::Warn, "chronyc tracking"),
         ("D-PAI-08", |fit| fit.microcode = "0x1000071".into(), Severity::Note, "amd64-microcode"),
         ("D-PAI-09", |fit| fit.firmware = "ab".repeat(30), Severity::Note, "seabios"),
+        ("D-PAI-11", |fit| fit.tsc_khz = 2_400_000, Severity::Note, "kvm-clock"),
         ("D-PAI-10", |fit| _ = fit.capabilities.pop(), Severity::Note, "vtctl scenario show migration_matrix"),
     ];
     let said = |other: &Fit| of_a_pair((&name("host1"), &fit()), (&name("host2"), other), &Checks::default());
@@ -311,4 +328,19 @@ fn what_does_not_fit_between_hosts_is_told() {
         assert!(bad.len() == 1 && bad[0].check == *check && bad[0].severity == *severity, "{bad:#?}");
         assert!(bad[0].fix.iter().any(|line| line.contains(help)), "{}", bad[0]);
     }
+}
+
+#[test]
+fn the_newest_saved_state_of_all_hosts_counts() {
+    let said = |ages_days: &[Option<u64>]| {
+        let saved = |days: &Option<u64>| days.map_or(0, |days| 100_000_000 - days * 86_400);
+        let fits: Vec<Fit> =
+            ages_days.iter().map(|days| Fit { unix_s: 100_000_000, saved_unix_s: saved(days), ..fit() }).collect();
+        let [finding] = &of_all(&fits, &Checks::default())[..] else { panic!("one finding") };
+        (finding.severity, finding.found.clone(), finding.fix.join(" "))
+    };
+    assert_eq!(said(&[None, Some(3), Some(90)]).0, Severity::Ok);
+    let (severity, found, fix) = said(&[None, Some(90)]);
+    assert!(severity == Severity::Note && found.contains("90 days ago") && fix.contains("snapshot save"), "{found}");
+    assert!(said(&[None, None]).1.contains("never saved"));
 }
