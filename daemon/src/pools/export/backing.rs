@@ -4,10 +4,17 @@
 //! memory is written once more if it is not the same boot any more. Longer than [`PATIENCE`] nobody waits: that is an
 //! error, told once and for good.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    time::Duration,
+};
 
 use nfs3_client::nfs3_types::nfs3::nfsstat3;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::{
+    sync::{RwLock, Semaphore},
+    time::{Instant, sleep, sleep_until, timeout},
+};
 use vt_protocol::{ids::Epoch, pool::NfsPlace};
 
 use super::{
@@ -31,24 +38,65 @@ const TAKES: u32 = 200;
 /// Most bytes that are kept for a server which has them in memory only.
 const HELD_MAX: usize = 32 << 20;
 
+/// Connections at once. A server works on a connection's calls one after another, as far as its client is concerned.
+const LANES: usize = 4;
+
+/// A connection, and the file on it.
+type Open = (Share, Handle);
+
 /// A file of a server.
+///
+/// Several requests are answered at the same time, each over a connection of its own. Whoever changes under whom or what is
+/// written waits for them and keeps others out meanwhile: a take-over, and writing again what a server has lost.
 pub(super) struct Backing {
     place: NfsPlace,
     name: String,
-    /// Under which epoch it is written; `None`: not at all.
-    epoch: Option<Epoch>,
-    open: Option<(Share, Handle)>,
+    /// Under which epoch it is written; `None`: not at all. Requests read it for as long as they last.
+    epoch: RwLock<Option<Epoch>>,
+    lanes: Semaphore,
+    /// Connections under that epoch that nobody uses just now.
+    idle: RefCell<Vec<Open>>,
     /// What the server calls it, once it was looked up: also after the server was started anew.
-    handle: Option<Handle>,
-    /// What the server has in memory, oldest first.
-    held: VecDeque<Held>,
-    held_bytes: usize,
+    handle: RefCell<Option<Handle>>,
+    held: RefCell<Held>,
+    /// Since when the server has kept somebody waiting, if that was told.
+    waits: Cell<Option<Instant>>,
 }
 
+/// What the server has in memory, oldest first.
+#[derive(Default)]
 struct Held {
+    writes: VecDeque<HeldWrite>,
+    bytes: usize,
+    /// Number of the next one.
+    next: u64,
+}
+
+struct HeldWrite {
+    number: u64,
     offset: u64,
     bytes: Vec<u8>,
     verifier: Verifier,
+}
+
+impl Held {
+    fn push(&mut self, offset: u64, bytes: Vec<u8>, verifier: Verifier) {
+        self.bytes += bytes.len();
+        self.writes.push_back(HeldWrite { number: self.next, offset, bytes, verifier });
+        self.next += 1;
+    }
+
+    /// Whether all before that one are held by the same boot.
+    fn are_of(&self, boot: Verifier, before: u64) -> bool {
+        self.writes.iter().take_while(|write| write.number < before).all(|write| write.verifier == boot)
+    }
+
+    /// Forgets all before that one, which are safe.
+    fn forget(&mut self, before: u64) {
+        while let Some(write) = self.writes.pop_front_if(|write| write.number < before) {
+            self.bytes -= write.bytes.len();
+        }
+    }
 }
 
 /// Why something was not done.
@@ -74,124 +122,166 @@ impl From<NfsError> for Trouble {
 impl Backing {
     /// Nothing is connected yet.
     pub(super) fn new(place: NfsPlace, name: String) -> Self {
-        Self { place, name, epoch: None, open: None, handle: None, held: VecDeque::new(), held_bytes: 0 }
+        Self {
+            place,
+            name,
+            epoch: RwLock::new(None),
+            lanes: Semaphore::new(LANES),
+            idle: RefCell::default(),
+            handle: RefCell::default(),
+            held: RefCell::default(),
+            waits: Cell::new(None),
+        }
     }
 
     /// The file's length.
-    pub(super) async fn length(&mut self, tell: &impl Fn(Word)) -> Result<u64, Trouble> {
-        self.patiently(tell, async |share, file| share.facts(file).await.map(|facts| facts.length)).await
+    pub(super) async fn length(&self, tell: &impl Fn(Word)) -> Result<u64, Trouble> {
+        let epoch = self.epoch.read().await;
+        self.patiently(*epoch, tell, async |share, file| share.facts(file).await.map(|facts| facts.length)).await
     }
 
     /// Takes the file over: from now on it is written under that epoch, and nobody else's writes are taken by the server.
-    pub(super) async fn take(&mut self, epoch: Epoch, tell: &impl Fn(Word)) -> Result<(), Trouble> {
-        if self.epoch == Some(epoch) {
+    pub(super) async fn take(&self, epoch: Epoch, tell: &impl Fn(Word)) -> Result<(), Trouble> {
+        let mut now = self.epoch.write().await;
+        if *now == Some(epoch) {
             return Ok(());
         }
         // An epoch below is one of the past, whoever asks.
-        if self.epoch > Some(epoch) {
+        if *now > Some(epoch) {
             return Err(Trouble::NotOwner);
         }
         // As the export's root, which alone may give a file away.
-        self.epoch = None;
-        self.open = None;
+        *now = None;
+        self.idle.take();
         let owner = user_of(epoch);
-        self.patiently(tell, async |share, file| take_over(share, file, owner).await).await?;
-        self.epoch = Some(epoch);
-        self.open = None;
+        let taken = self.patiently(None, tell, async |share, file| take_over(share, file, owner).await).await;
+        self.idle.take();
+        taken?;
+        *now = Some(epoch);
         Ok(())
     }
 
-    pub(super) async fn read(&mut self, offset: u64, length: u32, tell: &impl Fn(Word)) -> Result<Vec<u8>, Trouble> {
+    pub(super) async fn read(&self, offset: u64, length: u32, tell: &impl Fn(Word)) -> Result<Vec<u8>, Trouble> {
+        let epoch = self.epoch.read().await;
         let mut into = vec![0; length as usize];
-        self.patiently(tell, async |share, file| share.read(file, offset, &mut into).await).await?;
+        self.patiently(*epoch, tell, async |share, file| share.read(file, offset, &mut into).await).await?;
         Ok(into)
     }
 
     pub(super) async fn write(
-        &mut self,
+        &self,
         offset: u64,
         bytes: Vec<u8>,
         safe: bool,
         tell: &impl Fn(Word),
     ) -> Result<(), Trouble> {
-        if self.epoch.is_none() {
+        let epoch = self.epoch.read().await;
+        if epoch.is_none() {
             return Err(Trouble::NotOwner);
         }
-        let written = self.patiently(tell, async |share, file| share.write(file, offset, &bytes, safe).await).await?;
-        if let Written::Held(verifier) = written {
-            self.held_bytes += bytes.len();
-            self.held.push_back(Held { offset, bytes, verifier });
+        let write = async |share: &mut Share, file: &Handle| share.write(file, offset, &bytes, safe).await;
+        if let Written::Held(verifier) = self.patiently(*epoch, tell, write).await? {
+            self.held.borrow_mut().push(offset, bytes, verifier);
         }
-        if self.held_bytes > HELD_MAX {
-            self.flush(tell).await?;
-        }
-        Ok(())
+        drop(epoch);
+        let much = self.held.borrow().bytes > HELD_MAX;
+        if much { self.flush(tell).await } else { Ok(()) }
     }
 
-    /// All that was written is on the server's disk.
-    pub(super) async fn flush(&mut self, tell: &impl Fn(Word)) -> Result<(), Trouble> {
-        if self.held.is_empty() {
+    /// All that was written before is on the server's disk.
+    pub(super) async fn flush(&self, tell: &impl Fn(Word)) -> Result<(), Trouble> {
+        let epoch = self.epoch.read().await;
+        let before = self.held.borrow().next;
+        if self.held.borrow().writes.is_empty() {
             return Ok(());
         }
-        let boot = self.patiently(tell, async |share, file| share.commit(file).await).await?;
-        // Held by a boot that is over: it may be lost. In the order in which it was written first.
-        if self.held.iter().any(|held| held.verifier != boot) {
-            let held = std::mem::take(&mut self.held);
-            for again in &held {
-                let write =
-                    async |share: &mut Share, file: &Handle| share.write(file, again.offset, &again.bytes, true).await;
-                self.patiently(tell, write).await?;
-            }
+        let boot = self.patiently(*epoch, tell, async |share, file| share.commit(file).await).await?;
+        if self.held.borrow().are_of(boot, before) {
+            self.held.borrow_mut().forget(before);
+            return Ok(());
         }
-        self.held.clear();
-        self.held_bytes = 0;
-        Ok(())
+        drop(epoch);
+        self.write_again(tell).await
     }
 
-    /// Does something over the connection there is, or over a new one, and tells when the server keeps it waiting.
+    /// Writes what may be lost, for it was held by a boot that is over: in the order in which it was written first, with
+    /// nothing in between.
+    async fn write_again(&self, tell: &impl Fn(Word)) -> Result<(), Trouble> {
+        let epoch = self.epoch.write().await;
+        // Not forgotten before all of it is safe: where this fails, the next flush does it.
+        let held = std::mem::take(&mut *self.held.borrow_mut());
+        let again = async {
+            for again in &held.writes {
+                let write =
+                    async |share: &mut Share, file: &Handle| share.write(file, again.offset, &again.bytes, true).await;
+                self.patiently(*epoch, tell, write).await?;
+            }
+            Ok(())
+        };
+        let done = again.await;
+        *self.held.borrow_mut() = match done {
+            Ok(()) => Held { next: held.next, ..Held::default() },
+            Err(_) => held,
+        };
+        done
+    }
+
+    /// Does something over a connection there is, or over a new one, and tells when the server keeps it waiting.
     async fn patiently<T>(
-        &mut self,
+        &self,
+        epoch: Option<Epoch>,
         tell: &impl Fn(Word),
         mut what: impl AsyncFnMut(&mut Share, &Handle) -> Result<T, NfsError>,
     ) -> Result<T, Trouble> {
+        let _lane = self.lanes.acquire().await.map_err(|_| Trouble::Away)?;
         let begun = Instant::now();
         let until = begun + PATIENCE;
-        let mut told = false;
         let work = async {
             loop {
-                let open = match &mut self.open {
+                let idle = self.idle.borrow_mut().pop();
+                let mut open = match idle {
                     Some(open) => open,
-                    none => match timeout(CONNECTS, open(&self.place, &self.name, &self.handle, self.epoch)).await {
-                        Ok(Ok(open)) => {
-                            self.handle = Some(open.1.clone());
-                            none.insert(open)
+                    None => {
+                        let known = self.handle.borrow().clone();
+                        match timeout(CONNECTS, open(&self.place, &self.name, known, epoch)).await {
+                            Ok(Ok(open)) => {
+                                *self.handle.borrow_mut() = Some(open.1.clone());
+                                open
+                            }
+                            Ok(Err(error)) if !error.is_of_connection() => return Err(Trouble::from(error)),
+                            _ => {
+                                sleep(AGAIN).await;
+                                continue;
+                            }
                         }
-                        Ok(Err(error)) if !error.is_of_connection() => return Err(Trouble::from(error)),
-                        _ => {
-                            sleep(AGAIN).await;
-                            continue;
-                        }
-                    },
+                    }
                 };
                 match what(&mut open.0, &open.1).await {
-                    Err(error) if error.is_of_connection() => self.open = None,
-                    done => return done.map_err(Trouble::from),
+                    Err(error) if error.is_of_connection() => {}
+                    done => {
+                        self.idle.borrow_mut().push(open);
+                        return done.map_err(Trouble::from);
+                    }
                 }
             }
         };
         tokio::pin!(work);
+        let mut told = false;
         loop {
             let next = if told { until } else { begun + TELLS };
             tokio::select! {
                 done = &mut work => {
-                    if told {
-                        tell(Word::Answers { ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX) });
+                    if let Some(since) = self.waits.take() {
+                        tell(Word::Answers { ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX) });
                     }
                     return done;
                 }
                 () = sleep_until(next), if !told => {
                     told = true;
-                    tell(Word::Waits);
+                    // Once for all that wait.
+                    if self.waits.replace(Some(self.waits.get().unwrap_or(begun))).is_none() {
+                        tell(Word::Waits);
+                    }
                 }
                 () = sleep_until(until) => return Err(Trouble::Away),
             }
@@ -219,15 +309,10 @@ async fn take_over(share: &mut Share, file: &Handle, owner: u32) -> Result<(), N
 }
 
 /// Connects under the epoch's user number; before it was taken over, as one that only reads.
-async fn open(
-    place: &NfsPlace,
-    name: &str,
-    known: &Option<Handle>,
-    epoch: Option<Epoch>,
-) -> Result<(Share, Handle), NfsError> {
+async fn open(place: &NfsPlace, name: &str, known: Option<Handle>, epoch: Option<Epoch>) -> Result<Open, NfsError> {
     let mut share = Share::open(place, epoch.map_or(ROOT, user_of)).await?;
     let file = match known {
-        Some(file) => file.clone(),
+        Some(file) => file,
         // The first time is before a take-over, as root: the folder need not be open to others.
         None => share.find(name).await?.ok_or(NfsError::Strange("the disk is not there"))?,
     };

@@ -1,4 +1,5 @@
-//! The server's side of NBD on one connection, as far as QEMU's client uses it: one export, requests answered in order.
+//! The server's side of NBD on one connection, as far as QEMU's client uses it: one export, requests answered in
+//! whatever order they are done.
 //!
 //! Source: the NBD project's `doc/proto.md` ("fixed newstyle negotiation", "simple replies"). What a client offers
 //! beyond that is declined, and it does without.
@@ -52,6 +53,17 @@ pub(super) enum Request {
     Bye,
     /// Nothing that this server does.
     Other,
+}
+
+impl Request {
+    /// How many bytes it carries, or is answered with.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Read { length, .. } => *length as usize,
+            Self::Write { bytes, .. } => bytes.len(),
+            Self::Flush | Self::Bye | Self::Other => 0,
+        }
+    }
 }
 
 /// Why a request failed, as the protocol can say it.

@@ -4,6 +4,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,8 +13,8 @@ use futures_util::{SinkExt, StreamExt};
 use nfs3_client::nfs3_types::nfs3::nfsstat3;
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::{Mutex, watch},
-    task::{LocalSet, spawn_local},
+    sync::{Mutex, Semaphore, watch},
+    task::{JoinSet, LocalSet, spawn_local},
     time::timeout,
 };
 use tokio_util::codec::{Framed, LinesCodec};
@@ -27,6 +28,10 @@ use super::{
 
 /// How long QEMU may take to connect.
 const CONNECTS: Duration = Duration::from_secs(120);
+/// Most requests at once; QEMU has no more on its way.
+const AT_ONCE: usize = 16;
+/// Most bytes of requests at once. One that is longer has it alone.
+const ROOM: usize = 32 << 20;
 
 /// Its words.
 #[derive(Debug, Args)]
@@ -98,13 +103,13 @@ impl Voice {
 async fn serve(words: &ExportWords) -> anyhow::Result<()> {
     let place = NfsPlace::parse(&words.pool)?;
     let voice = Voice(watch::Sender::new(None));
-    let mut backing = Backing::new(place, words.file.clone());
+    let backing = Backing::new(place, words.file.clone());
     let tell = |word| voice.say(word);
     let length = backing.length(&tell).await?;
     if let Some(epoch) = words.epoch {
         backing.take(Epoch(epoch), &tell).await?;
     }
-    let backing = Rc::new(Mutex::new(backing));
+    let backing = Rc::new(backing);
     let control = UnixListener::bind(words.run_dir.join(CONTROL_SOCKET))?;
     spawn_local({
         let (backing, voice) = (backing.clone(), voice.clone());
@@ -130,12 +135,12 @@ async fn serve(words: &ExportWords) -> anyhow::Result<()> {
         }
     }
     // QEMU has ended; what it had flushed is safe, and the rest is as good as a guest can expect.
-    let _ = timeout(Duration::from_secs(5), backing.lock().await.flush(&tell)).await;
+    let _ = timeout(Duration::from_secs(5), backing.flush(&tell)).await;
     Ok(())
 }
 
 /// One daemon: hears what is said, and may ask.
-async fn obey(daemon: UnixStream, backing: Rc<Mutex<Backing>>, voice: Voice) {
+async fn obey(daemon: UnixStream, backing: Rc<Backing>, voice: Voice) {
     let mut wire = Framed::new(daemon, LinesCodec::new_with_max_length(LINE_MAX));
     let mut said = voice.0.subscribe();
     said.mark_changed();
@@ -144,7 +149,7 @@ async fn obey(daemon: UnixStream, backing: Rc<Mutex<Backing>>, voice: Voice) {
             line = wire.next() => match line {
                 Some(Ok(line)) => match serde_json::from_str(&line) {
                     Ok(Ask::Take(epoch)) => {
-                        let taken = backing.lock().await.take(epoch, &|word| voice.say(word)).await;
+                        let taken = backing.take(epoch, &|word| voice.say(word)).await;
                         match taken {
                             Ok(()) => Word::Taken(epoch),
                             Err(trouble) => Word::NotTaken(trouble.to_string()),
@@ -168,38 +173,61 @@ async fn obey(daemon: UnixStream, backing: Rc<Mutex<Backing>>, voice: Voice) {
 }
 
 /// QEMU, until it ends. Returns whether it used the disk.
-async fn attend(mut stream: UnixStream, length: u64, backing: &Mutex<Backing>, voice: &Voice) -> io::Result<bool> {
+async fn attend(mut stream: UnixStream, length: u64, backing: &Rc<Backing>, voice: &Voice) -> io::Result<bool> {
     if !nbd::agree(&mut stream, length).await? {
         return Ok(false);
     }
-    let tell = |word| voice.say(word);
-    loop {
-        let (cookie, request) = match nbd::request(&mut stream, length).await {
+    let (mut asks, answers) = stream.into_split();
+    let answers = Rc::new(Mutex::new(answers));
+    // Bounded in number and in bytes; what comes beyond that waits in the socket.
+    let (places, room) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(ROOM)));
+    let mut open = JoinSet::new();
+    let ended = loop {
+        let (cookie, request) = match nbd::request(&mut asks, length).await {
+            Ok((_, Request::Bye)) => break Ok(true),
             Ok(next) => next,
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(true),
-            Err(error) => return Err(error),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break Ok(true),
+            Err(error) => break Err(error),
         };
-        let mut backing = backing.lock().await;
-        let done = match request {
-            Request::Read { offset, length } => backing.read(offset, length, &tell).await,
-            Request::Write { offset, bytes, safe } => {
-                backing.write(offset, bytes, safe, &tell).await.map(|()| Vec::new())
-            }
-            Request::Flush => backing.flush(&tell).await.map(|()| Vec::new()),
-            Request::Bye => return Ok(true),
-            Request::Other => {
-                nbd::answer(&mut stream, cookie, Err(Errno::Invalid)).await?;
-                continue;
-            }
+        let takes = request.bytes().min(ROOM);
+        let (Ok(place), Ok(takes)) = (
+            places.clone().acquire_owned().await,
+            room.clone().acquire_many_owned(u32::try_from(takes).unwrap_or(u32::MAX)).await,
+        ) else {
+            break Err(io::Error::other("no room for requests"));
         };
-        drop(backing);
-        let answer = done.map_err(|trouble| {
-            let errno = errno(&trouble);
-            tell(Word::Trouble { full: errno == Errno::Full, why: trouble.to_string() });
-            errno
+        let (backing, voice, answers) = (backing.clone(), voice.clone(), answers.clone());
+        open.spawn_local(async move {
+            let _held = (place, takes);
+            let answer = done(request, &backing, &voice).await;
+            nbd::answer(&mut *answers.lock().await, cookie, answer).await
         });
-        nbd::answer(&mut stream, cookie, answer).await?;
-    }
+        // Those that are done. One that could not be answered has lost its client.
+        while let Some(done) = open.try_join_next() {
+            if let Ok(Err(error)) = done {
+                return Err(error);
+            }
+        }
+    };
+    // What was asked before the end is done before the end.
+    while open.join_next().await.is_some() {}
+    ended
+}
+
+/// Does what is asked.
+async fn done(request: Request, backing: &Backing, voice: &Voice) -> Result<Vec<u8>, Errno> {
+    let tell = |word| voice.say(word);
+    let done = match request {
+        Request::Read { offset, length } => backing.read(offset, length, &tell).await,
+        Request::Write { offset, bytes, safe } => backing.write(offset, bytes, safe, &tell).await.map(|()| Vec::new()),
+        Request::Flush => backing.flush(&tell).await.map(|()| Vec::new()),
+        Request::Bye | Request::Other => return Err(Errno::Invalid),
+    };
+    done.map_err(|trouble| {
+        let errno = errno(&trouble);
+        tell(Word::Trouble { full: errno == Errno::Full, why: trouble.to_string() });
+        errno
+    })
 }
 
 fn errno(trouble: &Trouble) -> Errno {
