@@ -13,17 +13,17 @@ help:
 	@echo "make bench-libvirt  the same move by virsh, by vtctl through libvirt and over QMP, and by bare QMP (root)"
 	@echo "make bench-images  images from host to host against scp, rsync and a TLS socket; one image to eight hosts over slow links; an NFS server against nfs-cp (root)"
 	@echo "make bench-cfg  the configuration language against the reference implementation, and its other figures"
-	@echo "make proofs  the counts that the tests take a share of: 100 joins, 20 reboots, 20 leaders killed at a barrier, 20 moves with no shared storage, with NFS and with Gluster each, 4000 power failures, 4000 changed bytes (root)"
+	@echo "make proofs  the counts that the tests take a share of: 100 joins, 20 reboots, 20 leaders killed at a barrier, 20 moves with no shared storage, with NFS, Gluster and iSCSI each, 4000 power failures, 4000 changed bytes (root)"
 	@echo "make model   random walks of many hosts' decisions for MINUTES (60); SEED=17 tells one walk"
 	@echo "make sim     whole hosts under simulated faults for MINUTES (60); SEED=17 tells one run"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600) each; needs g++"
 	@echo "make matrix  one guest moved in every way: transports, modes, both together, as a table (root); WAYS=\"tcp tls\" HOSTS=2"
 	@echo "make versions the same between QEMU 7.2 and the installed one, over QMP and by libvirt, in target/versions as JSON and HTML (root); WAYS=\"tcp tls\""
 	@echo "make cancels every phase of a migration cancelled TIMES (20) times, the guest alive and moved after each (root)"
-	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=2; POOL=nfs or POOL=gluster with their disks at a server"
+	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=2; POOL=nfs, gluster or iscsi with their disks at a server"
 	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
 	@echo "make faults-libvirt  helper, libvirtd and daemons killed, and a host cut off, in the middle of a move by libvirt (root)"
-	@echo "make writers a writer of a disk at a server whose host is frozen, cut off, or not told that the disk is another's, over COUNT (50) seeds; SEED=17 one (root)"
+	@echo "make writers a guest or an export that writes an image, whose host is cut off, not told, or frozen where our export fences, while the image goes to another: POOL=nfs, gluster, iscsi, shared or separate, COUNT (50) seeds; SEED=17 one (root)"
 	@echo "make attacks a table of attacks on a real daemon: what refused each, and where it was written down"
 	@echo "make notice  how soon parties are told that another is gone; TIMES=20 DIES=leader"
 	@echo "make restarts  daemons restarted in the middle of a transfer, TIMES=10: no guest stops twice; NEXT=PATH of another vtd, which half of them upgrade to (root)"
@@ -146,7 +146,7 @@ attacks: build
 
 COUNT ?= 50
 writers: build
-	cargo run --locked -p vt-tests --bin writers -- --runs $(COUNT) $(if $(filter command environment,$(firstword $(origin SEED))),--reproduce $(SEED))
+	cargo run --locked -p vt-tests --bin writers -- $(if $(POOL),--pool $(POOL)) --runs $(COUNT) $(if $(filter command environment,$(firstword $(origin SEED))),--reproduce $(SEED))
 
 FUZZ_SECONDS ?= 600
 

@@ -62,12 +62,17 @@ impl GlusterServer {
         self.host.thaw();
     }
 
+    /// What the volume is made of, seen from outside.
+    pub fn brick(&self) -> PathBuf {
+        self.host.folder().join("brick")
+    }
+
     /// What lies in the volume, seen from outside: names and paths.
     ///
     /// # Panics
     /// The brick cannot be read.
     pub fn files(&self) -> Vec<PathBuf> {
-        let brick = fs::read_dir(self.host.folder().join("brick")).expect("the brick");
+        let brick = fs::read_dir(self.brick()).expect("the brick");
         let paths = brick.map(|entry| entry.expect("an entry of the brick").path());
         // Gluster's own books.
         paths.filter(|path| !path.ends_with(".glusterfs")).collect()

@@ -291,6 +291,7 @@ impl Post {
             cgroup,
             expendable: false,
             macvtaps: Vec::new(),
+            environment: Vec::new(),
         };
         let guard = Process::spawn(&launch)?;
         let deadline = Instant::now() + ATTEMPT_TIMEOUT;

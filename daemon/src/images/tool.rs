@@ -56,6 +56,19 @@ impl Tool {
     /// # Errors
     /// It is not there, or not done in time.
     pub(crate) async fn run<W: AsRef<OsStr>>(self, words: &[W], out: Option<File>) -> Result<Said, Report> {
+        self.run_with(None, words, out).await
+    }
+
+    /// The same, with a variable in its environment.
+    ///
+    /// # Errors
+    /// It is not there, or not done in time.
+    pub(crate) async fn run_with<W: AsRef<OsStr>>(
+        self,
+        variable: Option<(&str, String)>,
+        words: &[W],
+        out: Option<File>,
+    ) -> Result<Said, Report> {
         let missing = || {
             Report::new(self.missing, format!("{} is not there or cannot be run", self.name))
                 .help(format!("apt-get install {} util-linux", self.package))
@@ -68,7 +81,7 @@ impl Tool {
             "--core=0".to_owned(),
         ]);
         // What it says is looked into here, and names of files are UTF-8.
-        command.arg(self.name).args(words).env("LC_ALL", "C.UTF-8");
+        command.arg(self.name).args(words).env("LC_ALL", "C.UTF-8").envs(variable);
         command.stdin(Stdio::null()).stdout(out.map_or_else(Stdio::piped, Stdio::from)).stderr(Stdio::piped());
         let child = command.kill_on_drop(true).spawn().map_err(|error| missing().caused_by(&error))?;
         let said = match timeout(self.patience, hear(child)).await {

@@ -4,6 +4,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use vt_protocol::{
@@ -55,6 +56,8 @@ pub struct Places {
     pub libvirt: Option<Arc<Libvirt>>,
     /// When the guards of VMs act.
     pub guard: Times,
+    /// How long what a QEMU sent to the server of a disk may be on its way.
+    pub in_flight: Duration,
 }
 
 impl Places {
@@ -91,6 +94,8 @@ impl Places {
                 kill: settings.session.kill,
                 abandon: settings.session.expire,
             },
+            // From when a guard has ended a VM until what it had may be another's, and some to spare.
+            in_flight: settings.session.expire.saturating_sub(settings.session.kill) / 2,
         }
     }
 

@@ -476,6 +476,7 @@ fn start(attempt: &LocalAttempt) -> io::Result<Process> {
         cgroup,
         expendable: true,
         macvtaps: Vec::new(),
+        environment: Vec::new(),
     })?;
     // A record that is not written loses sight of the process only when the daemon ends before the party.
     if let Err(error) = attempt.set_record(|record| record.process = Some(process.id().clone())) {

@@ -212,6 +212,7 @@ impl LocalAttempt {
             evidence: self.evidence.dir().join(spec.id.name.as_str()).join(incarnation),
             vtd: self.places.vtd.clone(),
             cgroups: self.places.cgroups.clone(),
+            in_flight: self.places.in_flight,
         };
         let setup = VmSetup {
             qemu: self.qemu(&spec.id.name)?.path.to_owned(),

@@ -5,6 +5,10 @@
 //! hosts of a move it is the owner's record and the guard, as with Gluster: QEMU's driver takes no locks, the server looks at
 //! nobody, and a machine that was frozen as a whole is not kept off.
 //!
+//! What a host that is cut off has sent is on its way longer than its VM lives: the kernel sends it again for minutes, for a
+//! program that has ended too, and the server would write it to a LUN that is another VM's by then. So the kernel is told to
+//! give it up sooner ([`gives_up_after`]).
+//!
 //! What may not happen here: a write to a LUN without such a claim. So a trial only reads.
 
 use std::{path::Path, time::Duration};
@@ -25,8 +29,16 @@ use crate::images::{
 const ANSWERS: Duration = Duration::from_secs(25);
 /// How long a write may take: less than a claim outlives its host, so that none comes when the LUN is another's.
 const WRITES: Duration = Duration::from_secs(6);
+/// How long what was written may be on its way, where the tool that wrote it has ended.
+const IN_FLIGHT: Duration = Duration::from_secs(2);
 /// QEMU's tool that does single reads.
 const QEMU_IO: Tool = Tool { name: "qemu-io", ..QEMU_IMG };
+
+/// A variable that has a program's connections to iSCSI servers broken by the kernel, with all that they have not delivered,
+/// where the server acknowledges nothing for so long. The program connects again, and asks for the same again, if it lives.
+pub(crate) fn gives_up_after(in_flight: Duration) -> (&'static str, String) {
+    ("LIBISCSI_TCP_USER_TIMEOUT", in_flight.as_millis().to_string())
+}
 
 /// Its length, bytes.
 ///
@@ -56,7 +68,7 @@ pub(super) async fn put(place: &IscsiPlace, overlay: &Path, most: u64) -> Result
     // Written through, for another host opens it next.
     let words = ["convert", "-n", "-t", "writeback", "-f", raw, "-O", raw, &from, &to];
     in_time((place.server.as_str(), place), WRITES, async {
-        let said = QEMU_IMG.run(&words, None).await?;
+        let said = QEMU_IMG.run_with(Some(gives_up_after(IN_FLIGHT)), &words, None).await?;
         if said.code == Some(0) { Ok(()) } else { Err(refused(place, &said)) }
     })
     .await

@@ -71,6 +71,8 @@ pub struct Launch {
     pub expendable: bool,
     /// Macvtaps whose devices it has open, by name; `fd=NAME` in its words becomes the descriptor's number.
     pub macvtaps: Vec<String>,
+    /// Variables of its environment beside the daemon's own, which hold where they say something else.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 /// A running or ended process.
@@ -97,6 +99,8 @@ impl Process {
             command.arg(launch::MACVTAP).arg(name);
         }
         command.arg(&launch.program).args(&launch.args);
+        let unsaid = launch.environment.iter().filter(|(name, _)| std::env::var_os(name).is_none());
+        command.envs(unsaid.map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).current_dir("/");
         let mut child = command.spawn()?;
         // Not reaped before `wait` below, so the id is still its own.

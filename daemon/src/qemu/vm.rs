@@ -37,7 +37,10 @@ use super::{
 };
 use crate::{
     cgroup::Cgroups,
-    pools::export::{self, ExportError},
+    pools::{
+        export::{self, ExportError},
+        iscsi,
+    },
 };
 
 /// QEMU's stderr, in the evidence folder.
@@ -95,6 +98,8 @@ pub struct VmPlaces {
     pub vtd: PathBuf,
     /// Where control groups are made, if they can be.
     pub cgroups: Option<Cgroups>,
+    /// How long what its QEMU sent to the server of a disk may be on its way.
+    pub in_flight: Duration,
 }
 
 /// A way into the guest.
@@ -243,7 +248,7 @@ impl Vm {
         let qemu = resolve_program(&setup.qemu).ok_or_else(|| VmError::Missing(setup.qemu.clone()))?;
         let mut site = Site::make(&setup, &places)?;
         let words = site.command_line(&setup).words();
-        let VmPlaces { evidence, vtd, .. } = places;
+        let VmPlaces { evidence, vtd, in_flight, .. } = places;
         let command = evidence.join(COMMAND_FILE);
         let lines = std::iter::once(qemu.to_string_lossy().into_owned()).chain(words.iter().cloned());
         let text: String = lines.map(|line| line + "\n").collect();
@@ -261,6 +266,7 @@ impl Vm {
             cgroup: site.cgroup.take(),
             expendable: true,
             macvtaps: site.macvtaps(&setup),
+            environment: vec![iscsi::gives_up_after(in_flight)],
         };
         let process = Process::spawn(&launch).map_err(VmError::io("start QEMU in", &site.run_dir))?;
         site.record.process = Some(process.id().clone());

@@ -259,6 +259,7 @@ impl World {
     fn places(&self, number: u64, party: Vec<String>) -> Places {
         let root = self.dir.path().join(format!("h{number}"));
         Places {
+            in_flight: Duration::from_secs(2),
             data: root.join("data"),
             run: root.join("run"),
             images: std::env::var_os("VTMESH_IMAGES").map_or_else(|| "/var/lib/vtmesh/images".into(), PathBuf::from),

@@ -37,6 +37,7 @@ impl Places {
 
     pub(crate) fn vm(&self, name: &str) -> VmPlaces {
         VmPlaces {
+            in_flight: std::time::Duration::from_secs(2),
             run_dir: self.run_dir(name),
             evidence: self.root().join("evidence").join(name),
             vtd: env!("CARGO_BIN_EXE_vtd").into(),

@@ -119,7 +119,18 @@ impl Ground {
     /// The lab cannot be made.
     pub fn new(images: Option<&str>, mutation: Option<&str>) -> anyhow::Result<Self> {
         let words: Vec<&str> = images.iter().flat_map(|images| ["--images", images]).collect();
-        Self::made(mutation, &words, None)
+        Self::made(broken(mutation), &words, None)
+    }
+
+    /// The same, whose daemons have that variable in their environment.
+    ///
+    /// # Errors
+    /// The watcher cannot stand on its switch.
+    ///
+    /// # Panics
+    /// The lab cannot be made.
+    pub fn with_variable(name: &str, value: &str) -> anyhow::Result<Self> {
+        Self::made(Some((name.to_owned(), value.to_owned())), &[], None)
     }
 
     /// The same, whose hosts share no disks: there QEMU's own lock of an image keeps no second copy from running.
@@ -130,7 +141,7 @@ impl Ground {
     /// # Panics
     /// The lab cannot be made.
     pub fn separate(mutation: Option<&str>) -> anyhow::Result<Self> {
-        Self::made(mutation, &["--separate-pools"], None)
+        Self::made(broken(mutation), &["--separate-pools"], None)
     }
 
     /// The same, with a copy of the daemon's program that is the lab's own: [`Ground::install`] puts another in its place.
@@ -147,10 +158,14 @@ impl Ground {
         Self::made(None, &["--vtd", &file.display().to_string()], Some(installed))
     }
 
-    fn made(mutation: Option<&str>, words: &[&str], installed: Option<tempfile::TempDir>) -> anyhow::Result<Self> {
+    fn made(
+        variable: Option<(String, String)>,
+        words: &[&str],
+        installed: Option<tempfile::TempDir>,
+    ) -> anyhow::Result<Self> {
         let holds = tempfile::tempdir()?;
         let mut variables = vec![("VTMESH_HOLD_DIR".to_owned(), holds.path().display().to_string())];
-        variables.extend(mutation.map(|name| ("VTMESH_MUTATION".to_owned(), name.to_owned())));
+        variables.extend(variable);
         let lab = Lab::up_with(HOSTS, variables, words);
         let watcher = Watcher::start(lab.name(), HOSTS)?;
         Ok(Self { watcher, small: Vec::new(), holds, installed, pool: None, lab })
@@ -177,6 +192,45 @@ impl Ground {
     pub fn with_pool(mut self, kind: &str) -> anyhow::Result<Self> {
         self.pool = Some(Pool::on(&self.lab, kind).with_context(|| format!("no pools of kind {kind}"))?);
         Ok(self)
+    }
+
+    /// The folders or the file that disks of its guests lie in, seen from outside.
+    pub fn disk_places(&self) -> Vec<PathBuf> {
+        match &self.pool {
+            Some(pool) => vec![pool.place()],
+            // Those of all hosts, and those of each.
+            None => {
+                let own = (1..=HOSTS).map(|number| self.host_dir(&format!("host{number}")).join("disks"));
+                own.chain([Path::new(&lab_root()).join(self.lab.name()).join("disks")]).collect()
+            }
+        }
+    }
+
+    /// Cuts a host off from all but the server of the pool, which takes what it writes.
+    ///
+    /// # Errors
+    /// There is no such server, or it cannot be done.
+    pub fn leave_alone_with_its_disk(&self, host: &str) -> anyhow::Result<()> {
+        let server = self.pool.as_ref().context("no server")?.address();
+        let chain = |hook: &str, link: &str, end: &str| {
+            format!(
+                "chain {hook} {{ type filter hook {hook} priority 0; {link} lo accept; ip {end} {server} accept; drop; }}"
+            )
+        };
+        let rules = format!(
+            "table inet alone {{\n {}\n {}\n}}\n",
+            chain("input", "iif", "saddr"),
+            chain("output", "oif", "daddr")
+        );
+        self.nft(host, &rules)
+    }
+
+    /// Ends that.
+    ///
+    /// # Errors
+    /// It cannot be done.
+    pub fn let_be_heard(&self, host: &str) -> anyhow::Result<()> {
+        self.nft(host, "delete table inet alone\n")
     }
 
     /// The parameter that puts disks into the pool, if there is one.
@@ -478,6 +532,11 @@ impl Ground {
             }
         }
     }
+}
+
+/// The variable that breaks a rule.
+fn broken(mutation: Option<&str>) -> Option<(String, String)> {
+    mutation.map(|name| ("VTMESH_MUTATION".to_owned(), name.to_owned()))
 }
 
 impl Drop for Ground {

@@ -11,6 +11,7 @@ use super::{
     landing::{Mark, landed, missed},
     watch::now_us,
 };
+use crate::lab::Ran;
 
 /// Until the guest is up and the migration has come to a phase.
 const COMES: Duration = Duration::from_secs(180);
@@ -26,6 +27,14 @@ impl fmt::Display for TooEarly {
 }
 
 impl std::error::Error for TooEarly {}
+
+fn asked(ground: &Ground, cast: &Cast, words: &[&str]) -> Ran {
+    let hosts = format!("{},{}", cast.source, cast.destination);
+    let mut all = vec!["run", "multihost_migration", "-m", &hosts, "-p", "mem=128M"];
+    all.extend(words);
+    all.extend(["--detach", "-o", "json"]);
+    ground.lab().vtctl(&all)
+}
 
 /// A job with one case.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,11 +54,28 @@ impl Job {
     /// # Panics
     /// It is refused.
     pub fn submit(ground: &Ground, cast: &Cast, words: &[&str]) -> anyhow::Result<Self> {
-        let hosts = format!("{},{}", cast.source, cast.destination);
-        let mut all = vec!["run", "multihost_migration", "-m", &hosts, "-p", "mem=128M"];
-        all.extend(words);
-        all.extend(["--detach", "-o", "json"]);
-        let answer = ground.lab().vtctl(&all).expect(0).json();
+        Self::of(&asked(ground, cast, words).expect(0))
+    }
+
+    /// The same, as often as it takes: while a host that was cut off is not missed yet, or nobody leads.
+    ///
+    /// # Errors
+    /// It is not taken within `deadline`, or the answer names no job.
+    pub fn submit_until_taken(
+        ground: &Ground,
+        cast: &Cast,
+        words: &[&str],
+        deadline: Duration,
+    ) -> anyhow::Result<Self> {
+        let taken = || {
+            let ran = asked(ground, cast, words);
+            if ran.code == 0 { Ok(ran) } else { Err(ran.stdout + &ran.stderr) }
+        };
+        Self::of(&ground.wait("the job to be taken", deadline, taken)?)
+    }
+
+    fn of(taken: &Ran) -> anyhow::Result<Self> {
+        let answer = taken.json();
         let id = answer["id"].as_str().with_context(|| format!("no job in {answer}"))?.to_owned();
         let attempt = format!("{}.1.1", id.strip_prefix("job_").unwrap_or(&id));
         Ok(Self { id, attempt })

@@ -103,10 +103,15 @@ fn holds(cell: Cell, seed: u64) -> &'static [(Part, &'static str)] {
 
 /// Plays a cell on a ground until its fault has landed or something is wrong.
 pub fn play(ground: &mut Ground, cell: Cell, seed: u64) -> Found {
+    play_and_tell(ground, cell, seed, &mut |_| {})
+}
+
+/// The same; `tell` hears of the job as soon as it was submitted.
+pub fn play_and_tell(ground: &mut Ground, cell: Cell, seed: u64, tell: &mut dyn FnMut(&Job)) -> Found {
     let begun = Instant::now();
     let mut plays = 1;
     loop {
-        let found = play_once(ground, cell, seed);
+        let found = play_once(ground, cell, seed, tell);
         match &found.not_landed {
             Some(why) if found.wrong.is_empty() && plays < PLAYS => eprintln!("{cell}: played again: {why}"),
             _ => return Found { plays, took_ms: millis(begun.elapsed()), ..found },
@@ -116,7 +121,7 @@ pub fn play(ground: &mut Ground, cell: Cell, seed: u64) -> Found {
 }
 
 /// Plays a cell on a ground, to the end.
-fn play_once(ground: &mut Ground, cell: Cell, seed: u64) -> Found {
+fn play_once(ground: &mut Ground, cell: Cell, seed: u64, tell: &mut dyn FnMut(&Job)) -> Found {
     let begun = Instant::now();
     let mut found = Found {
         cell: cell.to_string(),
@@ -132,14 +137,20 @@ fn play_once(ground: &mut Ground, cell: Cell, seed: u64) -> Found {
         not_landed: None,
         wrong: Vec::new(),
     };
-    if let Err(error) = played(ground, cell, seed, &mut found) {
+    if let Err(error) = played(ground, cell, seed, tell, &mut found) {
         found.wrong.push(format!("{error:#}"));
     }
     found.took_ms = millis(begun.elapsed());
     found
 }
 
-fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyhow::Result<()> {
+fn played(
+    ground: &mut Ground,
+    cell: Cell,
+    seed: u64,
+    tell: &mut dyn FnMut(&Job),
+    found: &mut Found,
+) -> anyhow::Result<()> {
     if matches!(cell.fault, Fault::FillDisk(_)) {
         ground.make_small()?;
     }
@@ -163,6 +174,7 @@ fn played(ground: &mut Ground, cell: Cell, seed: u64, found: &mut Found) -> anyh
     }
     let submitted_us = now_us();
     let job = submit(ground, cell, seed, &cast)?;
+    tell(&job);
 
     let ends_session = cell.ends_session(seed).map(|part| cast.host(part));
     let session = ends_session.map(|host| ground.session(host));
@@ -280,7 +292,8 @@ fn submit(ground: &Ground, cell: Cell, seed: u64, cast: &Cast) -> anyhow::Result
     let timeout = if cell.phase == Phase::VotedByOne { "mig_timeout=5" } else { "mig_timeout=300" };
     // A guest that is held stands still for as long as the test wants.
     let still = ["clock_tolerance=120000", "max_standstill=120000"];
-    let params = ["mem_probe=1M", "mem_rewrite=256K", timeout].into_iter().chain(still);
+    // So few records that a second writer of them is seen from outside.
+    let params = ["mem_probe=1M", "mem_rewrite=256K", "disk_probe=32K", timeout].into_iter().chain(still);
     let (pace, pool, beacon) = (pace(cell, seed), ground.pool_param(), format!("beacon={PORT}"));
     let params = params.chain(pace.iter().chain(&pool).chain([&beacon]).map(String::as_str));
     let words: Vec<&str> = std::iter::once("--keep").chain(params.flat_map(|param| ["-p", param])).collect();

@@ -2,10 +2,17 @@
 
 use std::{fs, path::PathBuf};
 
-use crate::{gluster_server::GlusterServer, lab::Lab, nfs_server::NfsServer};
+use crate::{
+    gluster_server::GlusterServer,
+    iscsi_server::{IQN, IscsiServer},
+    lab::Lab,
+    nfs_server::NfsServer,
+};
 
 /// Its name in the lab.
 pub const POOL: &str = "filer";
+/// Length of the LUN: a disk of the built-in image fits in.
+const LUN_MIB: u64 = 768;
 
 /// The server.
 #[derive(Debug)]
@@ -14,11 +21,13 @@ pub enum Pool {
     Nfs(NfsServer),
     /// Disks are written by QEMU's own driver, and the guard has to end a VM in time.
     Gluster(GlusterServer),
+    /// The same, and there is one disk for all, which one VM after another has.
+    Iscsi(IscsiServer),
 }
 
 impl Pool {
     /// Kinds of pools, as they are named.
-    pub const KINDS: [&str; 2] = ["nfs", "gluster"];
+    pub const KINDS: [&str; 3] = ["nfs", "gluster", "iscsi"];
 
     /// Starts a server and makes it known to the lab; `None`: there is no such kind.
     ///
@@ -28,14 +37,35 @@ impl Pool {
         let pool = match kind {
             "nfs" => Self::Nfs(NfsServer::on(lab)),
             "gluster" => Self::Gluster(GlusterServer::on(lab)),
+            "iscsi" => Self::Iscsi(IscsiServer::on(lab, &[LUN_MIB])),
             _ => return None,
         };
-        let place = match &pool {
-            Self::Nfs(server) => ["--server", server.address(), "--export", "/disks"],
-            Self::Gluster(server) => ["--server", server.address(), "--volume", "disks"],
+        let place: &[&str] = match &pool {
+            Self::Nfs(_) => &["--export", "/disks"],
+            Self::Gluster(_) => &["--volume", "disks"],
+            Self::Iscsi(_) => &["--iqn", IQN, "--lun", "1"],
         };
-        lab.vtctl(&[&["storage", "add", POOL, "--kind", kind][..], &place].concat()).expect(0);
+        let words = ["storage", "add", POOL, "--kind", kind, "--server", pool.address()];
+        lab.vtctl(&[&words[..], place].concat()).expect(0);
         Some(pool)
+    }
+
+    /// Its server's address.
+    pub fn address(&self) -> &str {
+        match self {
+            Self::Nfs(server) => server.address(),
+            Self::Gluster(server) => server.address(),
+            Self::Iscsi(server) => server.address(),
+        }
+    }
+
+    /// The folder or the file that its disks are made of, seen from outside.
+    pub fn place(&self) -> PathBuf {
+        match self {
+            Self::Nfs(server) => server.folder("disks"),
+            Self::Gluster(server) => server.brick(),
+            Self::Iscsi(server) => server.file(1),
+        }
     }
 
     /// What lies in it, seen from outside.
@@ -46,6 +76,8 @@ impl Pool {
                 entries.map(|entry| entry.path()).collect()
             }
             Self::Gluster(server) => server.files(),
+            // A LUN is there before and after.
+            Self::Iscsi(_) => Vec::new(),
         }
     }
 }

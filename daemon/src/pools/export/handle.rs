@@ -81,6 +81,7 @@ pub(crate) async fn start(
         cgroup,
         expendable: true,
         macvtaps: Vec::new(),
+        environment: Vec::new(),
     };
     let process = Process::spawn(&launch).map_err(ExportError::NotStarted)?;
     let socket = run_dir.join(DISK_SOCKET);

@@ -4,7 +4,7 @@
 use std::{fs, path::Path, process::Command};
 
 use anyhow::ensure;
-use vt_tests::{nfs_server::NfsServer, program, writers::Export};
+use vt_tests::{nfs_server::NfsServer, program, writers::fence::Export};
 
 use crate::{
     figures::Figure,

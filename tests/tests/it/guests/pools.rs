@@ -166,8 +166,15 @@ fn a_server_that_is_full_ends_the_case_with_its_name_and_takes_guests_again_when
     assert_eq!(files(), [server.folder("disks").join("filler")], "its disk is removed, and nothing else");
     assert_eq!(lab.inventory(3), before, "something was left behind");
 
+    let (refused, again) = (results.path().join("refused"), results.path().join("again"));
+    let words = ["run", "uptime", "-m", "host3", "-p", "disk_pool=filer", "-r", refused.to_str().unwrap()];
+    let ran = lab.vtctl(&words).expect(101);
+    let said = format!("{}{}", ran.stdout, ran.stderr);
+    assert!(said.contains("E0403") && said.contains("the pool is full"), "a new guest is told: {said}");
+    assert_eq!(files(), [server.folder("disks").join("filler")], "and nothing of it is left");
+    assert_eq!(lab.inventory(3), before, "something was left behind");
+
     server.make_room();
-    let again = results.path().join("again");
     let words = ["run", "uptime", "-m", "host1", "-p", "disk_pool=filer", "-r", again.to_str().unwrap()];
     let ran = lab.vtctl(&words).expect(0);
     assert!(ran.stdout.contains("PASS"), "{}", ran.stdout);

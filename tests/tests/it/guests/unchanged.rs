@@ -1,5 +1,5 @@
 //! The same scenario, unchanged, wherever the disk of its guest lies: with hosts that share nothing, at an NFS server, in a
-//! volume of Gluster. CI sees a few moves of each, `make proofs` many.
+//! volume of Gluster, or is a LUN of an iSCSI server. CI sees a few moves of each, `make proofs` many.
 
 use std::path::PathBuf;
 
@@ -100,4 +100,9 @@ fn where_the_disk_is_at_an_nfs_server_each_host_takes_it_over() {
 #[test]
 fn where_the_disk_is_in_a_volume_of_gluster_each_host_opens_it() {
     goes_to_and_fro_at_a_server("gluster");
+}
+
+#[test]
+fn where_the_disk_is_a_lun_each_host_opens_it() {
+    goes_to_and_fro_at_a_server("iscsi");
 }

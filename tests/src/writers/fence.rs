@@ -1,6 +1,7 @@
-//! The proof that a disk has one writer: two exports of one file at a real server, each with a client that never stops
-//! writing its own mark, and the disk given from one to the other at a random moment, while something is the matter with the
-//! host of the first ([`Trouble`]). The watcher reads the file at the server, past both.
+//! A disk behind our own export: two exports of one file at a real server, each with a client that never stops writing its
+//! own mark, and the disk given from one to the other at a random moment, while something is the matter with the host of the
+//! first. The watcher reads the file at the server, past both. Without its margin the second begins without having taken the
+//! disk over, under the epoch of the first.
 //!
 //! No guest and no daemon is in it: what is shown is that nothing has to be trusted but the server.
 
@@ -25,38 +26,13 @@ use nix::{
 };
 use vt_protocol::chance;
 
+use super::{Margin, Trouble};
 use crate::{nfs_server::NfsServer, program, wait};
 
 /// Length of the disk: blocks that the writers go round in.
 const BLOCKS: u64 = 64;
 const BLOCK: usize = 4096;
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What is the matter with the first writer's host while the disk goes to another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
-    /// The whole machine stands still, and wakes up after that.
-    Frozen,
-    /// It is cut off from the server too, and goes on: what it was writing comes when the link is whole again.
-    CutOff,
-    /// It is cut off from the other hosts alone: it goes on writing, and hears from nobody that the disk is not its own any
-    /// more.
-    Unaware,
-}
-
-impl Trouble {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Frozen, Self::CutOff, Self::Unaware];
-}
-
-/// What is left out on purpose, to show that the watcher would see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Margin {
-    /// As it is.
-    Kept,
-    /// The second writer begins without having taken the disk over, under the epoch of the first.
-    TakenOut,
-}
 
 /// What one seed has shown.
 #[derive(Debug, Clone, Copy)]
