@@ -1,11 +1,16 @@
 //! A lab for one test: made by the real `vtctl`, removed when the test ends, however it ends.
 
 use std::{
+    path::PathBuf,
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use crate::{program, wait};
@@ -155,6 +160,24 @@ impl Lab {
             wanted(&words)
         });
         found.map(str::to_owned)
+    }
+
+    /// Where a host's sockets are.
+    pub fn run_dir(&self, host: &str) -> PathBuf {
+        ["/run/vtmesh/labs", &self.name, host].iter().collect()
+    }
+
+    /// Ends the daemon of a host by that signal and waits until it is gone. What it has started goes on.
+    ///
+    /// # Panics
+    /// There is none, or it stays.
+    pub fn end_daemon(&self, host: &str, signal: Signal) {
+        let daemon = || self.process(host, |words| words.get(1).is_some_and(|word| word == "--config"));
+        let pid = daemon().unwrap_or_else(|| panic!("{host} has no daemon"));
+        kill(Pid::from_raw(pid.parse().expect("ip prints numbers")), signal).expect("it was there");
+        wait::until(&format!("the daemon of {host} to be gone"), Duration::from_secs(30), || {
+            daemon().map_or(Ok(()), Err)
+        });
     }
 
     /// Runs `vtctl … -o json`; the command must succeed.

@@ -10,6 +10,5 @@ mod downloads;
 mod images;
 mod jobs;
 mod membership;
-mod probe;
 mod program;
 mod recovery;

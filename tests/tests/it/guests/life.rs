@@ -1,14 +1,15 @@
 //! Jobs that are cancelled, queued or outlive a daemon; in the end nothing is left.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use vt_tests::{lab::Lab, wait};
 
 const SOON: Duration = Duration::from_secs(90);
 
 /// Submits a job and gives its id.
-fn submit(lab: &Lab, arguments: &[&str]) -> String {
+pub(super) fn submit(lab: &Lab, arguments: &[&str]) -> String {
     let mut all = vec!["run"];
     all.extend(arguments);
     all.extend(["--detach", "-o", "json"]);
@@ -17,7 +18,7 @@ fn submit(lab: &Lab, arguments: &[&str]) -> String {
 }
 
 /// A job as any host knows it. While its leader is gone there is no quorum for a moment, and the exit code says so.
-fn show(lab: &Lab, job: &str) -> Value {
+pub(super) fn show(lab: &Lab, job: &str) -> Value {
     let ran = lab.vtctl(&["job", "show", job, "-o", "json"]);
     assert!(ran.code == 0 || ran.code == 21, "{ran:?}");
     ran.json()
@@ -31,7 +32,7 @@ fn wait_for_log(lab: &Lab, job: &str, text: &str) {
     });
 }
 
-fn wait_until_done(lab: &Lab, job: &str) -> Value {
+pub(super) fn wait_until_done(lab: &Lab, job: &str) -> Value {
     wait::until(&format!("{job} to be done"), SOON * 2, || {
         let shown = show(lab, job);
         if shown["state"] == "done" { Ok(shown) } else { Err(shown.to_string()) }
@@ -94,15 +95,7 @@ fn a_vm_and_its_case_outlive_a_restart_of_the_daemon() {
     let job = submit(&lab, &["multihost_migration", "-m", "host1,host2", "-p", "migrate_count=2"]);
     wait_for_log(&lab, &job, "probes on");
     // Only the daemon, not its host: QEMU, guard and party go on.
-    let is_daemon = |words: &[String]| {
-        let has = |wanted: &str| words.iter().any(|word| word == wanted);
-        has("--config") && !has("party") && !has("guard")
-    };
-    let daemon = lab.process("host1", is_daemon).expect("host1 has a daemon");
-    assert!(Command::new("kill").args(["-9", &daemon]).status().unwrap().success());
-    wait::until("the daemon to be gone", SOON, || {
-        if std::path::Path::new(&format!("/proc/{daemon}")).exists() { Err("it is there") } else { Ok(()) }
-    });
+    lab.end_daemon("host1", Signal::SIGKILL);
     lab.vtctl(&["lab", "start", "host1"]).expect(0);
     let shown = wait_until_done(&lab, &job);
     assert_eq!(shown["cases"][0]["verdict"], "pass", "{shown}");

@@ -11,6 +11,7 @@ mod matrix;
 mod modes;
 mod moves;
 mod pools;
+mod probe;
 mod scenario;
 mod trouble;
 mod unchanged;
