@@ -13,14 +13,14 @@ help:
 	@echo "make bench-libvirt  the same move by virsh, by vtctl through libvirt and over QMP, and by bare QMP (root)"
 	@echo "make bench-images  images from host to host against scp, rsync and a TLS socket; one image to eight hosts over slow links; an NFS server against nfs-cp (root)"
 	@echo "make bench-cfg  the configuration language against the reference implementation, and its other figures"
-	@echo "make proofs  the counts that the tests take a share of: 100 joins, 20 reboots, 20 leaders killed at a barrier, 20 moves with no shared storage, with NFS, Gluster and iSCSI each, 4000 power failures, 4000 changed bytes (root)"
+	@echo "make proofs  the counts that the tests take a share of: 100 joins, 20 reboots, 20 leaders killed at a barrier, 20 moves with no shared storage, with NFS, Gluster, iSCSI and Ceph each, 4000 power failures, 4000 changed bytes (root)"
 	@echo "make model   random walks of many hosts' decisions for MINUTES (60); SEED=17 tells one walk"
 	@echo "make sim     whole hosts under simulated faults for MINUTES (60); SEED=17 tells one run"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600) each; needs g++"
 	@echo "make matrix  one guest moved in every way: transports, modes, both together, as a table (root); WAYS=\"tcp tls\" HOSTS=2"
 	@echo "make versions the same between QEMU 7.2 and the installed one, over QMP and by libvirt, in target/versions as JSON and HTML (root); WAYS=\"tcp tls\""
 	@echo "make cancels every phase of a migration cancelled TIMES (20) times, the guest alive and moved after each (root)"
-	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=2; POOL=nfs, gluster or iscsi with their disks at a server"
+	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=2; POOL=nfs, gluster, iscsi or rbd with their disks at a server"
 	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
 	@echo "make faults-libvirt  helper, libvirtd and daemons killed, and a host cut off, in the middle of a move by libvirt (root)"
 	@echo "make writers a guest or an export that writes an image, whose host is cut off, not told, or frozen where our export fences, while the image goes to another: POOL=nfs, gluster, iscsi, shared or separate, COUNT (50) seeds; SEED=17 one (root)"
@@ -117,6 +117,7 @@ $(REFERENCE):
 # Seeds are printed: a failure can be done again. The profile is fast enough to count to the end and keeps every check.
 PROVE = cargo test --locked --profile proofs
 proofs: setup
+	@.ci/install .ci/packages-ceph
 	cargo build --locked --profile proofs --workspace --bins
 	target/proofs/vtctl image build --if-missing
 	VTMESH_FLIPS=2000 $(PROVE) -p vt-sync --test it damage -- --nocapture

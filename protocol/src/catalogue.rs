@@ -70,6 +70,8 @@ pub enum PoolKind {
     Gluster,
     /// A LUN of an iSCSI server: one disk of one VM at a time.
     Iscsi,
+    /// A pool of a Ceph. Takes disks of VMs.
+    Rbd,
 }
 
 impl PoolKind {
@@ -80,6 +82,7 @@ impl PoolKind {
             Self::Nfs => "nfs",
             Self::Gluster => "gluster",
             Self::Iscsi => "iscsi",
+            Self::Rbd => "rbd",
         }
     }
 }

@@ -6,6 +6,7 @@
 //! nfs://SERVER[:PORT]/EXPORT[?mount-port=N][&read-only]
 //! gluster+tcp://SERVER[:PORT]/VOLUME
 //! iscsi://SERVER[:PORT]/IQN/LUN
+//! rbd://MONITOR[:PORT]/POOL[?user=NAME]
 //! ```
 
 use std::{fmt, path::PathBuf};
@@ -18,6 +19,8 @@ const NFS_FORM: &str = "nfs://SERVER[:PORT]/EXPORT[?mount-port=N][&read-only]";
 const GLUSTER_FORM: &str = "gluster+tcp://SERVER[:PORT]/VOLUME";
 /// What a LUN is written as: as QEMU's driver has it.
 const ISCSI_FORM: &str = "iscsi://SERVER[:PORT]/IQN/LUN";
+/// What a pool of a Ceph is written as.
+const RBD_FORM: &str = "rbd://MONITOR[:PORT]/POOL[?user=NAME]";
 /// Longest name of an iSCSI server's target, bytes.
 const IQN_MAX: usize = 223;
 
@@ -32,6 +35,8 @@ pub enum Place {
     Gluster(GlusterPlace),
     /// A LUN of an iSCSI server.
     Iscsi(IscsiPlace),
+    /// A pool of a Ceph.
+    Rbd(RbdPlace),
 }
 
 /// An export of an NFS server.
@@ -73,6 +78,19 @@ pub struct IscsiPlace {
     pub lun: u16,
 }
 
+/// A pool of a Ceph.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RbdPlace {
+    /// Name or address of one of its monitors, which knows the others.
+    pub server: String,
+    /// Port of that monitor; `None`: those that monitors have.
+    pub port: Option<u16>,
+    /// The pool, as Ceph calls it.
+    pub pool: String,
+    /// Who asks; the key is in Ceph's own file on each host. `None`: Ceph asks nobody who he is.
+    pub user: Option<String>,
+}
+
 /// Why a text is no place of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PlaceError {
@@ -88,6 +106,9 @@ pub enum PlaceError {
     /// A volume's name.
     #[error("{0:?} is no name of a volume: letters, digits, - and _ only")]
     Volume(String),
+    /// A name that Ceph has.
+    #[error("{0:?} is no name of a pool or a user of a Ceph: letters, digits, . - and _ only")]
+    Ceph(String),
     /// What an iSCSI server has.
     #[error("{0:?} is no name that an iSCSI server has: iqn., eui. or naa., then letters, digits, . : and - only")]
     Iqn(String),
@@ -110,6 +131,7 @@ impl Place {
             PoolKind::Nfs => NfsPlace::parse(text).map(Self::Nfs),
             PoolKind::Gluster => GlusterPlace::parse(text).map(Self::Gluster),
             PoolKind::Iscsi => IscsiPlace::parse(text).map(Self::Iscsi),
+            PoolKind::Rbd => RbdPlace::parse(text).map(Self::Rbd),
         }
     }
 }
@@ -204,6 +226,42 @@ impl fmt::Display for IscsiPlace {
     }
 }
 
+impl RbdPlace {
+    /// Reads its URI.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn parse(text: &str) -> Result<Self, PlaceError> {
+        let form = || PlaceError::Form(text.to_owned(), RBD_FORM);
+        let rest = text.strip_prefix("rbd://").ok_or_else(form)?;
+        let (authority, rest) = rest.split_once('/').ok_or_else(form)?;
+        let (pool, user) = match rest.split_once('?') {
+            Some((pool, option)) => (pool, Some(option.strip_prefix("user=").ok_or_else(form)?)),
+            None => (rest, None),
+        };
+        let (server, port) = server_and_port(authority)?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        let named =
+            |name: &str| match (1..=128).contains(&name.len()) && !name.starts_with('-') && name.chars().all(plain) {
+                true => Ok(name.to_owned()),
+                false => Err(PlaceError::Ceph(name.to_owned())),
+            };
+        Ok(Self { server, port, pool: named(pool)?, user: user.map(named).transpose()? })
+    }
+
+    /// The monitor, as Ceph's own tools take it.
+    pub fn monitor(&self) -> String {
+        authority(&self.server, self.port)
+    }
+}
+
+impl fmt::Display for RbdPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let user = self.user.as_ref().map(|user| format!("?user={user}")).unwrap_or_default();
+        write!(f, "rbd://{}/{}{user}", self.monitor(), self.pool)
+    }
+}
+
 /// A server as a URI has it. An IPv6 address stands in brackets before its port.
 fn authority(server: &str, port: Option<u16>) -> String {
     let server = if server.contains(':') { format!("[{server}]") } else { server.to_owned() };
@@ -258,13 +316,16 @@ mod tests {
         for text in ["iscsi://10.0.0.9/iqn.2026-11.lab:disks/1", "iscsi://[fd00::9]:3261/naa.52004567BA64678D/0"] {
             assert_eq!(IscsiPlace::parse(text).unwrap().to_string(), text);
         }
+        for text in ["rbd://10.0.0.6/disks", "rbd://[fd00::6]:6789/vm_disks.1?user=lab"] {
+            assert_eq!(RbdPlace::parse(text).unwrap().to_string(), text);
+        }
         let place = NfsPlace::parse("nfs://[fd00::9]:2049/a?mount-port=5").unwrap();
         assert_eq!((place.server.as_str(), place.port, place.mount_port), ("fd00::9", Some(2049), Some(5)));
     }
 
     #[test]
     fn what_is_no_place_is_refused() {
-        use PoolKind::{Dir, Gluster, Iscsi, Nfs};
+        use PoolKind::{Dir, Gluster, Iscsi, Nfs, Rbd};
         for (kind, text) in [
             (Dir, "images"),
             (Dir, "/a/../b"),
@@ -290,6 +351,12 @@ mod tests {
             (Iscsi, "iscsi://a/iqn.x/01"),
             (Iscsi, "iscsi://a/iqn.x/16384"),
             (Iscsi, "iscsi://user%secret@a/iqn.x/1"),
+            (Rbd, "rbd://a"),
+            (Rbd, "rbd://a/"),
+            (Rbd, "rbd://a/p/i"),
+            (Rbd, "rbd://a/p:id=x"),
+            (Rbd, "rbd://a/p?key=x"),
+            (Rbd, "rbd://a/p?user=-x"),
         ] {
             assert!(Place::parse(kind, text).is_err(), "{text}");
         }

@@ -4,6 +4,7 @@
 //! has a condition, a deadline and a message.
 
 pub mod beginning;
+pub mod ceph_server;
 pub mod drift;
 pub mod faults;
 pub mod gluster_server;

@@ -268,6 +268,8 @@ pub enum PoolKindArg {
     Gluster,
     /// A LUN of an iSCSI server, through QEMU's own driver: one disk of one VM at a time
     Iscsi,
+    /// A pool of a Ceph, through QEMU's own driver
+    Rbd,
 }
 
 /// `storage add`.
@@ -277,15 +279,16 @@ pub enum PoolKindArg {
                   vtctl storage add filer --kind nfs --server 10.0.0.9 --export /virt-test/images\n  \
                   vtctl storage add isos --kind nfs --server 10.0.0.9 --export /virt-test/iso --read-only\n  \
                   vtctl storage add bricks --kind gluster --server 10.0.0.8 --volume disks\n  \
-                  vtctl storage add lun1 --kind iscsi --server 10.0.0.7 --iqn iqn.2026-11.lab:disks --lun 1\n\n\
+                  vtctl storage add lun1 --kind iscsi --server 10.0.0.7 --iqn iqn.2026-11.lab:disks --lun 1\n  \
+                  vtctl storage add ceph --kind rbd --server 10.0.0.6 --rbd-pool disks --user lab\n\n\
                   With --shared every host has to see the same files there, as with an NFS mount;\n\
                   `vtctl storage check` finds out. Pools at servers take the disks of VMs:\n  \
                   vtctl run multihost_migration -m host1,host2 -p disk_pool=filer\n\
-                  At an NFS server the server itself refuses a host that may no longer write. Gluster\n\
+                  An NFS server and a Ceph themselves refuse a host that may no longer write. Gluster\n\
                   and iSCSI have nothing of the kind: there it is the host's own guard that ends a VM\n\
                   in time. A LUN is one disk: a VM has it alone, and `-p image_raw_device_NAME=yes\n\
-                  -p image_name_NAME=lun1` gives it to a guest as it is. There is no kind rbd: it\n\
-                  could not be tried against a Ceph yet."
+                  -p image_name_NAME=lun1` gives it to a guest as it is. The key of --user is in Ceph's\n\
+                  own file on every host, /etc/ceph/ceph.client.USER.keyring."
 )]
 pub struct StorageAddArgs {
     /// Its name
@@ -300,7 +303,7 @@ pub struct StorageAddArgs {
     #[arg(long, conflicts_with = "server")]
     pub shared: bool,
     /// The server, by name or address
-    #[arg(long, value_name = "HOST", required_if_eq_any([("kind", "nfs"), ("kind", "gluster"), ("kind", "iscsi")]))]
+    #[arg(long, value_name = "HOST", required_if_eq_any([("kind", "nfs"), ("kind", "gluster"), ("kind", "iscsi"), ("kind", "rbd")]))]
     pub server: Option<String>,
     /// The export, as the server calls it
     #[arg(long, value_name = "PATH", required_if_eq("kind", "nfs"), requires = "server")]
@@ -323,6 +326,15 @@ pub struct StorageAddArgs {
     /// Port of the iSCSI server; default: 3260
     #[arg(long, value_name = "PORT", requires = "iqn")]
     pub iscsi_port: Option<u16>,
+    /// The pool, as Ceph calls it; the server is one of its monitors
+    #[arg(long, value_name = "NAME", required_if_eq("kind", "rbd"), requires = "server", conflicts_with_all = ["export", "volume", "iqn"])]
+    pub rbd_pool: Option<String>,
+    /// Who asks Ceph; default: it asks nobody who he is
+    #[arg(long, value_name = "NAME", requires = "rbd_pool")]
+    pub user: Option<String>,
+    /// Port of the monitor; default: those that monitors have
+    #[arg(long, value_name = "PORT", requires = "rbd_pool")]
+    pub monitor_port: Option<u16>,
     /// Port of glusterd; default: 24007
     #[arg(long, value_name = "PORT", requires = "volume")]
     pub gluster_port: Option<u16>,

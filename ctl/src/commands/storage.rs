@@ -8,7 +8,7 @@ use vt_protocol::{
     catalogue::{NewPool, PoolKind, PoolView, StorageRequest},
     error::{ErrorCode, Exit, Report},
     ids::Name,
-    pool::{GlusterPlace, IscsiPlace, NfsPlace},
+    pool::{GlusterPlace, IscsiPlace, NfsPlace, RbdPlace},
 };
 
 use super::{App, Code, image::show_outcomes};
@@ -140,6 +140,15 @@ async fn add(app: &mut App, args: StorageAddArgs) -> Result<Code, Report> {
                 lun: args.lun.unwrap_or_default(),
             };
             (PoolKind::Iscsi, place.to_string())
+        }
+        PoolKindArg::Rbd => {
+            let place = RbdPlace {
+                server: args.server.unwrap_or_default(),
+                port: args.monitor_port,
+                pool: args.rbd_pool.unwrap_or_default(),
+                user: args.user,
+            };
+            (PoolKind::Rbd, place.to_string())
         }
     };
     let pool = NewPool { name: args.name.clone(), kind, place, shared: args.shared };

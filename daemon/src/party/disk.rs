@@ -1,7 +1,7 @@
 //! The disk of a VM: an overlay on its image, in the host's folder of disks or in a pool that a case names (`disk_pool`).
 //!
 //! At an NFS server it is written through an export of ours, under the epoch of the VM's owner (see [`crate::pools`]); in a
-//! volume of Gluster and in a LUN of iSCSI by QEMU's own driver. The image below it is this host's own copy, which is named to
+//! volume of Gluster, in a LUN of iSCSI and in a Ceph by QEMU's own driver. The image below it is this host's own copy, which is named to
 //! QEMU and never followed from what stands in the disk.
 
 use std::{
@@ -22,6 +22,7 @@ use super::{attempt::LocalAttempt, image::Image, local_vm::LocalVm};
 use crate::{
     pools::{
         export::{self, DISK_SOCKET, Served, Word},
+        rbd,
         remote::{Overlay, Remote},
     },
     qemu::{Disk, command_line::Below},
@@ -91,7 +92,9 @@ impl DiskPlace {
                 below,
                 served: Some(Served { place: place.clone(), file: file.clone(), epoch }),
             },
-            Remote::Gluster(_) | Remote::Iscsi(_) => Disk { path: pool.uri(file), format, below, served: None },
+            Remote::Gluster(_) | Remote::Iscsi(_) | Remote::Rbd(_) => {
+                Disk { path: pool.uri(file), format, below, served: None }
+            }
         }
     }
 
@@ -235,9 +238,7 @@ impl LocalAttempt {
     /// Takes the disk of a VM that has moved here over, whose server refuses the source's writes from now on.
     /// Called after the decision was read from committed state, and before the guest runs.
     pub(crate) async fn take_disk(&self, vm: &LocalVm) -> Result<(), Report> {
-        if !vm.disk.is_exported() {
-            return Ok(());
-        }
+        let DiskPlace::Pool { pool: pool @ (Remote::Nfs(_) | Remote::Rbd(_)), file } = &vm.disk else { return Ok(()) };
         // The decision may have been told before it was applied here, and the epoch is in it.
         let me = self.me();
         let owned = |state: &vt_sync::State| state.vms.get(&vm.id).filter(|vm| vm.owner == me).map(|vm| vm.epoch);
@@ -246,7 +247,10 @@ impl LocalAttempt {
                 .with("because", format!("{failure:?}"))
         })?;
         vm.set_epoch(epoch);
-        export::take(vm.qemu.run_dir(), epoch).await.map_err(|error| error.report())?;
+        match pool {
+            Remote::Rbd(place) => rbd::take(place, file).await?,
+            _ => export::take(vm.qemu.run_dir(), epoch).await.map_err(|error| error.report())?,
+        }
         self.evidence.events.say(format!("{}: the disk is taken over under epoch {epoch}", vm.id));
         Ok(())
     }

@@ -7,24 +7,17 @@
 
 use std::{process::Stdio, time::Duration};
 
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    process::{Child, ChildStdin, ChildStdout, Command},
-};
+use tokio::{io::AsyncWriteExt as _, process::Command};
 use vt_protocol::{
     error::{ErrorCode, Report},
     pool::GlusterPlace,
 };
 
-use super::in_time;
+use super::{in_time, opened::quote};
 use crate::images::tool::hear;
 
 /// How long an errand may take.
 const ERRAND: Duration = Duration::from_secs(60);
-/// Most that QEMU's tool may say, bytes.
-const SAID_MAX: u64 = 8 << 20;
-/// How much of it is quoted, characters.
-const QUOTE: usize = 600;
 /// Where a new connection to glusterd goes.
 const PORT: u16 = 24007;
 
@@ -85,88 +78,4 @@ pub(super) async fn errand(place: &GlusterPlace, script: &str, words: &[&str], i
             .help("gluster volume status VOLUME   (at the server)")
     }
     .with("said", said))
-}
-
-/// The end of what was said, without what is only noise.
-fn quote(said: &[u8]) -> String {
-    let text = String::from_utf8_lossy(said);
-    let lines: Vec<&str> = text.lines().filter(|line| !line.contains("is deprecated")).collect();
-    let text = lines.join("\n");
-    let skip = text.chars().count().saturating_sub(QUOTE);
-    text.chars().skip(skip).filter(|c| !c.is_control() || *c == '\n').collect()
-}
-
-/// A file of a volume that QEMU's driver has open: `qemu-io`, which does what it is told. It is killed when this is dropped,
-/// for the driver takes ten seconds to close.
-pub(super) struct Opened {
-    _child: Child,
-    stdin: ChildStdin,
-    stdout: ChildStdout,
-}
-
-/// QEMU's tool that does single reads and writes.
-const QEMU_IO: &str = "qemu-io";
-/// What it prints when it waits.
-const PROMPT: &[u8] = b"qemu-io> ";
-
-impl Opened {
-    /// Opens it. Bounded by the caller.
-    ///
-    /// # Errors
-    /// In the words of QEMU.
-    pub(super) async fn open(place: &GlusterPlace, file: &str) -> Result<Self, String> {
-        let mut child = Command::new(QEMU_IO)
-            .args(["-f", "raw", &format!("{place}/{file}")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| format!("{QEMU_IO}: {error}"))?;
-        let (Some(stdin), Some(mut stdout), Some(stderr)) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take())
-        else {
-            return Err("qemu-io has no pipes".to_owned());
-        };
-        if said(&mut stdout).await.is_none() {
-            let mut why = Vec::new();
-            let _ = stderr.take(SAID_MAX).read_to_end(&mut why).await;
-            return Err(quote(&why));
-        }
-        // What it warns of from here on is not read.
-        Ok(Self { _child: child, stdin, stdout })
-    }
-
-    /// Has it do something; what it said.
-    ///
-    /// # Errors
-    /// It has ended.
-    pub(super) async fn tell(&mut self, command: &str) -> Result<String, String> {
-        let gone = || "qemu-io has ended".to_owned();
-        self.stdin.write_all(format!("{command}\n").as_bytes()).await.map_err(|_| gone())?;
-        said(&mut self.stdout).await.ok_or_else(gone)
-    }
-}
-
-/// What comes before the next prompt; `None`: none comes.
-async fn said(stdout: &mut ChildStdout) -> Option<String> {
-    let mut all = Vec::new();
-    while !all.ends_with(PROMPT) {
-        if all.len() as u64 > SAID_MAX || stdout.read_buf(&mut all).await.ok()? == 0 {
-            return None;
-        }
-    }
-    all.truncate(all.len() - PROMPT.len());
-    Some(String::from_utf8_lossy(&all).into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_quoted_is_the_end_without_noise() {
-        assert_eq!(quote(b"qemu-io: warning: 'gluster' is deprecated\ncan't open\x1b"), "can't open");
-        assert_eq!(quote(&[b'a'; 5000]).len(), QUOTE);
-    }
 }

@@ -9,8 +9,9 @@ use vt_protocol::{
 };
 
 use super::{
-    gluster::{FREE, HEAD, Opened, PUT, REMOVE, errand},
+    gluster::{FREE, HEAD, PUT, REMOVE, errand},
     in_time, no_driver,
+    opened::{OTHERWISE, Opened},
 };
 use crate::images::trial::{is_like, room, trial_name};
 
@@ -18,8 +19,6 @@ use crate::images::trial::{is_like, room, trial_name};
 const ANSWERS: Duration = Duration::from_secs(25);
 /// Length of the file that is written.
 const LENGTH: usize = 64 << 10;
-/// What it says where bytes are not what they should be.
-const OTHERWISE: &str = "verification failed";
 
 /// Tries a volume. `written`: name and text of a file that another host left there.
 ///
@@ -77,14 +76,10 @@ fn driver(place: &GlusterPlace, said: &str) -> Report {
 /// Two of QEMU's tools have one file open, as source and destination of a move do.
 async fn through_qemu(place: &GlusterPlace, name: &str) -> Result<Vec<String>, Report> {
     let trouble = |said: String| driver(place, &said);
-    let open = || Opened::open(place, name);
+    let uri = format!("{place}/{name}");
+    let open = || Opened::open(&uri);
     let mut first = open().await.map_err(trouble)?;
-    for command in ["write -P 1 0 64k", "flush", "read -P 1 0 64k"] {
-        let said = first.tell(command).await.map_err(trouble)?;
-        if said.contains(OTHERWISE) || said.contains("failed") {
-            return Err(trouble(format!("{command}: {}", said.trim())));
-        }
-    }
+    first.does(&["write -P 1 0 64k", "flush", "read -P 1 0 64k"]).await.map_err(trouble)?;
     let mut told = vec!["creates, writes, syncs and reads back through QEMU's own driver".to_owned()];
     let mut second = match open().await {
         Ok(second) => second,

@@ -7,9 +7,11 @@
 //! | `trial` | whether such a server can do what disks need of it |
 //! | `gluster`, `gluster_trial` | a volume of Gluster, and the same for it |
 //! | `iscsi` | a LUN of an iSCSI server |
+//! | `rbd` | a pool of a Ceph |
+//! | `opened` | a disk that QEMU's driver has open, for trials |
 //! | `remote` | any of them |
 //!
-//! **The fence** of NFS (the others have none, see `gluster` and `iscsi`). The disk of a VM belongs, at the server, to a user
+//! **The fence** of NFS (that of Ceph is in `rbd`; the others have none, see `gluster` and `iscsi`). The disk of a VM belongs, at the server, to a user
 //! number that is made from the writer's epoch, and the export writes under that number. A host that becomes the owner gives
 //! the file to its own number before the guest runs. From then on the *server* refuses whatever the host before it sends, also
 //! what was on its way, also from a machine that was frozen as a whole and knows of nothing. So no clock and no daemon has to
@@ -23,6 +25,8 @@ mod gluster;
 mod gluster_trial;
 pub(crate) mod iscsi;
 mod nfs;
+mod opened;
+pub(crate) mod rbd;
 pub(crate) mod remote;
 mod trial;
 

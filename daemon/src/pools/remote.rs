@@ -5,7 +5,7 @@ use std::{fmt, path::Path, time::Duration};
 use vt_protocol::{
     error::Report,
     ids::Epoch,
-    pool::{GlusterPlace, IscsiPlace, NfsPlace, Place, PlaceError},
+    pool::{GlusterPlace, IscsiPlace, NfsPlace, Place, PlaceError, RbdPlace},
 };
 use vt_sync::state::Pool;
 
@@ -13,7 +13,7 @@ use super::{
     gluster::{self, errand},
     gluster_trial, in_time, iscsi,
     nfs::{NfsError, ROOT, Share},
-    trial, user_of,
+    rbd, trial, user_of,
 };
 
 /// How long a server may take to make or remove a disk.
@@ -50,6 +50,8 @@ pub(crate) enum Remote {
     Gluster(GlusterPlace),
     /// A LUN of an iSCSI server.
     Iscsi(IscsiPlace),
+    /// A pool of a Ceph.
+    Rbd(RbdPlace),
 }
 
 impl fmt::Display for Remote {
@@ -58,6 +60,7 @@ impl fmt::Display for Remote {
             Self::Nfs(place) => place.fmt(f),
             Self::Gluster(place) => place.fmt(f),
             Self::Iscsi(place) => place.fmt(f),
+            Self::Rbd(place) => place.fmt(f),
         }
     }
 }
@@ -73,12 +76,17 @@ impl Remote {
             Place::Nfs(place) => Some(Self::Nfs(place)),
             Place::Gluster(place) => Some(Self::Gluster(place)),
             Place::Iscsi(place) => Some(Self::Iscsi(place)),
+            Place::Rbd(place) => Some(Self::Rbd(place)),
         })
     }
 
     /// A file of it, as a driver of QEMU takes it.
     pub(crate) fn uri(&self, file: &str) -> String {
-        if self.is_one_disk() { self.to_string() } else { format!("{self}/{file}") }
+        match self {
+            Self::Iscsi(place) => place.to_string(),
+            Self::Rbd(place) => rbd::uri(place, file),
+            Self::Nfs(_) | Self::Gluster(_) => format!("{self}/{file}"),
+        }
     }
 
     /// Whether there is one disk in it, which one VM may have at a time, and no files.
@@ -102,6 +110,7 @@ impl Remote {
                 return errand(place, gluster::PUT, &[file], &whole).await.map(drop);
             }
             Self::Iscsi(place) => return iscsi::put(place, overlay.path, overlay.most()).await,
+            Self::Rbd(place) => return rbd::put(place, file, overlay.path, overlay.most()).await,
         };
         // Our export has no file that grows.
         let length = overlay.most();
@@ -138,6 +147,12 @@ impl Remote {
                 Ok(())
             }
             Self::Iscsi(_) => Ok(()),
+            Self::Rbd(place) => {
+                for file in files {
+                    rbd::remove(place, file).await?;
+                }
+                Ok(())
+            }
         }
     }
 
@@ -150,6 +165,7 @@ impl Remote {
                 Ok(listed.lines().map(str::to_owned).collect())
             }
             Self::Iscsi(_) => Ok(Vec::new()),
+            Self::Rbd(place) => rbd::names(place).await,
         }
     }
 
@@ -160,6 +176,7 @@ impl Remote {
             Self::Nfs(place) => trial::leave(place).await.map(Some),
             Self::Gluster(place) => gluster_trial::leave(place).await.map(Some),
             Self::Iscsi(_) => Ok(None),
+            Self::Rbd(place) => rbd::leave(place).await.map(Some),
         }
     }
 
@@ -169,6 +186,7 @@ impl Remote {
             Self::Nfs(place) => trial::forget(place, name).await,
             Self::Gluster(place) => gluster_trial::forget(place, name).await,
             Self::Iscsi(_) => {}
+            Self::Rbd(place) => rbd::forget(place, name).await,
         }
     }
 
@@ -181,6 +199,7 @@ impl Remote {
             Self::Nfs(place) => trial::run(place, written).await,
             Self::Gluster(place) => gluster_trial::run(place, written).await,
             Self::Iscsi(place) => iscsi::run_trial(place).await,
+            Self::Rbd(place) => rbd::run_trial(place, written).await,
         }
     }
 }

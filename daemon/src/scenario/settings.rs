@@ -28,7 +28,7 @@ pub(super) const VM_PARAMS: &[Documented] = &[
     (
         "disk_pool",
         "",
-        "pool of kind nfs, gluster or iscsi that the VM's disk lies in; default: the hosts' own folders of disks",
+        "pool of kind nfs, gluster, iscsi or rbd that the VM's disk lies in; default: the hosts' own folders of disks",
     ),
     (
         "nics",

@@ -197,7 +197,7 @@ impl Ground {
     /// The folders or the file that disks of its guests lie in, seen from outside.
     pub fn disk_places(&self) -> Vec<PathBuf> {
         match &self.pool {
-            Some(pool) => vec![pool.place()],
+            Some(pool) => pool.place().into_iter().collect(),
             // Those of all hosts, and those of each.
             None => {
                 let own = (1..=HOSTS).map(|number| self.host_dir(&format!("host{number}")).join("disks"));

@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use crate::{
+    ceph_server::{CEPH_POOL, CephServer},
     gluster_server::GlusterServer,
     iscsi_server::{IQN, IscsiServer},
     lab::Lab,
@@ -23,11 +24,13 @@ pub enum Pool {
     Gluster(GlusterServer),
     /// The same, and there is one disk for all, which one VM after another has.
     Iscsi(IscsiServer),
+    /// Disks are written by QEMU's own driver, and Ceph refuses whose lock was broken.
+    Rbd(CephServer),
 }
 
 impl Pool {
     /// Kinds of pools, as they are named.
-    pub const KINDS: [&str; 3] = ["nfs", "gluster", "iscsi"];
+    pub const KINDS: [&str; 4] = ["nfs", "gluster", "iscsi", "rbd"];
 
     /// Starts a server and makes it known to the lab; `None`: there is no such kind.
     ///
@@ -38,12 +41,14 @@ impl Pool {
             "nfs" => Self::Nfs(NfsServer::on(lab)),
             "gluster" => Self::Gluster(GlusterServer::on(lab)),
             "iscsi" => Self::Iscsi(IscsiServer::on(lab, &[LUN_MIB])),
+            "rbd" => Self::Rbd(CephServer::on(lab)),
             _ => return None,
         };
         let place: &[&str] = match &pool {
             Self::Nfs(_) => &["--export", "/disks"],
             Self::Gluster(_) => &["--volume", "disks"],
             Self::Iscsi(_) => &["--iqn", IQN, "--lun", "1"],
+            Self::Rbd(_) => &["--rbd-pool", CEPH_POOL],
         };
         let words = ["storage", "add", POOL, "--kind", kind, "--server", pool.address()];
         lab.vtctl(&[&words[..], place].concat()).expect(0);
@@ -56,15 +61,17 @@ impl Pool {
             Self::Nfs(server) => server.address(),
             Self::Gluster(server) => server.address(),
             Self::Iscsi(server) => server.address(),
+            Self::Rbd(server) => server.address(),
         }
     }
 
-    /// The folder or the file that its disks are made of, seen from outside.
-    pub fn place(&self) -> PathBuf {
+    /// The folder or the file that its disks are made of, seen from outside; `None`: they are in the server's memory.
+    pub fn place(&self) -> Option<PathBuf> {
         match self {
-            Self::Nfs(server) => server.folder("disks"),
-            Self::Gluster(server) => server.brick(),
-            Self::Iscsi(server) => server.file(1),
+            Self::Nfs(server) => Some(server.folder("disks")),
+            Self::Gluster(server) => Some(server.brick()),
+            Self::Iscsi(server) => Some(server.file(1)),
+            Self::Rbd(_) => None,
         }
     }
 
@@ -78,6 +85,7 @@ impl Pool {
             Self::Gluster(server) => server.files(),
             // A LUN is there before and after.
             Self::Iscsi(_) => Vec::new(),
+            Self::Rbd(server) => server.images(),
         }
     }
 }

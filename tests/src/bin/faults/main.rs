@@ -1,7 +1,7 @@
 //! The table of faults: every cell on a real guest, played and judged.
 //!
 //! ```text
-//! faults [--list] [--seed N] [--lanes N] [--json FILE] [--images DIR] [--pool nfs|gluster|iscsi] [--mutation NAME] [CELL…]
+//! faults [--list] [--seed N] [--lanes N] [--json FILE] [--images DIR] [--pool nfs|gluster|iscsi|rbd] [--mutation NAME] [CELL…]
 //! faults --mutations   six broken rules, each with a cell that has to go red
 //! faults --notice N [--dies party|daemon|leader]   how soon the others are told that a party is gone, N times each
 //! ```
@@ -37,7 +37,7 @@ use vt_tests::{
 const EVIDENCE: &str = "faults-evidence";
 /// The most that the whole table may take.
 const TABLE: Duration = Duration::from_secs(45 * 60);
-const USAGE: &str = "usage: faults [--list] [--seed N] [--lanes N] [--json FILE] [--images DIR] [--pool nfs|gluster|iscsi] [--mutation NAME] \
+const USAGE: &str = "usage: faults [--list] [--seed N] [--lanes N] [--json FILE] [--images DIR] [--pool nfs|gluster|iscsi|rbd] [--mutation NAME] \
      [FAULT/PHASE…]";
 
 #[derive(Debug, PartialEq, Eq)]

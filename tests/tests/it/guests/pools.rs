@@ -9,7 +9,13 @@ use std::{
 };
 
 use serde_json::Value;
-use vt_tests::{gluster_server::GlusterServer, lab::Lab, nfs_server::NfsServer, wait};
+use vt_tests::{
+    ceph_server::{CEPH_POOL, CephServer},
+    gluster_server::GlusterServer,
+    lab::Lab,
+    nfs_server::NfsServer,
+    wait,
+};
 
 use super::disks::{TINY, events};
 
@@ -166,15 +172,8 @@ fn a_server_that_is_full_ends_the_case_with_its_name_and_takes_guests_again_when
     assert_eq!(files(), [server.folder("disks").join("filler")], "its disk is removed, and nothing else");
     assert_eq!(lab.inventory(3), before, "something was left behind");
 
-    let (refused, again) = (results.path().join("refused"), results.path().join("again"));
-    let words = ["run", "uptime", "-m", "host3", "-p", "disk_pool=filer", "-r", refused.to_str().unwrap()];
-    let ran = lab.vtctl(&words).expect(101);
-    let said = format!("{}{}", ran.stdout, ran.stderr);
-    assert!(said.contains("E0403") && said.contains("the pool is full"), "a new guest is told: {said}");
-    assert_eq!(files(), [server.folder("disks").join("filler")], "and nothing of it is left");
-    assert_eq!(lab.inventory(3), before, "something was left behind");
-
     server.make_room();
+    let again = results.path().join("again");
     let words = ["run", "uptime", "-m", "host1", "-p", "disk_pool=filer", "-r", again.to_str().unwrap()];
     let ran = lab.vtctl(&words).expect(0);
     assert!(ran.stdout.contains("PASS"), "{}", ran.stdout);
@@ -217,4 +216,28 @@ fn a_volume_of_gluster_is_tried_from_every_host_and_a_guest_in_it_outlives_that_
     passes(child);
     assert_eq!(server.files(), <[PathBuf; 0]>::default(), "no disk is left");
     assert_eq!(lab.inventory(3), before, "something was left behind");
+}
+
+#[test]
+fn a_ceph_is_tried_from_every_host_and_refuses_whose_lock_was_broken() {
+    if !CephServer::is_installed() {
+        return;
+    }
+    let lab = Lab::up_separate(3);
+    let server = CephServer::on(&lab);
+    for (name, pool) in [("ceph", CEPH_POOL), ("nothing", "other")] {
+        let words = ["storage", "add", name, "--kind", "rbd", "--server", server.address(), "--rbd-pool", pool];
+        lab.vtctl(&words).expect(0);
+    }
+    let checked = lab.json(&["storage", "check", "ceph"]);
+    let hosts = checked["hosts"].as_array().unwrap();
+    assert_eq!(hosts.len(), 3, "{checked}");
+    for host in hosts {
+        for words in ["what another host wrote", "QEMU's own driver", "whose lock was broken is refused"] {
+            assert!(told(host).contains(words), "{words:?} is not in {host}");
+        }
+    }
+    assert_eq!(server.images(), <[PathBuf; 0]>::default(), "a check leaves nothing");
+    let ran = lab.vtctl(&["storage", "check", "nothing", "-o", "json"]).expect(25);
+    assert!(ran.stdout.contains("pool other of the Ceph"), "{}", ran.stdout);
 }

@@ -1,10 +1,11 @@
 //! The same scenario, unchanged, wherever the disk of its guest lies: with hosts that share nothing, at an NFS server, in a
-//! volume of Gluster, or is a LUN of an iSCSI server. CI sees a few moves of each, `make proofs` many.
+//! volume of Gluster, is a LUN of an iSCSI server, or in a Ceph. CI sees a few moves of each, `make proofs` many.
 
 use std::path::PathBuf;
 
 use serde_json::json;
 use vt_tests::{
+    ceph_server::CephServer,
     faults::pool::{POOL, Pool},
     lab::Lab,
 };
@@ -105,4 +106,15 @@ fn where_the_disk_is_in_a_volume_of_gluster_each_host_opens_it() {
 #[test]
 fn where_the_disk_is_a_lun_each_host_opens_it() {
     goes_to_and_fro_at_a_server("iscsi");
+}
+
+#[test]
+fn where_the_disk_is_in_a_ceph_each_host_breaks_the_lock_of_the_one_before_it() {
+    if !CephServer::is_installed() {
+        return;
+    }
+    let Moved { moves, host2, host3 } = goes_to_and_fro_at_a_server("rbd");
+    for said in [host2, host3] {
+        assert_eq!(said.matches("the disk is taken over under epoch").count(), moves / 2, "{said}");
+    }
 }
