@@ -1,5 +1,5 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo deb rpm fleet qemu-7.2 lint-ansible bench bench-ways bench-libvirt bench-images bench-cfg proofs model sim faults faults-mutations faults-libvirt matrix versions cancels notice restarts attacks writers fuzz lint fmt
+.PHONY: help setup build release test demo deb rpm fleet nested qemu-7.2 lint-ansible bench bench-ways bench-libvirt bench-images bench-cfg proofs model sim faults faults-mutations faults-libvirt matrix versions cancels notice restarts attacks writers fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
@@ -8,6 +8,7 @@ help:
 	@echo "make rpm     RPM packages of the same, in target/rpm; needs rpmbuild; built and looked into, not installed anywhere yet"
 	@echo "make qemu-7.2  an older QEMU in target/qemu-7.2, unpacked from Debian 12's packages and not installed"
 	@echo "make fleet   the Ansible collection on three fresh Debian machines, emulated (root, about an hour); STEP=recover does one step again, STEP=recover.. and the rest"
+	@echo "make nested  a guest moved between two hosts that are VMs of this machine, installed by Ansible; writes docs/nested.md (root, slow where emulated)"
 	@echo "make bench   the figures of README.md and docs/proofs.md, measured here"
 	@echo "make bench-ways what carries a VM, compared: cost against bare QMP, throughput against tcp, readings (root)"
 	@echo "make bench-libvirt  the same move by virsh, by vtctl through libvirt and over QMP, and by bare QMP (root)"
@@ -83,7 +84,14 @@ lint-ansible: $(ANSIBLE)/ansible-lint
 fleet: release $(ANSIBLE)/ansible-lint
 	packaging/deb/build target/release target/fleet/packages $(VERSION)
 	packaging/deb/build target/release target/fleet/packages $(VERSION)+next
-	tests/fleet.sh target/fleet $(VERSION) $(STEP)
+	target/release/vtctl image build --if-missing
+	tests/fleet.sh target/release target/fleet $(VERSION) $(STEP)
+
+# Hosts that are VMs: emulated ones, where KVM runs no guest here, and a guest that is emulated inside them.
+nested: release $(ANSIBLE)/ansible-lint
+	packaging/deb/build target/release target/nested $(VERSION)
+	target/release/vtctl image build --if-missing
+	PATH=$(CURDIR)/$(ANSIBLE):$$PATH ANSIBLE_COLLECTIONS_PATH=$(COLLECTIONS) tests/nested.sh target/release target/nested docs/nested.md
 
 bench: release
 	@.ci/install .ci/packages-bench

@@ -1,12 +1,12 @@
 #!/bin/bash
 # The Ansible collection for real: fresh Debian machines, emulated, in a network namespace that ends with this script, become a
 # cluster over ssh, and what each playbook did is looked at. Used by `make fleet`. Slow, because everything in the machines is
-# emulated. usage: fleet.sh DIRECTORY VERSION [STEP], with packages of VERSION and VERSION+next in DIRECTORY/packages
+# emulated. usage: fleet.sh PROGRAMS DIRECTORY VERSION [STEP], with packages of VERSION and VERSION+next in DIRECTORY/packages
 # After each step the machines are kept as they are then, in DIRECTORY/machines; with STEP (boot site settings add_host upgrade backup
 # replace_host recover remove_host uninstall) it goes on from there: that step alone, or with `STEP..` those after it, too.
 set -euo pipefail
 project=$(realpath "$(dirname "$0")/..")
-directory=$(realpath "$1") version=$2 only=${3:-boot..}
+programs=$(realpath "$1") directory=$(realpath "$2") version=$3 only=${4:-boot..}
 steps=(boot site settings add_host upgrade backup replace_host recover remove_host uninstall)
 case " ${steps[*]} " in *" ${only%..} "*) ;; *) echo "there is no step $only: ${steps[*]}" >&2; exit 2 ;; esac
 if [ "$(id -u)" != 0 ]; then echo "make fleet makes a network namespace: run it as root" >&2; exit 25; fi
@@ -14,49 +14,8 @@ if [ "$(id -u)" != 0 ]; then echo "make fleet makes a network namespace: run it 
 say() { printf '\n\033[1m== %s (%d s)\033[0m\n' "$*" "$SECONDS"; }
 fail() { echo "FAIL: $*" >&2; exit 1; }
 
-# The machine, made once: what the roles would install is in it, because nothing can be fetched from inside.
-make_machine() {
-  say "a Debian machine from packages"
-  local root=$directory/root mirror wanted
-  mirror=$(awk '/^URIs:/ && !/security/ {print $2; exit}' /etc/apt/sources.list.d/*.sources 2>/dev/null || true)
-  wanted=systemd,systemd-sysv,udev,dbus,openssh-server,python3,python3-apt,linux-image-cloud-amd64,initramfs-tools
-  wanted+=,iproute2,nftables,qemu-system-x86,qemu-utils,chrony,nfs-common,kmod,ca-certificates,openssh-client
-  rm -rf "$root"
-  debootstrap --variant=minbase --include="$wanted" bookworm "$root" "${mirror:-http://deb.debian.org/debian}" \
-    >"$directory/debootstrap.log" || fail "debootstrap: see $directory/debootstrap.log"
-  rm -rf "$root"/var/cache/apt/archives/*.deb "$root/etc/hostname"
-  ssh-keygen -q -t ed25519 -N '' -f "$directory/key" <<<y >/dev/null
-  install -Dm600 "$directory/key.pub" "$root/root/.ssh/authorized_keys"
-  cat >"$root/etc/systemd/system/fleet-address.service" <<'UNIT'
-[Unit]
-Description=Address of this machine, from the kernel's command line
-Wants=sys-subsystem-net-devices-eth0.device
-After=sys-subsystem-net-devices-eth0.device
-Before=network.target network-online.target ssh.service
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/bin/sh -c 'ip address add $$(sed "s/.*fleet=//; s/ .*//" /proc/cmdline)/24 dev eth0'
-ExecStart=/bin/sh -c 'ip link set eth0 up && ip route add default via 10.88.0.1'
-
-[Install]
-WantedBy=multi-user.target
-UNIT
-  # A machine that is emulated on a busy box stands still for longer than a real one may.
-  mkdir -p "$root/etc/systemd/system/vtd.service.d" "$root/etc/systemd/system.conf.d"
-  printf '[Manager]\nDefaultTimeoutStartSec=900\n' >"$root/etc/systemd/system.conf.d/slow.conf"
-  printf '[Service]\nWatchdogSec=300\n' >"$root/etc/systemd/system/vtd.service.d/slow.conf"
-  chroot "$root" systemctl --quiet enable fleet-address.service
-  cp "$root"/boot/vmlinuz-* "$directory/vmlinuz"
-  cp "$root"/boot/initrd.img-* "$directory/initrd"
-  mke2fs -q -t ext4 -d "$root" "$directory/machine.new" 3G
-  rm -rf "$root"
-  mv "$directory/machine.new" "$directory/machine.img"
-}
-
 if [ -z "${VTMESH_FLEET_INSIDE:-}" ]; then
-  [ "$directory/machine.img" -nt "$0" ] || make_machine
+  "$programs/vtctl" lab machine "$directory/machine"
   # Everything that is started from here on ends with this process, however that ends.
   VTMESH_FLEET_INSIDE=1 exec unshare --net --pid --fork --kill-child --mount --mount-proc -- "$0" "$@"
 fi
@@ -79,7 +38,7 @@ CONFIG
 cat >"$work/ssh.conf" <<CONFIG
 Host *
   User root
-  IdentityFile $directory/key
+  IdentityFile $directory/machine/key
   StrictHostKeyChecking no
   UserKnownHostsFile /dev/null
   LogLevel ERROR
@@ -115,11 +74,11 @@ start() {
   local host=$1 number=${1#lab} disk=$machines/$1.qcow2
   ip tuntap add "tap$number" mode tap 2>/dev/null || true
   ip link set "tap$number" master br0 up
-  [ -n "${2:-}" ] || [ -n "${KEEP_DISK:-}" ] || qemu-img create -q -f qcow2 -b "$directory/machine.img" -F raw "$disk"
+  [ -n "${2:-}" ] || [ -n "${KEEP_DISK:-}" ] || qemu-img create -q -f qcow2 -b "$directory/machine/disk.img" -F raw "$disk"
   nice -n 19 qemu-system-x86_64 -accel "${FLEET_ACCELERATOR:-tcg,thread=multi}" -machine q35 -cpu max -smp 1 -m 1024 -display none \
     -monitor "unix:$work/$host.monitor,server,nowait" ${2:+-S -loadvm "$2"} \
-    -kernel "$directory/vmlinuz" -initrd "$directory/initrd" -serial "file:$work/$host.serial" \
-    -append "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 systemd.hostname=$host fleet=$(address "$host")" \
+    -kernel "$directory/machine/kernel" -initrd "$directory/machine/initrd" -serial "file:$work/$host.serial" \
+    -append "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 systemd.hostname=$host vtmesh.address=$(address "$host")/24" \
     -drive "file=$disk,if=virtio,cache=unsafe" -device virtio-rng-pci \
     -netdev "tap,id=n,ifname=tap$number,script=no,downscript=no" \
     -device "virtio-net-pci,netdev=n,mac=52:54:00:88:00:0$number" &
@@ -315,4 +274,4 @@ for step in "${steps[@]}"; do
   fi
   before=$step
 done
-say "PASS  ${3:-a fleet was made, changed, upgraded, recovered and taken away by Ansible}"
+say "PASS  ${4:-a fleet was made, changed, upgraded, recovered and taken away by Ansible}"

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use vt_protocol::ids::Name;
 
 /// What is done with labs.
 #[derive(Debug, Subcommand)]
 pub enum LabVerb {
-    /// Make a lab: hosts as network namespaces, one cluster
+    /// Make a lab: hosts as network namespaces or VMs, one cluster
     Up(LabUpArgs),
     /// Remove a lab and everything it made
     #[command(
@@ -42,7 +42,7 @@ pub enum LabVerb {
         /// The host [default: all]
         host: Option<Name>,
     },
-    /// Run a program inside a host's namespace
+    /// Run a program on a host of a lab
     #[command(after_help = "Example:\n  vtctl lab exec host1 -- ip addr")]
     Exec {
         /// The host
@@ -51,17 +51,40 @@ pub enum LabVerb {
         #[arg(required = true, last = true)]
         argv: Vec<String>,
     },
+    /// Make the Debian that VMs which are hosts start from
+    #[command(
+        after_help = "Example:\n  vtctl lab machine target/machine\n\n`lab up --driver nested` does it by itself. Nothing is done where it is there already."
+    )]
+    Machine {
+        /// Its folder
+        folder: PathBuf,
+        /// Directory of images with the guest that goes into it
+        #[arg(long, value_name = "DIR")]
+        images: Option<PathBuf>,
+    },
+}
+
+/// What the hosts of a lab are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DriverArg {
+    /// Network namespaces of this machine
+    Namespace,
+    /// VMs of this machine, each a Debian, installed by Ansible
+    Nested,
 }
 
 /// `lab up`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  vtctl lab up --hosts 3\n  vtctl lab up --lab second --hosts 2\n  vtctl lab up --separate-pools\n  vtctl lab up --qemu old=target/qemu-7.2/qemu"
+    after_help = "Examples:\n  vtctl lab up --hosts 3\n  vtctl lab up --lab second --hosts 2\n  vtctl lab up --separate-pools\n  vtctl lab up --driver nested --hosts 2 --packages target/deb\n  vtctl lab up --qemu old=target/qemu-7.2/qemu"
 )]
 pub struct LabUpArgs {
     /// How many hosts: host1, host2, …
     #[arg(long, default_value_t = 3)]
     pub hosts: u32,
+    /// What they are
+    #[arg(long, value_enum, default_value_t = DriverArg::Namespace)]
+    pub driver: DriverArg,
     /// The daemon to start [default: vtd beside vtctl]
     #[arg(long, value_name = "FILE")]
     pub vtd: Option<PathBuf>,
@@ -80,6 +103,15 @@ pub struct LabUpArgs {
     /// A further QEMU of each host under a name, for vtctl run -p qemu_binary=NAME; may be given several times
     #[arg(long = "qemu", value_name = "NAME=FILE", value_parser = named_file)]
     pub qemus: Vec<(Name, PathBuf)>,
+    /// For VMs: folder of the packages they are installed from
+    #[arg(long, value_name = "DIR", required_if_eq("driver", "nested"))]
+    pub packages: Option<PathBuf>,
+    /// For VMs: memory of each, MiB
+    #[arg(long, value_name = "MIB", default_value_t = 2048)]
+    pub memory: u32,
+    /// For VMs: folder of the Debian they start from
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/vtmesh/machine")]
+    pub machine: PathBuf,
     /// Log filter of the daemons
     #[arg(long, value_name = "FILTER", default_value = "info,openraft=error")]
     pub log: String,

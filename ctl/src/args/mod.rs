@@ -35,7 +35,7 @@ pub use self::{
         ExplainArgs, FetchArgs, JobVerb, KeysArgs, ParityArgs, RerunArgs, ScenarioCheckArgs, ScenarioVerb, VmVerb,
         WhichJob,
     },
-    lab::{LabUpArgs, LabVerb},
+    lab::{DriverArg, LabUpArgs, LabVerb},
     later::Later,
     provider::{GuestArgs, GuestDefineArgs, GuestSystem, GuestVerb, ProviderVerb, ProvidersArgs, SetArgs},
     recovery::{RecoverArgs, RestoreArgs, SnapshotVerb},

@@ -1,6 +1,9 @@
 //! `lab …`: a thin layer of questions, tables and JSON over [`crate::lab`].
 
-use std::io::{BufRead, Write};
+use std::{
+    io::{BufRead, Write},
+    path::PathBuf,
+};
 
 use serde_json::json;
 use vt_protocol::{
@@ -10,7 +13,7 @@ use vt_protocol::{
 
 use super::Code;
 use crate::{
-    args::{Globals, LabUpArgs, LabVerb, Output},
+    args::{DriverArg, Globals, LabUpArgs, LabVerb, Output},
     image, lab,
     ui::{Ui, report::usage, style::Symbol, table::Table, text::count},
 };
@@ -51,6 +54,11 @@ pub(super) async fn lab(globals: &Globals, ui: &Ui, verb: LabVerb) -> Result<Cod
             done(ui, json!({"healed": healed}), text)
         }
         LabVerb::Exec { host, argv } => lab::exec(&chosen()?, &host, &argv).map(Code),
+        LabVerb::Machine { folder, images } => {
+            let made = lab::Machine::at(folder.clone()).make(&image_folder(images)?, &mut |line| say(ui, &line))?;
+            let text = if made { "the machine is in" } else { "the machine is there already, in" };
+            done(ui, json!({"machine": folder, "made": made}), format!("{text} {}", folder.display()))
+        }
     }
 }
 
@@ -74,14 +82,20 @@ async fn up(globals: &Globals, ui: &Ui, args: LabUpArgs) -> Result<Code, Report>
         Some(name) => name.clone(),
         None => FIRST.parse().map_err(|_| usage("no name for the lab"))?,
     };
-    let Some(images) = args.images.or_else(image::default_folder) else {
-        return Err(usage("no directory is known for images").help("vtctl lab up --images DIR"));
-    };
+    let images = image_folder(args.images)?;
     let begun = std::time::Instant::now();
-    let LabUpArgs { hosts, vtd, separate_pools, libvirt, uplinks, qemus, log, .. } = args;
-    let options = lab::UpOptions { name, hosts, vtd, images, separate_pools, libvirt, uplinks, qemus, log };
-    let record =
-        lab::up(options, &mut |line| ui.note(format_args!("  {} {line}", ui.err.symbol(Symbol::Done)))).await?;
+    let LabUpArgs { hosts, vtd, separate_pools, libvirt, uplinks, qemus, log, packages, memory, machine, .. } = args;
+    let (driver, separate_pools) = match (args.driver, packages) {
+        (DriverArg::Namespace, None) => (lab::Driver::Namespaces, separate_pools),
+        (DriverArg::Namespace, Some(_)) => return Err(usage("--packages is for --driver nested")),
+        (DriverArg::Nested, packages) => {
+            let packages = packages.ok_or_else(|| usage("--driver nested needs --packages"))?;
+            // Kernels of their own share no directory.
+            (lab::Driver::Nested(lab::NestedOptions { packages, memory_mib: memory, machine }), true)
+        }
+    };
+    let options = lab::UpOptions { name, hosts, driver, vtd, images, separate_pools, libvirt, uplinks, qemus, log };
+    let record = lab::up(options, &mut |line| say(ui, &line)).await?;
     let hosts: Vec<&str> = record.hosts.iter().map(|host| host.name.as_str()).collect();
     match ui.output {
         Output::Json | Output::Jsonl => ui.json(&json!({
@@ -90,6 +104,7 @@ async fn up(globals: &Globals, ui: &Ui, args: LabUpArgs) -> Result<Code, Report>
             "hosts": record.hosts.iter().map(|host| json!({
                 "name": host.name, "address": host.address, "namespace": host.namespace, "socket": host.socket(),
             })).collect::<Vec<_>>(),
+            "driver": record.driver(),
             "separate_pools": record.separate_pools,
             "libvirt": record.libvirt,
             "uplinks": record.uplinks,
@@ -104,13 +119,23 @@ async fn up(globals: &Globals, ui: &Ui, args: LabUpArgs) -> Result<Code, Report>
                 record.name,
                 hosts.join(" ")
             ));
-            if record.separate_pools {
+            if record.separate_pools && record.nested.is_none() {
                 ui.line(format_args!("  vtctl image import {}/{}", record.images.display(), image::BUILTIN));
             }
             ui.line(format_args!("  vtctl run multihost_migration -m {}", hosts[..hosts.len().min(2)].join(",")));
         }
     }
     Ok(Exit::Ok.into())
+}
+
+fn say(ui: &Ui, line: &str) {
+    ui.note(format_args!("  {} {line}", ui.err.symbol(Symbol::Done)));
+}
+
+fn image_folder(given: Option<PathBuf>) -> Result<PathBuf, Report> {
+    given
+        .or_else(image::default_folder)
+        .ok_or_else(|| usage("no directory is known for images").help("vtctl lab up --images DIR"))
 }
 
 fn down(globals: &Globals, ui: &Ui) -> Result<Code, Report> {
@@ -165,6 +190,7 @@ async fn status(globals: &Globals, ui: &Ui) -> Result<Code, Report> {
             "labs": names,
             "lab": record.name,
             "ready": record.ready,
+            "driver": record.driver(),
             "hosts": hosts.iter().map(|status| json!({
                 "name": status.host.name,
                 "address": status.host.address,

@@ -41,7 +41,12 @@ pub(super) async fn form(lab: &LabRecord) -> Result<String, Report> {
         });
         ask(host, &join).await?;
     }
-    let status = wait_until_ready(lab).await?;
+    ready(lab, READY_DEADLINE).await
+}
+
+/// Waits until all hosts are live in one cluster. Returns one line about it.
+pub(super) async fn ready(lab: &LabRecord, patience: Duration) -> Result<String, Report> {
+    let status = wait_until_ready(lab, patience).await?;
     let leader = status.leader.as_ref().map_or("nobody", Name::as_str);
     Ok(format!(
         "cluster    {} hosts, {} voters, leader {leader}; survives {}",
@@ -60,8 +65,8 @@ fn voters_for(hosts: usize) -> u32 {
     }
 }
 
-async fn wait_until_ready(lab: &LabRecord) -> Result<Box<ClusterStatus>, Report> {
-    let by = Instant::now() + READY_DEADLINE;
+async fn wait_until_ready(lab: &LabRecord, patience: Duration) -> Result<Box<ClusterStatus>, Report> {
+    let by = Instant::now() + patience;
     loop {
         let answer = ask(&lab.hosts[0], &AdminRequest::Status).await;
         if let Ok(AdminReply::Status(status)) = &answer {

@@ -135,7 +135,8 @@ pub(super) async fn wait_until_it_answers(host: &HostRecord) -> Result<(), Repor
     Ok(())
 }
 
-fn last_lines(path: &Path) -> String {
+/// The end of a log, for a report.
+pub(super) fn last_lines(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(1200)..]).into_owned();
     if tail.trim().is_empty() { "(empty)".into() } else { tail.trim().to_owned() }

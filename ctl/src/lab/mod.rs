@@ -6,6 +6,8 @@
 //!   host namespaces   vt-LAB-host1 …            up0 ─ br0   up0 ─ br0  …      br0 carries 10.77.0.1N/24 and the taps
 //! ```
 //!
+//! With [`Driver::Nested`] each host is a VM in its namespace (`nested`).
+//!
 //! With [`UpOptions::uplinks`] each host has a second port on the switch, whose end `up1` is on no bridge: for macvtaps.
 //!
 //! Guests sit on taps of the same layer 2 network, so one keeps its address when it moves. Everything a lab makes can
@@ -16,14 +18,18 @@ mod cluster;
 mod daemon;
 mod leftovers;
 mod libvirtd;
+mod machine;
+mod nested;
 mod network;
+mod playbook;
 mod record;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 pub(crate) use daemon::find_vtd;
+pub use machine::Machine;
 pub(crate) use network::find_in_path;
-pub use record::{HostRecord, LabRecord, current_sockets};
+pub use record::{HostRecord, LabRecord, NestedRecord, current_sockets};
 use record::{Lock, Paths};
 use vt_protocol::{
     error::{ErrorCode, Report},
@@ -33,6 +39,26 @@ use vt_protocol::{
 /// Most hosts of one lab: addresses .11 to .99 are hosts', .100 and up are guests'.
 pub const HOSTS_MAX: u32 = 32;
 
+/// What the hosts of a lab are.
+#[derive(Debug, Clone)]
+pub enum Driver {
+    /// Network namespaces of this machine, with its kernel.
+    Namespaces,
+    /// VMs of this machine, each with a kernel of its own.
+    Nested(NestedOptions),
+}
+
+/// What is to be known of hosts that are VMs.
+#[derive(Debug, Clone)]
+pub struct NestedOptions {
+    /// The folder of the packages that they are installed from, of this program's version.
+    pub packages: PathBuf,
+    /// Memory of each, MiB.
+    pub memory_mib: u32,
+    /// The folder of the [`Machine`] that they start from; made where it is not there.
+    pub machine: PathBuf,
+}
+
 /// What [`up`] is asked to make.
 #[derive(Debug, Clone)]
 pub struct UpOptions {
@@ -40,9 +66,11 @@ pub struct UpOptions {
     pub name: Name,
     /// How many hosts: host1 … hostN, 1 to [`HOSTS_MAX`].
     pub hosts: u32,
+    /// What they are.
+    pub driver: Driver,
     /// The `vtd` to run; `None`: the one beside this program, else the one in PATH.
     pub vtd: Option<PathBuf>,
-    /// The directory of images that all hosts share.
+    /// The directory of images that all hosts share; of which VMs have the built-in guest.
     pub images: PathBuf,
     /// Each host has images and disks of its own instead.
     pub separate_pools: bool,
@@ -96,6 +124,11 @@ pub async fn up(options: UpOptions, say: &mut (dyn FnMut(String) + Send)) -> Res
         libvirtd::check()?;
     }
     let mut lab = LabRecord::plan(&options, vtd);
+    if let Driver::Nested(wanted) = &options.driver {
+        let (nested, found) = nested::plan(&lab.vtd, wanted.memory_mib)?;
+        say(format!("hosts      {} by {}: {found}", if nested.kvm { "KVM" } else { "emulation" }, lab.vtd.display()));
+        lab.nested = Some(nested);
+    }
     record::write(&paths, &lab)?;
     let made = make(&mut lab, &paths, &options, say).await;
     if let Err(report) = made {
@@ -119,6 +152,22 @@ async fn make(
 ) -> Result<(), Report> {
     network::make(lab)?;
     say(format!("network    {} namespaces on one switch, hosts from {}", lab.hosts.len(), lab.hosts[0].address));
+    match &options.driver {
+        Driver::Namespaces => make_namespaces(lab, options, say).await?,
+        Driver::Nested(nested) => nested::make(lab, options, nested, say).await?,
+    }
+    say(format!("pool       {}", pool(lab)));
+    lab.ready = true;
+    record::write(paths, lab)?;
+    record::set_current(&lab.name)?;
+    Ok(())
+}
+
+async fn make_namespaces(
+    lab: &LabRecord,
+    options: &UpOptions,
+    say: &mut (dyn FnMut(String) + Send),
+) -> Result<(), Report> {
     for host in &lab.hosts {
         if lab.libvirt {
             libvirtd::start(lab, host)?;
@@ -131,10 +180,6 @@ async fn make(
     }
     say(format!("daemons    {} answer", lab.hosts.len()));
     say(cluster::form(lab).await?);
-    say(format!("pool       {}", pool(lab)));
-    lab.ready = true;
-    record::write(paths, lab)?;
-    record::set_current(&lab.name)?;
     Ok(())
 }
 
@@ -176,7 +221,7 @@ pub async fn status(name: &Name) -> Result<(LabRecord, Vec<HostStatus>), Report>
     for host in &lab.hosts {
         hosts.push(HostStatus {
             processes: network::processes(&host.namespace),
-            answers: daemon::answers(host).await,
+            answers: answers(&lab, host).await,
             connected: network::connected(&lab, host)?,
             host: host.clone(),
         });
@@ -196,23 +241,36 @@ pub fn kill(name: &Name, host: &Name) -> Result<usize, Report> {
     Ok(killed)
 }
 
-/// Starts the daemon of a host that was killed, and its libvirtd.
+async fn answers(lab: &LabRecord, host: &HostRecord) -> bool {
+    match lab.nested {
+        Some(_) => nested::answers(host, Duration::from_secs(5)).await,
+        None => daemon::answers(host).await,
+    }
+}
+
+/// Starts the daemon of a host that was killed, and its libvirtd; where the host is a VM, the VM.
 ///
 /// # Errors
 /// There is no such lab or host, it runs, or the daemon dies at start.
 pub async fn start(name: &Name, host: &Name) -> Result<(), Report> {
     let lab = existing(name)?;
     let host = lab.host(host)?;
+    if lab.nested.is_some() {
+        return nested::start(&lab, host).await;
+    }
     let without_libvirt = lab.libvirt && !libvirtd::answers(host);
     if without_libvirt {
         libvirtd::start(&lab, host)?;
     }
     if daemon::answers(host).await {
-        let runs = || Report::new(ErrorCode::LabExists, format!("the daemon of {} runs already", host.name));
-        return if without_libvirt { Ok(()) } else { Err(runs()) };
+        return if without_libvirt { Ok(()) } else { Err(runs_already(host)) };
     }
     daemon::start(&lab, host)?;
     daemon::wait_until_it_answers(host).await
+}
+
+fn runs_already(host: &HostRecord) -> Report {
+    Report::new(ErrorCode::LabExists, format!("the daemon of {} runs already", host.name))
 }
 
 /// Cuts a host off: its switch port forwards nothing in either direction, and its own links stay up.
@@ -244,13 +302,18 @@ pub fn heal(name: &Name, host: Option<&Name>) -> Result<Vec<Name>, Report> {
     Ok(healed)
 }
 
-/// Runs a command inside a host's namespace, with this program's terminal. Returns its exit code.
+/// Runs a command inside a host's namespace, or by ssh on a host that is a VM, with this program's terminal. Returns its
+/// exit code.
 ///
 /// # Errors
 /// There is no such lab or host, or the command cannot be run.
 pub fn exec(name: &Name, host: &Name, argv: &[String]) -> Result<u8, Report> {
     let lab = existing(name)?;
-    network::exec(&lab.host(host)?.namespace, argv)
+    let host = lab.host(host)?;
+    match lab.nested {
+        Some(_) => nested::exec(&lab, host, argv),
+        None => network::exec(&host.namespace, argv),
+    }
 }
 
 /// Names of the labs of this machine, with the one in use first.
@@ -301,7 +364,11 @@ fn check(options: &UpOptions) -> Result<(), Report> {
             usage(format!("a lab cannot have {} hosts", options.hosts)).with("wanted", format!("1 to {HOSTS_MAX}"))
         );
     }
-    network::check_machine()
+    network::check_machine()?;
+    match &options.driver {
+        Driver::Namespaces => Ok(()),
+        Driver::Nested(nested) => nested::check(options, nested),
+    }
 }
 
 fn half_made(name: &Name) -> Report {

@@ -15,6 +15,9 @@ use vt_protocol::error::{ErrorCode, Report};
 
 use super::record::{HostRecord, LabRecord, UPLINK};
 
+/// The tap of a VM that is a host, in its namespace.
+pub(super) const TAP: &str = "tap0";
+
 /// Whether this machine can have a lab.
 pub(super) fn check_machine() -> Result<(), Report> {
     let refuse = |title: &str| Report::new(ErrorCode::LabPrecondition, title);
@@ -58,15 +61,21 @@ pub(super) fn make(lab: &LabRecord) -> Result<(), Report> {
     }
     batch(Some(switch), &links)?;
     for host in &lab.hosts {
-        batch(
-            Some(&host.namespace),
-            &format!(
-                "link set lo up\nlink add br0 type bridge stp_state 0 forward_delay 0\nlink set up0 master br0 up\n\
-                 link set br0 up\naddress add {}/24 dev br0\naddress add {}/64 dev br0 nodad\nroute add default dev br0\n",
+        let bridge = "link set lo up\nlink add br0 type bridge stp_state 0 forward_delay 0\nlink set up0 master br0 up\n\
+                      link set br0 up\n";
+        // A host that is a VM has its addresses itself.
+        let rest = match lab.nested {
+            Some(_) => format!(
+                "address add {}/24 dev br0\ntuntap add {TAP} mode tap\nlink set {TAP} master br0 up\n",
+                host.seat()
+            ),
+            None => format!(
+                "address add {}/24 dev br0\naddress add {}/64 dev br0 nodad\nroute add default dev br0\n",
                 host.address,
                 host.ipv6()
             ),
-        )?;
+        };
+        batch(Some(&host.namespace), &format!("{bridge}{rest}"))?;
         if lab.uplinks {
             add_uplink(&host.namespace)?;
         }

@@ -75,6 +75,19 @@ pub struct LabRecord {
     pub uplinks: bool,
     /// The daemon's program.
     pub vtd: PathBuf,
+    /// How its hosts run, where they are VMs.
+    #[serde(default)]
+    pub nested: Option<NestedRecord>,
+}
+
+/// How hosts that are VMs run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NestedRecord {
+    /// Under KVM; else emulated.
+    pub kvm: bool,
+    /// Memory of each, MiB.
+    pub memory_mib: u32,
 }
 
 /// A host of a lab.
@@ -121,6 +134,12 @@ impl HostRecord {
         SocketAddrV4::new(self.address, PORT)
     }
 
+    /// The address of its namespace, where the host itself is a VM in there.
+    pub(super) fn seat(&self) -> Ipv4Addr {
+        let [a, b, c, last] = self.address.octets();
+        Ipv4Addr::new(a, b, c, last + 50)
+    }
+
     /// Its address of the other kind, on the same link, for what is wanted over IPv6.
     pub fn ipv6(&self) -> Ipv6Addr {
         let [.., last] = self.address.octets();
@@ -153,7 +172,13 @@ impl LabRecord {
             libvirt: options.libvirt,
             uplinks: options.uplinks,
             vtd,
+            nested: None,
         }
+    }
+
+    /// What its hosts are.
+    pub fn driver(&self) -> &'static str {
+        if self.nested.is_some() { "nested" } else { "namespace" }
     }
 
     /// The host of this name.
