@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 
 /// The helper binary, beside vtd.
 pub const PROGRAM: &str = "vt-libvirt";
+/// The parameter of a VM with a domain of its user's, as text.
+pub const DOMAIN_PARAM: &str = "libvirt_domain_xml";
+/// Longest such text, bytes.
+pub const DOMAIN_MAX: usize = 64 << 10;
 /// Longest line either way, bytes. A domain's description is a few thousand.
 pub const LINE_MAX: usize = 1 << 20;
 /// Most calls at a time; a further one is refused.

@@ -7,6 +7,7 @@ mod chosen;
 mod cluster;
 pub(crate) mod config;
 mod doctor;
+mod domain_file;
 mod explain;
 mod guest;
 mod guest_define;

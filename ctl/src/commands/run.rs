@@ -18,7 +18,7 @@ use vt_protocol::{
 use super::{
     App, Code,
     chosen::{self, Chosen},
-    host, scenario, scenario_file,
+    domain_file, host, scenario, scenario_file,
 };
 use crate::{
     args::{Outcome, Output, ReportFile, RunArgs},
@@ -48,6 +48,8 @@ pub(super) async fn run(app: &mut App, mut args: RunArgs) -> Result<Code, Report
         _ => {}
     }
     // What can be wrong without asking anybody comes first.
+    let with_matrix = args.has_matrix();
+    domain_file::read_into(&mut args.matrix.params, with_matrix)?;
     let hosts = hosts(&args)?;
     if let Some(goal) = args.outcome.goal() {
         check_goal(goal)?;

@@ -8,6 +8,7 @@ use std::{fmt::Write as _, path::Path};
 use serde_json::json;
 use vt_protocol::{ids::VmId, probe, vm::Accelerator};
 
+use super::element::escaped;
 use crate::qemu::command_line::{
     AGENT_PORT, AGENT_SOCKET, CONSOLE_SOCKET, CommandLine, GUARD_QMP_SOCKET, Medium, PROBE_SOCKET, QMP_SOCKET, uuid,
 };
@@ -140,10 +141,6 @@ fn cpu(model: &str) -> String {
             escaped(name)
         ),
     }
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('\'', "&apos;").replace('"', "&quot;")
 }
 
 fn path(path: &Path) -> String {

@@ -4,6 +4,9 @@
 //! |---|---|
 //! | [`process`] | vt-libvirt, the process that libvirt is linked into |
 //! | [`domain`] | a VM as libvirt describes one, pure |
+//! | [`given`] | a domain that a user gives for a VM, checked, pure |
+//! | [`laid`] | the first laid over the second, pure |
+//! | `element` | an element of XML as a value |
 //! | [`modes`] | a way of moving, in libvirt's words, pure |
 //! | [`certificates`] | where its QEMUs find theirs |
 //!
@@ -21,6 +24,9 @@
 
 pub mod certificates;
 pub mod domain;
+mod element;
+pub mod given;
+pub mod laid;
 pub mod modes;
 pub mod process;
 

@@ -28,7 +28,7 @@ use vt_sync::{command::AbortMigration, state};
 
 use super::{credentials::Side, destination, receive::Incoming, receiver::Receiver, send::Ready, source::Phase};
 use crate::{
-    libvirt::{Libvirt, certificates::Held, domain, modes::modes, not_there, process::HelperError},
+    libvirt::{Libvirt, certificates::Held, domain, laid::Laid, modes::modes, not_there, process::HelperError},
     party::{
         attempt::{DECIDES, LocalAttempt},
         disk::DiskPlace,
@@ -279,7 +279,10 @@ impl LocalAttempt {
         let libvirt = self.libvirt()?;
         let Hello { library, daemon, hypervisor, .. } = libvirt.hello().await?;
         self.evidence.events.say(format!("libvirt {daemon} (library {library}) with QEMU {hypervisor}"));
-        let (site, xml) = site(setup, places)?;
+        let (site, xml, changed) = self.site(setup, places)?;
+        if !changed.is_empty() {
+            self.evidence.events.say(format!("set over the domain of {}: {}", setup.spec.id.name, changed.join(", ")));
+        }
         libvirt.start(xml).await?;
         let found = Vm::find(&site.run_dir).await.map_err(|error| error.report())?;
         let Found::Running(vm) = found else {
@@ -290,9 +293,27 @@ impl LocalAttempt {
         Ok(*vm)
     }
 
+    /// The place of a VM, how libvirt is to have it, and what of its user's domain that changed. libvirt puts the QEMU into
+    /// a control group of its own choice: the one that is made here stays empty, and on record says where the guard's is.
+    fn site(&self, setup: &VmSetup, places: VmPlaces) -> Result<(Site, String, Vec<String>), Report> {
+        let emulator = resolve_program(&setup.qemu).ok_or_else(|| VmError::Missing(setup.qemu.clone()).report())?;
+        let given = self.given_domain(&setup.spec.id.name)?;
+        let site = Site::make(setup, &places).map_err(|error| error.report())?;
+        let ours = domain::xml(&site.command_line(setup), &emulator);
+        let Laid { xml, changed } = match given {
+            Some(given) => given.laid_under(&ours).map_err(|objection| {
+                Report::new(ErrorCode::BadParameter, format!("the domain cannot be taken: {objection}"))
+            })?,
+            None => Laid { xml: ours, changed: Vec::new() },
+        };
+        let file = places.evidence.join(DOMAIN_FILE);
+        std::fs::write(&file, &xml).map_err(|error| VmError::io("write", &file)(error).report())?;
+        Ok((site, xml, changed))
+    }
+
     /// Makes the place of a VM that libvirt is to start here, and says how libvirt is to have it.
     pub(super) fn expect_domain(&self, setup: &VmSetup, places: VmPlaces) -> Result<String, Report> {
-        let (site, xml) = site(setup, places)?;
+        let (site, xml, _) = self.site(setup, places)?;
         site.keep();
         Ok(xml)
     }
@@ -359,17 +380,6 @@ impl LocalAttempt {
         incoming.close_inlet();
         self.forget_copy(&incoming.id.vm.name).await;
     }
-}
-
-/// The place of a VM, and how libvirt is to have it. libvirt puts the QEMU into a control group of its own choice: the one
-/// that is made here stays empty, and on record says where the guard's is.
-fn site(setup: &VmSetup, places: VmPlaces) -> Result<(Site, String), Report> {
-    let emulator = resolve_program(&setup.qemu).ok_or_else(|| VmError::Missing(setup.qemu.clone()).report())?;
-    let site = Site::make(setup, &places).map_err(|error| error.report())?;
-    let xml = domain::xml(&site.command_line(setup), &emulator);
-    let file = places.evidence.join(DOMAIN_FILE);
-    std::fs::write(&file, &xml).map_err(|error| VmError::io("write", &file)(error).report())?;
-    Ok((site, xml))
 }
 
 /// Waits until there is a QEMU in a run folder. libvirt says nothing before everything has arrived.

@@ -20,7 +20,7 @@ use super::{
     attempt::{DECIDES, LocalAttempt},
     failure::caused,
 };
-use crate::{cluster::AskError, migrate::features::machine_in, qemu::binaries::Binary};
+use crate::{cluster::AskError, libvirt::given::Given, migrate::features::machine_in, qemu::binaries::Binary};
 
 /// Which QEMU of host1 runs the VM, or of every host.
 const HERE: &str = "qemu_binary";
@@ -53,15 +53,26 @@ impl LocalAttempt {
         let params = self.record().case.params.object(vm.as_str());
         let said = |key| params.text(key).map(str::trim).filter(|word| !word.is_empty()).map(|word| (key, word));
         let elsewhere = if self.place == 0 { None } else { said(ELSEWHERE) };
-        let Some((key, word)) = elsewhere.or_else(|| said(HERE)) else {
+        let given = self.given_domain(vm)?.and_then(|domain| domain.emulator);
+        let of_domain = given.as_deref().map(|word| ("the emulator of the domain", word));
+        let Some((key, word)) = elsewhere.or_else(|| said(HERE)).or(of_domain) else {
             return Ok(self.places.qemus.usual());
         };
         self.places.qemus.find(word).ok_or_else(|| {
             let host = self.name_of(self.me());
             let report = Report::new(ErrorCode::CannotRunHere, format!("{key} = {word} is no QEMU of {host}"));
             let report = self.places.qemus.all().fold(report, |report, one| report.with("it has", one.to_string()));
-            report.help(format!("[qemu.binaries] in the settings of {host}, or -p {key}=qemu for its default"))
+            report.help(format!("[qemu.binaries] in the settings of {host}, or -p {HERE}=qemu for its default"))
         })
+    }
+
+    /// The domain that the user of a VM gave for it.
+    ///
+    /// # Errors
+    /// It cannot be taken; it was refused before the case began.
+    pub(crate) fn given_domain(&self, vm: &Name) -> Result<Option<Given>, Report> {
+        let params = self.record().case.params.object(vm.as_str());
+        Given::of(&params).map_err(|error| Report::new(ErrorCode::BadParameter, error.to_string()))
     }
 
     /// Answers [`PeerRequest::QemuOf`].

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use vt_protocol::{
     ids::Name,
+    libvirt::DOMAIN_PARAM,
     params::{ParamError, Params},
     party::StartVm,
     vm::{Accelerator, Backend, Drive, MigrationSpec, NICS_MAX, NicModel},
@@ -12,7 +13,11 @@ use vt_protocol::{
 use super::{Documented, Limit, drives, goals::Goal, transfer};
 use crate::{
     guest::console,
-    qemu::cable::{self, Cable},
+    libvirt::given::{Given, refused},
+    qemu::{
+        cable::{self, Cable},
+        command_line::Medium,
+    },
 };
 
 const MIB: u64 = 1 << 20;
@@ -57,6 +62,12 @@ pub(super) const VM_PARAMS: &[Documented] = &[
     ),
     ("qemu_dst_binary", "", "the same on the hosts behind host1, where it is another one there"),
     ("vm_type", "qemu", "who starts and moves the VM: qemu (the daemon, over QMP), or libvirt; --backend sets it"),
+    (
+        DOMAIN_PARAM,
+        "",
+        "by libvirt: the VM's domain, in a file that vtctl reads; mem, smp, machine, cpu_model, nics and qemu_binary are its where \
+         they are not said, its disks and cards lead where the VM's do, and what cannot move or is a path of a host is refused",
+    ),
     ("login_timeout", "360", "seconds until the guest is up and lets in"),
     ("username", "root", "who logs in on the console"),
     ("password", "", "with which password, where the guest asks for one"),
@@ -158,6 +169,8 @@ pub(super) struct VmSettings {
     /// Whether its disks are looked into.
     pub(super) check_images: bool,
     pub(super) nics: Vec<NicModel>,
+    /// The domain that its user gave.
+    pub(super) domain: Option<Given>,
 }
 
 /// How a VM is started, moved and watched.
@@ -205,30 +218,49 @@ impl VmSettings {
         if pool.is_some_and(|pool| pool.parse::<Name>().is_err()) {
             return Err(params.error("disk_pool", "the name of a pool"));
         }
-        let memory = params.size("mem", MIB, 32 * MIB..=MIB << 20)?.unwrap_or(256 * MIB);
+        let backend = match params.text("vm_type").map(str::trim) {
+            None | Some("" | "qemu") => Backend::Qmp,
+            Some("libvirt") => Backend::Libvirt,
+            Some(_) => return Err(params.error("vm_type", "qemu or libvirt")),
+        };
+        let domain = Given::of(params)?;
+        if domain.is_some() && backend != Backend::Libvirt {
+            return Err(params.error("vm_type", format!("libvirt, and {DOMAIN_PARAM} is for libvirt")));
+        }
+        let said = domain.as_ref();
+        let memory = params.size("mem", MIB, 32 * MIB..=MIB << 20)?;
         let accelerator = match params.text("accelerator").map(str::trim) {
             None | Some("") => None,
             Some("kvm") => Some(Accelerator::Kvm),
             Some("tcg") => Some(Accelerator::Tcg),
             Some(_) => return Err(params.error("accelerator", "kvm or tcg")),
         };
+        let cpus = params.number("smp", 1..=255)?.map(fit);
+        let machine = word(params, machine, "a machine type of QEMU, e.g. pc-q35-7.2")?;
+        let cpu_model = word(&cpu, "cpu_model", "a CPU model of QEMU, e.g. qemu64")?;
+        let (drives, nics) = (drives::read(params)?, nics(params, said)?);
+        if let Some(domain) = said {
+            let others = drives.iter().map(|drive| Medium::of(&drive.content));
+            let media: Vec<Medium> = std::iter::once(Medium::Disk).chain(others).collect();
+            domain.fits(&media, nics.len()).map_err(|objection| refused(params, &objection))?;
+        }
         Ok(Self {
             image,
-            memory_mib: fit(memory / MIB),
-            cpus: fit(params.number("smp", 1..=255)?.unwrap_or(1)),
-            machine: word(params, machine, "a machine type of QEMU, e.g. pc-q35-7.2")?,
-            cpu_model: word(&cpu, "cpu_model", "a CPU model of QEMU, e.g. qemu64")?,
+            memory_mib: memory
+                .map(|bytes| fit(bytes / MIB))
+                .or_else(|| said.and_then(|said| said.memory_mib))
+                .unwrap_or(256),
+            cpus: cpus.or_else(|| said.and_then(|said| said.cpus)).unwrap_or(1),
+            machine: machine.or_else(|| said.and_then(|said| said.machine.clone())),
+            cpu_model: cpu_model.or_else(|| said.and_then(|said| said.cpu_model.clone())),
             accelerator,
             login_timeout: Duration::from_secs(params.number("login_timeout", 1..=86_400)?.unwrap_or(360)),
-            backend: match params.text("vm_type").map(str::trim) {
-                None | Some("" | "qemu") => Backend::Qmp,
-                Some("libvirt") => Backend::Libvirt,
-                Some(_) => return Err(params.error("vm_type", "qemu or libvirt")),
-            },
+            backend,
             extra_args: Vec::new(),
-            drives: drives::read(params)?,
+            drives,
             check_images: params.flag("check_image")?.unwrap_or(false),
-            nics: nics(params)?,
+            nics,
+            domain,
         })
     }
 
@@ -267,7 +299,11 @@ pub(super) fn unequal(one: &Params, other: &Params) -> Vec<(&'static str, String
         ("accelerator", accelerator(&one), accelerator(&other)),
         ("nics", cards(&one.nics), cards(&other.nics)),
     ];
-    all.into_iter().filter(|(_, here, there)| here != there).collect()
+    let mut unequal: Vec<_> = all.into_iter().filter(|(_, here, there)| here != there).collect();
+    if one.domain != other.domain {
+        unequal.push((DOMAIN_PARAM, "one domain".to_owned(), "another".to_owned()));
+    }
+    unequal
 }
 
 impl Settings {
@@ -306,8 +342,8 @@ impl Settings {
     }
 }
 
-/// What each network card of a VM is.
-fn nics(params: &Params) -> Result<Vec<NicModel>, ParamError> {
+/// What each network card of a VM is: as the parameters have it, else as the domain that its user gave.
+fn nics(params: &Params, domain: Option<&Given>) -> Result<Vec<NicModel>, ParamError> {
     let model = |params: &Params| match params.text("nic_model").map(str::trim) {
         None | Some("") => Ok(NicModel::default()),
         Some(name) => {
@@ -320,7 +356,13 @@ fn nics(params: &Params) -> Result<Vec<NicModel>, ParamError> {
     }
     // What they hang on is the daemon's to know, too.
     Cable::all(params)?;
-    if names.is_empty() {
+    if let Some(given) = domain.filter(|domain| names.is_empty() && !domain.nics.is_empty()) {
+        let said = params.text("nic_model").is_some_and(|name| !name.trim().is_empty());
+        if given.nics.len() > NICS_MAX {
+            return Err(params.error("nics", format!("at most {NICS_MAX} names; the domain has {}", given.nics.len())));
+        }
+        given.nics.iter().map(|own| if said { model(params) } else { Ok(*own) }).collect()
+    } else if names.is_empty() {
         Ok(vec![model(params)?])
     } else {
         names.iter().map(|nic| model(&params.object(nic))).collect()

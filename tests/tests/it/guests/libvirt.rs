@@ -14,14 +14,10 @@ use vt_tests::{
     wait,
 };
 
-use super::moves::{files, json};
+use super::moves::{files, json, said};
 
 fn data(lab: &Lab, host: u32) -> PathBuf {
     Path::new(&lab_root()).join(lab.name()).join(format!("host{host}"))
-}
-
-fn said(folder: &Path) -> String {
-    files(folder, "events.jsonl").iter().map(|path| fs::read_to_string(path).unwrap()).collect()
 }
 
 /// Domains that a host's libvirtd knows, running or not.

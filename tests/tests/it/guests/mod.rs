@@ -2,6 +2,7 @@
 
 mod cards;
 mod disks;
+mod domains;
 mod drives;
 mod faults;
 mod libvirt;

@@ -28,6 +28,11 @@ pub(super) fn json(path: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
+/// What hosts said of a case or a job, below a folder.
+pub(super) fn said(folder: &Path) -> String {
+    files(folder, "events.jsonl").iter().map(|path| fs::read_to_string(path).unwrap()).collect()
+}
+
 #[test]
 fn a_guest_moves_there_and_back_and_the_evidence_says_so() {
     let lab = Lab::up(3);

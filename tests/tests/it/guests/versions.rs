@@ -1,15 +1,11 @@
 //! Guests that move between hosts with different QEMUs.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use serde_json::Value;
 use vt_tests::{lab::Lab, older_qemu};
 
-use super::moves::{files, json};
-
-fn said(bundle: &Path) -> String {
-    files(bundle, "events.jsonl").iter().map(|path| fs::read_to_string(path).unwrap()).collect()
-}
+use super::moves::{json, said};
 
 /// Backend, QEMUs of both sides and fate of each cell of a matrix.
 fn cells(bundle: &Path) -> Vec<[String; 4]> {
