@@ -48,6 +48,8 @@ use crate::{
     },
 };
 
+/// How long a move that is over may take to end here.
+const ENDS: Duration = Duration::from_secs(30);
 /// A pause before a proposal is made again.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -143,6 +145,15 @@ impl Incoming {
         self.set_vm(None)
     }
 
+    /// Waits until it is over here, and its place free or the VM's.
+    async fn over(&self) {
+        let (mut prepared, mut arrival) = (self.prepared.subscribe(), self.arrival.subscribe());
+        tokio::select! {
+            _ = prepared.wait_for(|prepared| matches!(prepared, Some(Err(_)))) => {}
+            _ = arrival.wait_for(Option::is_some) => {}
+        }
+    }
+
     /// How it is; waits up to `wait` while nothing is decided.
     pub async fn state(&self, wait: Duration) -> IncomingState {
         let mut watch = self.state.subscribe();
@@ -200,6 +211,11 @@ impl LocalAttempt {
             .map_err(|_| refused(format!("the party of this host in {} has ended", self.id)))?;
         if record.to != self.me() || !record.is_under_way() {
             return Err(refused(format!("{id} is not under way to this host")));
+        }
+        // The source says that a move is over as soon as it knows. What was begun here for it may still be ending.
+        let before = |other: &Arc<Incoming>| other.id.vm == id.vm && other.id.number < id.number;
+        for other in self.all_incoming().into_iter().filter(before) {
+            let _ = timeout(ENDS, other.over()).await;
         }
         let (from, me) = (self.name_of(record.from), self.name_of(self.me()));
         let qemu = self.qemu(&id.vm.name)?;
