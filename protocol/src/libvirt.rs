@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::vm::Copying;
+
 /// The helper binary, beside vtd.
 pub const PROGRAM: &str = "vt-libvirt";
 /// The parameter of a VM with a domain of its user's, as text.
@@ -82,26 +84,32 @@ pub struct Migrate {
     pub modes: Modes,
 }
 
-/// How a domain moves. Always peer to peer, live unless [`Modes::offline`], and paused at the destination but for a
-/// post-copy.
+/// How a domain moves: peer to peer unless [`Modes::managed`], live unless [`Modes::offline`], and paused at the destination
+/// but for a post-copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Modes {
+    /// The helper speaks with the libvirts of both sides, instead of one of them with the other.
+    pub managed: bool,
     /// With its CPUs stopped from the beginning.
     pub offline: bool,
+    /// Give up when a disk fails meanwhile.
+    pub abort_on_error: bool,
     /// MiB/s.
     pub bandwidth: Option<u64>,
     /// Milliseconds that the guest may stand still.
     pub downtime: Option<u64>,
     /// Through how many connections beside the first.
     pub parallel: Option<u32>,
+    /// Those without copies of what they send.
+    pub zero_copy: bool,
     /// Slow the guest down until it converges; where it begins and by how much, percent.
     pub auto_converge: Option<Throttle>,
     /// How its memory is compressed.
     pub compression: Option<Compression>,
     /// Through the connection of the two libvirts instead of one between the QEMUs.
     pub tunnelled: bool,
-    /// With its own disks, of which the destination has what they are built upon.
-    pub copy_disks: bool,
+    /// With its own disks.
+    pub copying: Option<Copying>,
     /// It can go over to post-copy. libvirt lets it run at the destination by itself then.
     pub postcopy: Option<Postcopy>,
 }
@@ -131,6 +139,15 @@ pub enum Compression {
     Zstd {
         /// 0 to 20.
         level: Option<u32>,
+    },
+    /// By several threads, through one connection.
+    Mt {
+        /// 0 to 9; QEMU's own where there is none, as of the others.
+        level: Option<u32>,
+        /// How many compress.
+        threads: Option<u32>,
+        /// How many at the destination undo it.
+        decompress: Option<u32>,
     },
 }
 

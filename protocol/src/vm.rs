@@ -342,6 +342,33 @@ pub struct MigrationSpec {
     pub interventions: Vec<(Moment, Intervention)>,
     /// How long the transfer may take before it is cancelled, in ms.
     pub timeout_ms: u64,
+    /// How long it may take before the guest is paused, in ms; it goes on where it is afterwards.
+    #[serde(default)]
+    pub suspend_after_ms: Option<u64>,
+    /// What libvirt alone can be told.
+    #[serde(default)]
+    pub by_libvirt: ByLibvirt,
+}
+
+/// What of a move libvirt alone can be told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ByLibvirt {
+    /// The one that asks speaks with the libvirts of both sides, instead of one of them with the other.
+    pub managed: bool,
+    /// Give up when a disk of the guest fails meanwhile.
+    pub abort_on_error: bool,
+    /// Which part of its disks is copied, where it is said; the hosts must not see the same ones.
+    pub copying: Option<Copying>,
+}
+
+/// What of a disk is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Copying {
+    /// All that the guest sees.
+    Whole,
+    /// What lies in the disk itself: the destination has what it is built upon.
+    Own,
 }
 
 impl Default for MigrationSpec {
@@ -354,6 +381,8 @@ impl Default for MigrationSpec {
             words: BTreeMap::new(),
             interventions: Vec::new(),
             timeout_ms: 300_000,
+            suspend_after_ms: None,
+            by_libvirt: ByLibvirt::default(),
         }
     }
 }

@@ -52,11 +52,7 @@ impl Connection {
         if let Some(connect) = open.as_ref().filter(|connect| connect.is_alive().unwrap_or(false)) {
             return Ok(connect.clone());
         }
-        let connect = Connect::open(Some(&self.uri)).map_err(|error| refusal(&error))?;
-        let (interval, count) = KEEP_ALIVE;
-        // A driver inside this process has no connection to keep alive, and refuses.
-        let _ = connect.set_keep_alive(interval, count);
-        Ok(open.insert(connect).clone())
+        Ok(open.insert(self::open(&self.uri)?).clone())
     }
 
     /// To what it is connected.
@@ -73,6 +69,18 @@ impl Connection {
             host: connect.get_hostname().map_err(said)?,
         })
     }
+}
+
+/// Connects to a libvirt.
+///
+/// # Errors
+/// It cannot be reached.
+pub(crate) fn open(uri: &str) -> Result<Connect, Refusal> {
+    let connect = Connect::open(Some(uri)).map_err(|error| refusal(&error))?;
+    let (interval, count) = KEEP_ALIVE;
+    // A driver inside this process has no connection to keep alive, and refuses.
+    let _ = connect.set_keep_alive(interval, count);
+    Ok(connect)
 }
 
 /// An error of libvirt, as it is handed on.

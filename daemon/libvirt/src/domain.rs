@@ -6,10 +6,13 @@ use virt::{
     error::Error,
 };
 use virt_sys as sys;
-use vt_protocol::libvirt::{Compression, DomainState, Migrate, Refusal, Reply, Running};
+use vt_protocol::{
+    libvirt::{Compression, DomainState, Migrate, Refusal, Reply, Running},
+    vm::Copying,
+};
 
 use crate::{
-    connection::refusal,
+    connection::{open, refusal},
     missing::{abort_job, start_postcopy},
 };
 
@@ -68,7 +71,12 @@ pub(crate) fn migrate(connect: &Connect, move_: &Migrate) -> Result<Reply, Refus
     if let Some(ms) = move_.modes.downtime {
         domain.migrate_set_max_downtime(ms, 0).map_err(|error| refusal(&error))?;
     }
-    let moved = done(domain.migrate_to_uri3(Some(&move_.to), parameters(move_), flags(move_)));
+    let moved = if move_.modes.managed {
+        let there = open(&move_.to)?;
+        done(domain.migrate3(&there, parameters(move_), flags(move_)))
+    } else {
+        done(domain.migrate_to_uri3(Some(&move_.to), parameters(move_), flags(move_)))
+    };
     // libvirt that has gone away has refused nothing.
     moved.map_err(|refusal| Refusal { lost: !connect.is_alive().unwrap_or(false), ..refusal })
 }
@@ -76,17 +84,21 @@ pub(crate) fn migrate(connect: &Connect, move_: &Migrate) -> Result<Reply, Refus
 /// `UNSAFE` takes from libvirt a guess that it cannot make: whether both hosts see one disk is known by who calls.
 fn flags(move_: &Migrate) -> sys::virDomainMigrateFlags {
     let modes = &move_.modes;
-    let mut flags = sys::VIR_MIGRATE_PEER2PEER | sys::VIR_MIGRATE_UNSAFE;
+    let mut flags = sys::VIR_MIGRATE_UNSAFE;
     for (wanted, flag) in [
+        (!modes.managed, sys::VIR_MIGRATE_PEER2PEER),
         (!modes.offline, sys::VIR_MIGRATE_LIVE),
+        (modes.abort_on_error, sys::VIR_MIGRATE_ABORT_ON_ERROR),
         // libvirt takes one of the two.
         (modes.postcopy.is_none(), sys::VIR_MIGRATE_PAUSED),
         (modes.postcopy.is_some(), sys::VIR_MIGRATE_POSTCOPY),
         (modes.parallel.is_some(), sys::VIR_MIGRATE_PARALLEL),
+        (modes.zero_copy, sys::VIR_MIGRATE_ZEROCOPY),
         (modes.auto_converge.is_some(), sys::VIR_MIGRATE_AUTO_CONVERGE),
         (modes.compression.is_some(), sys::VIR_MIGRATE_COMPRESSED),
         (modes.tunnelled, sys::VIR_MIGRATE_TUNNELLED),
-        (modes.copy_disks, sys::VIR_MIGRATE_NON_SHARED_INC),
+        (modes.copying == Some(Copying::Own), sys::VIR_MIGRATE_NON_SHARED_INC),
+        (modes.copying == Some(Copying::Whole), sys::VIR_MIGRATE_NON_SHARED_DISK),
         (move_.tls.is_some(), sys::VIR_MIGRATE_TLS),
     ] {
         if wanted {
@@ -113,6 +125,12 @@ fn parameters(move_: &Migrate) -> MigrateParameters {
         Some(Compression::Zstd { level }) => {
             compressed.compression_zstd_level = number(level);
             Some("zstd")
+        }
+        Some(Compression::Mt { level, threads, decompress }) => {
+            compressed.compression_mt_level = number(level);
+            compressed.compression_mt_threads = number(threads);
+            compressed.compression_mt_dthreads = number(decompress);
+            Some("mt")
         }
     };
     MigrateParameters {
@@ -146,6 +164,10 @@ mod tests {
             assert_ne!(flags(&of(modes.clone())) & sys::VIR_MIGRATE_PAUSED, 0, "{modes:?}");
         }
         assert_eq!(flags(&of(Modes { offline: true, ..Modes::default() })) & sys::VIR_MIGRATE_LIVE, 0);
+        for managed in [false, true] {
+            let of_two = flags(&of(Modes { managed, ..Modes::default() })) & sys::VIR_MIGRATE_PEER2PEER != 0;
+            assert_eq!(of_two, !managed);
+        }
         let postcopy = of(Modes { postcopy: Some(Postcopy::default()), ..Modes::default() });
         let either = sys::VIR_MIGRATE_PAUSED | sys::VIR_MIGRATE_POSTCOPY;
         assert_eq!(flags(&postcopy) & either, sys::VIR_MIGRATE_POSTCOPY);

@@ -8,6 +8,7 @@
 //! | [`laid`] | the first laid over the second, pure |
 //! | `element` | an element of XML as a value |
 //! | [`modes`] | a way of moving, in libvirt's words, pure |
+//! | [`options`] | a way of moving in the words of `virsh migrate`, pure |
 //! | [`certificates`] | where its QEMUs find theirs |
 //!
 //! What runs is a QEMU as ever, and it has our two monitors beside libvirt's own: the daemon reads its events and lets it
@@ -28,6 +29,7 @@ mod element;
 pub mod given;
 pub mod laid;
 pub mod modes;
+pub mod options;
 pub mod process;
 
 use std::{path::Path, time::Duration};

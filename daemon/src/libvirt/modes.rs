@@ -2,7 +2,7 @@
 
 use vt_protocol::{
     libvirt::{Compression, Modes, Postcopy, Throttle},
-    vm::{Intervention, MigrationSpec, Moment, Transport},
+    vm::{ByLibvirt, Intervention, MigrationSpec, Moment, Transport},
 };
 
 /// Capabilities that libvirt turns on by itself where they are needed: asking for them changes nothing.
@@ -20,7 +20,8 @@ const HELD: u64 = 1;
 /// The rule that stands against it: libvirt has no word for it, or does it in a way that we cannot decide about.
 pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
     let only_qmp = |what: &str| Err(format!("{what} is not offered through libvirt; --backend qmp has it"));
-    let mut modes = Modes { offline: spec.offline, ..Modes::default() };
+    let ByLibvirt { managed, abort_on_error, copying: _ } = spec.by_libvirt;
+    let mut modes = Modes { offline: spec.offline, managed, abort_on_error, ..Modes::default() };
     match spec.transport {
         // With TLS it is TCP with certificates, which are made when it begins.
         Transport::Tcp | Transport::Tls => {}
@@ -33,7 +34,7 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
     let postcopy = spec.is_postcopy();
     // A post-copy that may stand still for long would be at its end before it is decided.
     let mut known = vec!["max-bandwidth", if postcopy { "max-postcopy-bandwidth" } else { "downtime-limit" }];
-    let mut xbzrle = None;
+    let mut others = Vec::new();
     for name in spec.asked() {
         match name.as_str() {
             name if OF_ITSELF.contains(&name) => {}
@@ -63,8 +64,18 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
             "xbzrle" => {
                 known.push("xbzrle-cache-size");
                 // QEMU's own default.
-                xbzrle = Some(Compression::Xbzrle { cache: number("xbzrle-cache-size").unwrap_or(64 * MIB) });
+                others.push(Compression::Xbzrle { cache: number("xbzrle-cache-size").unwrap_or(64 * MIB) });
             }
+            "compress" => {
+                known.extend(["compress-level", "compress-threads", "decompress-threads"]);
+                others.push(Compression::Mt {
+                    level: percent("compress-level"),
+                    threads: percent("compress-threads"),
+                    decompress: percent("decompress-threads"),
+                });
+            }
+            // Of several connections, which is a rule of all moves.
+            "zero-copy-send" => modes.zero_copy = true,
             "postcopy-ram" => {}
             name => return only_qmp(&format!("the capability {name}")),
         }
@@ -75,10 +86,16 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
     if let Some(name) = spec.words.keys().find(|name| *name != METHOD || modes.parallel.is_none()) {
         return only_qmp(&format!("the parameter {name}"));
     }
-    if modes.compression.is_some() && xbzrle.is_some() {
+    if modes.compression.iter().chain(&others).count() > 1 {
         return only_qmp("two compressions at once");
     }
-    modes.compression = modes.compression.or(xbzrle);
+    if modes.parallel.is_some() && !others.is_empty() {
+        return only_qmp("multifd with a compression of one connection");
+    }
+    modes.compression = modes.compression.or_else(|| others.pop());
+    if modes.tunnelled && managed {
+        return Err("libvirt's tunnel is between two libvirts: --p2p".to_owned());
+    }
     if modes.tunnelled && modes.parallel.is_some() {
         return Err("libvirt's tunnel is one connection, and multifd needs several".to_owned());
     }
@@ -88,7 +105,8 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
         Intervention::Cancel => !postcopy,
         Intervention::Postcopy => *at == Moment::Active,
         Intervention::Break => *at == Moment::PostcopyActive,
-        Intervention::Stop | Intervention::Set(_) => false,
+        Intervention::Stop => !postcopy,
+        Intervention::Set(_) => false,
     };
     if let Some((at, _)) = spec.interventions.iter().find(|one| !offered(one)) {
         return only_qmp(&format!("what is to be done at {at}"));
@@ -110,6 +128,8 @@ fn bars_postcopy(spec: &MigrationSpec, modes: &Modes) -> Option<&'static str> {
         Some("libvirt completes a transfer that converges, and a post-copy is decided before: it begins at active")
     } else if modes.tunnelled {
         Some("libvirt makes no post-copy through its tunnel")
+    } else if spec.suspend_after_ms.is_some() {
+        Some("the guest of a post-copy is paused until it is decided")
     } else if modes.offline {
         Some("libvirt makes no post-copy of a guest that is paused before")
     } else if modes.parallel.is_some() {
@@ -181,7 +201,17 @@ mod tests {
             (postcopy(spec(&["multifd"], &[])), "multifd"),
             (postcopy(MigrationSpec { transport: Transport::Mesh, ..MigrationSpec::default() }), "tunnel"),
             (postcopy(MigrationSpec { offline: true, ..MigrationSpec::default() }), "paused before"),
-            (spec(&["zero-copy-send"], &[]), "zero-copy-send"),
+            (spec(&["multifd", "xbzrle"], &[]), "one connection"),
+            (spec(&["compress", "xbzrle"], &[]), "two compressions"),
+            (postcopy(MigrationSpec { suspend_after_ms: Some(1), ..MigrationSpec::default() }), "until it is decided"),
+            (
+                MigrationSpec {
+                    transport: Transport::Mesh,
+                    by_libvirt: ByLibvirt { managed: true, ..ByLibvirt::default() },
+                    ..spec(&[], &[])
+                },
+                "--p2p",
+            ),
             (spec(&[], &[("multifd-channels", 4)]), "multifd-channels"),
             (
                 MigrationSpec {

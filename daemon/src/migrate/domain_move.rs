@@ -22,7 +22,7 @@ use vt_protocol::{
     party::{Failure, Move},
     peer::IncomingState,
     verdict::Consequence,
-    vm::{How, MigrationSpec, Transport},
+    vm::{Copying, How, MigrationSpec, Transport},
 };
 use vt_sync::{command::AbortMigration, state};
 
@@ -91,7 +91,7 @@ impl DomainMove {
             return Err(Report::new(ErrorCode::Internal, "the destination did not say how libvirt is to have the VM"));
         };
         let mut modes = modes(&call.spec).map_err(|rule| Report::new(ErrorCode::BadParameter, rule))?;
-        modes.copy_disks = !attempt.disks_are_seen();
+        modes.copying = (!attempt.disks_are_seen()).then(|| call.spec.by_libvirt.copying.unwrap_or(Copying::Own));
         let (tls, certificates) = match call.spec.transport {
             Transport::Tls => {
                 let (name, held) = attempt.libvirt_with_tls(&ready.id, Side::Source).await?;
@@ -103,14 +103,15 @@ impl DomainMove {
         let migrate = Migrate { domain, to, uri, xml, tls, modes };
         let within = Duration::from_millis(call.spec.timeout_ms) + BESIDES;
         let asked = Arc::clone(&libvirt);
-        let begun = Self::follow(attempt, vm, libvirt, async move { asked.migrate(migrate, within).await });
+        let managed = call.spec.by_libvirt.managed;
+        let begun = Self::follow(attempt, vm, managed, async move { asked.migrate(migrate, within).await })?;
         Ok(Self { _certificates: certificates, ..begun })
     }
 
     /// Follows one that a daemon before this one had libvirt begin.
-    pub(super) fn resume(attempt: &Arc<LocalAttempt>, vm: &Arc<LocalVm>) -> Result<Self, Failure> {
-        let libvirt = attempt.libvirt().map_err(caused)?;
-        Ok(Self::follow(attempt, vm, libvirt, async { Err(HelperError::Gone) }))
+    pub(super) fn resume(attempt: &Arc<LocalAttempt>, vm: &Arc<LocalVm>, call: &Move) -> Result<Self, Failure> {
+        let managed = call.spec.by_libvirt.managed;
+        Self::follow(attempt, vm, managed, async { Err(HelperError::Gone) }).map_err(caused)
     }
 
     /// Has libvirt go over to post-copy.
@@ -128,9 +129,10 @@ impl DomainMove {
     fn follow(
         attempt: &Arc<LocalAttempt>,
         vm: &Arc<LocalVm>,
-        libvirt: Arc<Libvirt>,
+        managed: bool,
         asked: impl Future<Output = Result<(), HelperError>> + Send + 'static,
-    ) -> Self {
+    ) -> Result<Self, Report> {
+        let libvirt = attempt.libvirt()?;
         let (tell, answer) = oneshot::channel();
         let domain = domain::name(&vm.id);
         let (asking, vm, attempt) = (Arc::clone(&libvirt), Arc::clone(vm), Arc::clone(attempt));
@@ -141,7 +143,7 @@ impl DomainMove {
                 Err(error) => {
                     tracing::warn!(vm = %vm.id, %error, "libvirt's answer to a move is not known");
                     tokio::select! {
-                        found = find_out(&asking, &vm, &error) => found,
+                        found = find_out(&asking, &vm, managed, &error) => found,
                         () = attempt.closing.cancelled() => return,
                     }
                 }
@@ -149,7 +151,7 @@ impl DomainMove {
             // Nobody waits once the attempt is over.
             let _ = tell.send(said);
         });
-        Self { domain, libvirt, answer: Some(answer), _certificates: None, last: None }
+        Ok(Self { domain, libvirt, answer: Some(answer), _certificates: None, last: None })
     }
 
     /// Whether libvirt has not answered yet.
@@ -184,8 +186,8 @@ fn refused(libvirt: &Libvirt, error: &HelperError) -> Report {
 }
 
 /// What became of a move whose answer was lost. A QEMU that has ended will not run again, and so the source has no more to
-/// say: whether everything arrived is for the destination to know.
-async fn find_out(libvirt: &Libvirt, vm: &LocalVm, lost: &HelperError) -> Result<(), Report> {
+/// say: whether everything arrived is for the destination to know. `managed`: the helper was the one that asked both sides.
+async fn find_out(libvirt: &Libvirt, vm: &LocalVm, managed: bool, lost: &HelperError) -> Result<(), Report> {
     let mut ticks = interval(ASKS);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = 0;
@@ -201,7 +203,12 @@ async fn find_out(libvirt: &Libvirt, vm: &LocalVm, lost: &HelperError) -> Result
             Err(_) if answered.elapsed() < AWAY => {}
             Err(_) => return end_without(libvirt, vm, lost).await,
         }
-        let over = matches!(state, Ok(Some(DomainState { cpus: Running::Yes, busy: false })));
+        let over = match state {
+            Ok(Some(DomainState { cpus: Running::Yes, busy: false })) => true,
+            // Whoever was to tell libvirt how it went at the other side is gone, and nobody else will.
+            Ok(Some(DomainState { cpus: Running::Paused, busy: false })) => managed,
+            _ => false,
+        };
         idle = if over { idle + 1 } else { 0 };
     }
     if idle == LOOKS_IDLE {
@@ -257,7 +264,7 @@ impl LocalAttempt {
         let decided = |record: &state::Migration| !record.is_under_way() || record.source_completed;
         if state.migration(&ready.id).is_some_and(decided) {
             // What is left of a post-copy is libvirt's.
-            let left = if call.spec.is_postcopy() { Some(DomainMove::resume(self, vm)?) } else { None };
+            let left = if call.spec.is_postcopy() { Some(DomainMove::resume(self, vm, call)?) } else { None };
             return Ok((Phase::Voted, left));
         }
         if vm.take_prepared(&ready.id) {
@@ -271,7 +278,7 @@ impl LocalAttempt {
                 }
             };
         }
-        Ok((Phase::Sending, Some(DomainMove::resume(self, vm)?)))
+        Ok((Phase::Sending, Some(DomainMove::resume(self, vm, call)?)))
     }
 
     /// Has libvirt start a VM with its CPUs stopped.

@@ -141,6 +141,10 @@ impl LocalAttempt {
         {
             return Err(caused(Report::new(ErrorCode::BadParameter, rule.clone()).with("rule", rule)));
         }
+        if call.spec.by_libvirt.copying.is_some() && self.disks_are_seen() {
+            let rule = "both hosts see the disks of the VM, and a copy of one onto itself destroys it";
+            return Err(caused(Report::new(ErrorCode::BadParameter, rule).with("rule", rule)));
+        }
         if let Some(rule) = rules::broken(&call.spec) {
             return Err(caused(Report::new(ErrorCode::BadParameter, rule.clone()).with("rule", rule)));
         }

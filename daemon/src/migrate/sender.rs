@@ -90,6 +90,7 @@ impl Sender {
             self.sampler.as_ref().map(|sampler| tokio::spawn(progress(&self.attempt, &self.ready.id, sampler)));
         let _progress = progress.map(AbortOnDrop);
         let deadline = Instant::now() + Duration::from_millis(self.call.spec.timeout_ms);
+        let mut suspend_at = self.call.spec.suspend_after_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
         let mut too_long = false;
         let mut listening = true;
         let mut replay = if phase == Phase::Sending { self.missed().await } else { None };
@@ -136,6 +137,11 @@ impl Sender {
                     ended = self.vm.ended(), if transferring && self.domain_move.is_none() => {
                         let title = "the source QEMU ended during the migration";
                         Event::QemuEnded(Box::new(ended.report(ErrorCode::VmLost, title)))
+                    }
+                    () = at_last(suspend_at), if transferring => {
+                        suspend_at = None;
+                        self.suspend().await;
+                        continue;
                     }
                     () = sleep_until(deadline), if !too_long => {
                         too_long = true;
@@ -188,6 +194,15 @@ impl Sender {
                 Some(Action::RunHere) => return self.run_here(phase).await,
                 Some(Action::LetGo) => return self.let_go().await,
             }
+        }
+    }
+
+    /// Pauses the guest of a transfer that takes as long as it may without. It goes on where it is afterwards.
+    async fn suspend(&self) {
+        let (id, events) = (&self.ready.id, &self.attempt.evidence.events);
+        match self.vm.qemu.qmp().stop().await {
+            Ok(()) => events.say(format!("{id}: it takes long: the guest is paused")),
+            Err(error) => events.warn(format!("{id}: it takes long, and the guest cannot be paused: {error}")),
         }
     }
 
@@ -515,6 +530,14 @@ impl Sender {
             }
             sleep(AGAIN).await;
         }
+    }
+}
+
+/// Pending for ever where there is no such moment.
+async fn at_last(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -91,6 +91,17 @@ pub(super) const MOVE_PARAMS: &[Documented] = &[
     ("downtime_limit", "", "downtime QEMU may aim at, ms; default: QEMU's own"),
     ("mig_timeout", "300", "seconds a transfer may take before it is cancelled"),
     (
+        "mig_suspend_after",
+        "",
+        "seconds a transfer may take before the guest is paused, to go on where it is afterwards",
+    ),
+    (
+        "virsh_migrate_options",
+        "",
+        "by libvirt: a move in the words of virsh migrate, e.g. \"--live --p2p --parallel --parallel-connections 4\"; without --p2p one \
+         process speaks with both libvirts, without --live the guest is paused; what is the mesh's to say is refused with the rule",
+    ),
+    (
         "goal",
         "",
         "what a transfer is to be like: min_downtime, min_time, or must_finish:5m; sets what is not set, and tells what that is",

@@ -7,7 +7,7 @@ use vt_protocol::{
     vm::{INTERVENTIONS_MAX, Intervention, MigrationSpec, Moment, NoTransport, Transport},
 };
 
-use crate::migrate::rules;
+use crate::{libvirt::options, migrate::rules};
 
 /// The key that says what carries the stream.
 pub(super) const TRANSPORT: &str = "mig_protocol";
@@ -23,6 +23,9 @@ pub(super) fn read(params: &Params) -> Result<MigrationSpec, ParamError> {
 
 /// The rule that it breaks, with the key that asks for it; `None` where it breaks none, or cannot be read.
 pub(super) fn barred(params: &Params) -> Option<(&'static str, String)> {
+    if let Err(rule) = in_words_of_virsh(params, &mut MigrationSpec::default()) {
+        return Some((options::KEY, rule));
+    }
     let rule = rules::broken(&read_any(params).ok()?)?;
     Some((key_of_rule(params), rule))
 }
@@ -57,7 +60,19 @@ pub(super) fn read_any(params: &Params) -> Result<MigrationSpec, ParamError> {
     }
     spec.capabilities = capabilities(params)?;
     spec.interventions = interventions(params)?;
+    let suspend = params.number("mig_suspend_after", 1..=86_400)?;
+    spec.suspend_after_ms = suspend.map(|seconds| seconds * 1000);
+    in_words_of_virsh(params, &mut spec).map_err(|rule| params.error(options::KEY, format!("possible so: {rule}")))?;
     Ok(spec)
+}
+
+/// Adds what was said in the words of `virsh migrate`.
+fn in_words_of_virsh(params: &Params, spec: &mut MigrationSpec) -> Result<(), String> {
+    let Some(said) = params.text(options::KEY).filter(|said| !said.trim().is_empty()) else { return Ok(()) };
+    if params.text("vm_type").is_none_or(|kind| kind.trim() != "libvirt") {
+        return Err("they are for --backend libvirt".to_owned());
+    }
+    options::apply(said, spec)
 }
 
 fn transport(params: &Params) -> Result<Transport, ParamError> {

@@ -9,7 +9,11 @@ use vt_protocol::{
 };
 
 use super::transfer;
-use crate::{libvirt::modes::modes, migrate::rules, nearest::nearest};
+use crate::{
+    libvirt::{modes::modes, options},
+    migrate::rules,
+    nearest::nearest,
+};
 
 /// A way of moving a VM.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +38,7 @@ const CANCELS: &[&str] = &[
 const PROTOCOL: &str = "mig_protocol";
 const CAPABILITIES: &str = "capabilities";
 const PARAMETERS: &str = "parameters";
+const VIRSH: &str = options::KEY;
 const OFFLINE: (&str, &str) = ("mig_offline", "yes");
 const SLOW: (&str, &str) = ("mig_speed", "24M");
 /// Slow enough that pages are missing when the connection breaks.
@@ -112,6 +117,9 @@ const WAYS: &[Way] = &[
     way("downtime-changed", &[("downtime_limit", "50"), ("at", "active downtime-limit=2000")]),
     way("stopped-meanwhile", &[("at", "active stop")]),
     way("everything", &[(CAPABILITIES, "return-path switchover-ack xbzrle auto-converge validate-uuid")]),
+    way("suspended-meanwhile", &[("mig_suspend_after", "1"), SLOW]),
+    way("managed", &[(VIRSH, "--live")]),
+    way("managed-parallel", &[(VIRSH, "--live --parallel --parallel-connections 3")]),
     way("cancel-setup", &[("at", "setup cancel")]),
     way("cancel-active", &[("at", "active cancel"), SLOW]),
     way("cancel-pass-2", &[("at", "pass:2 cancel"), SLOW, ("downtime_limit", "1")]),
@@ -205,6 +213,8 @@ mod tests {
             "switchover-ack-exec",
             "mapped-ram-tcp",
             "background-snapshot",
+            "managed",
+            "managed-parallel",
             "cancel-postcopy-active",
         ];
         assert_eq!(barred, want);

@@ -275,7 +275,8 @@ fn a_guest_moves_compressed_slowly_encrypted_and_with_its_disk() {
     let before = lab.inventory(2);
     let results = tempfile::tempdir().unwrap();
     let bundle = results.path().join("job");
-    let ways = "ways=multifd-zstd multifd-zlib xbzrle auto-converge speed tcp-offline tls";
+    let ways = "ways=multifd-zstd multifd-zlib xbzrle auto-converge speed tcp-offline tls managed managed-parallel zero-copy-send \
+                suspended-meanwhile stopped-meanwhile";
     let words = ["run", "migration_matrix", "-m", "host1,host2", "--backend", "libvirt", "-p", "mem=128M", "-p", ways];
     lab.vtctl(&[&words[..], &["-r", bundle.to_str().unwrap()]].concat()).expect(0);
     let checks = json(&bundle.join("job.json"))["cases"][0]["checks"].clone();
@@ -286,8 +287,16 @@ fn a_guest_moves_compressed_slowly_encrypted_and_with_its_disk() {
         .filter(|check| check["cell"].is_u64())
         .map(|cell| (cell["way"].to_string(), cell["fate"].to_string()))
         .collect();
-    assert_eq!(fates.len(), 7, "{fates:?}");
+    assert_eq!(fates.len(), 12, "{fates:?}");
     assert!(fates.iter().all(|(_, fate)| fate == "\"PASS\""), "{fates:?}");
+    assert!(said(&bundle).contains("it takes long: the guest is paused"));
+    assert_eq!(lab.inventory(2), before, "something was left behind");
+
+    let whole = results.path().join("whole");
+    let options = "virsh_migrate_options=--live --p2p --copy-storage-all --abort-on-error --bandwidth 200";
+    let words =
+        ["run", "multihost_migration", "-m", "host1,host2", "--backend", "libvirt", "-p", "mem=128M", "-p", options];
+    lab.vtctl(&[&words[..], &["-r", whole.to_str().unwrap()]].concat()).expect(0);
     assert_eq!(lab.inventory(2), before, "something was left behind");
 }
 
@@ -304,4 +313,16 @@ fn where_no_libvirt_is_set_and_where_it_has_no_word_the_case_says_which() {
     let ran = lab.vtctl(&[&words[..], &["-p", "mig_protocol=fd", "-r", &goals[1]]].concat());
     assert_ne!(ran.code, 0, "{}", ran.stdout);
     assert!((ran.stdout + &ran.stderr).contains("transport fd is not offered through libvirt"));
+    for (options, backend, rule) in [
+        ("--live --persistent", "libvirt", "starts again whoever owns the VM"),
+        ("--live --p2p --copy-storage-inc", "libvirt", "a copy of one onto itself destroys it"),
+        ("--live --p2p", "qmp", "for --backend libvirt"),
+    ] {
+        let options = format!("virsh_migrate_options={options}");
+        let goal = results.path().join(backend.to_owned() + &options[22..]).display().to_string();
+        let words =
+            ["run", "multihost_migration", "-m", "host1,host2", "--backend", backend, "-p", &options, "-r", &goal];
+        let ran = lab.vtctl(&words);
+        assert!(ran.code != 0 && (ran.stdout.clone() + &ran.stderr).contains(rule), "{options}: {ran:?}");
+    }
 }
