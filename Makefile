@@ -175,7 +175,7 @@ faults-mutations: build
 
 # All of which the tests play the first two.
 faults-libvirt: build
-	VTMESH_LIBVIRT_FAULTS=5 cargo test --locked -p vt-tests --test it whoever_dies -- --nocapture
+	VTMESH_LIBVIRT_FAULTS=7 cargo test --locked -p vt-tests --test it whoever_dies -- --nocapture
 
 WAYS ?=
 HOSTS ?= 2

@@ -13,7 +13,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
     sync::oneshot,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use vt_protocol::{
     error::{ErrorCode, Report},
@@ -57,6 +57,9 @@ const ASKS: Duration = Duration::from_millis(500);
 const LOOKS_IDLE: u32 = 4;
 /// How long libvirt may be away before its move is ended without it. One that is started again ends it by itself.
 const AWAY: Duration = Duration::from_secs(30);
+/// How long libvirt may take to begin to give a move up, and then to answer that it did. It waits for the other side, which
+/// may be cut off, until its own signs of life have failed: half a minute.
+pub(super) const GIVES_UP: Duration = Duration::from_secs(5);
 /// How long QEMU may take to end a transfer.
 const ENDS: Duration = Duration::from_secs(20);
 /// And one that is in post-copy besides; whoever waits for it has a bound of its own.
@@ -167,13 +170,32 @@ impl DomainMove {
         said
     }
 
-    /// Has libvirt give it up, and QEMU where libvirt is gone. The answer says whether that was in time.
+    /// Has libvirt give it up, and QEMU where libvirt is gone or waits for something else. The answer says whether that was
+    /// in time.
     pub(super) async fn abort(&self, vm: &LocalVm) -> Result<(), Report> {
-        let told = self.libvirt.abort(&self.domain).await;
-        if told.is_err() && self.libvirt.hello().await.is_err() {
-            return vm.qemu.qmp().migrate_cancel().await.map_err(|error| error.report());
+        let told = timeout(GIVES_UP, self.libvirt.abort(&self.domain)).await;
+        match told {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(report)) if matches!(timeout(GIVES_UP, self.libvirt.hello()).await, Ok(Ok(_))) => {
+                return Err(report);
+            }
+            _ => {}
         }
-        told
+        vm.qemu.qmp().migrate_cancel().await.map_err(|error| error.report())
+    }
+
+    /// Whether QEMU has ended a transfer that was given up while libvirt still waits for the other side. Then there is nothing
+    /// more to be heard: libvirt's answer can only be that it did not move.
+    pub(super) async fn is_given_up(&mut self, vm: &LocalVm) -> bool {
+        let ended = matches!(
+            vm.qemu.qmp().query_migrate().await.map(|info| info.status),
+            Ok(MigrationStatus::Cancelled | MigrationStatus::Failed)
+        );
+        if ended {
+            tracing::info!(vm = %vm.id, "libvirt does not say yet that the move was given up, as QEMU does");
+            self.answer = None;
+        }
+        ended
     }
 }
 

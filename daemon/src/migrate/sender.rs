@@ -26,7 +26,7 @@ use vt_sync::{
 };
 
 use super::{
-    domain_move::DomainMove,
+    domain_move::{DomainMove, GIVES_UP},
     figures::result_file,
     moments::{Interventions, moment},
     outlet::Outlet,
@@ -91,6 +91,7 @@ impl Sender {
         let _progress = progress.map(AbortOnDrop);
         let deadline = Instant::now() + Duration::from_millis(self.call.spec.timeout_ms);
         let mut suspend_at = self.call.spec.suspend_after_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
+        let mut given_up_at: Option<Instant> = None;
         let mut too_long = false;
         let mut listening = true;
         let mut replay = if phase == Phase::Sending { self.missed().await } else { None };
@@ -138,6 +139,14 @@ impl Sender {
                         let title = "the source QEMU ended during the migration";
                         Event::QemuEnded(Box::new(ended.report(ErrorCode::VmLost, title)))
                     }
+                    () = at_last(given_up_at), if transferring => {
+                        given_up_at = Some(Instant::now() + GIVES_UP);
+                        let Some(domain) = &mut self.domain_move else { continue };
+                        if !domain.is_given_up(&self.vm).await {
+                            continue;
+                        }
+                        Event::Qemu(MigrationStatus::Cancelled)
+                    }
                     () = at_last(suspend_at), if transferring => {
                         suspend_at = None;
                         self.suspend().await;
@@ -175,7 +184,10 @@ impl Sender {
                         self.attempt.evidence.events.warn(format!("{}: {error}", self.ready.id));
                     }
                 }
-                Some(Action::Cancel) => self.cancel().await,
+                Some(Action::Cancel) => {
+                    self.cancel().await;
+                    given_up_at = self.domain_move.as_ref().map(|_| Instant::now() + GIVES_UP);
+                }
                 Some(Action::Vote) => self.vote(tell.clone()),
                 Some(Action::Abort(why)) => {
                     let why = self.explain(*why).await;
