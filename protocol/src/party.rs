@@ -183,6 +183,9 @@ pub struct StartVm {
     /// Its network cards, in order; empty: one of virtio.
     #[serde(default)]
     pub nics: Vec<NicModel>,
+    /// Have a thread of its own serve the disk it boots from.
+    #[serde(default)]
+    pub io_thread: bool,
 }
 
 /// One movement of one VM. Both sides say the same; a repetition with the same number is the same movement.

@@ -49,6 +49,9 @@ pub struct VmSpec {
     /// Who starts and moves it.
     #[serde(default)]
     pub backend: Backend,
+    /// Whether a thread of its own serves the disk it boots from.
+    #[serde(default)]
+    pub io_thread: bool,
 }
 
 /// A disk beside the one that a VM boots from, or a CD.

@@ -34,6 +34,9 @@ pub fn xml(vm: &CommandLine<'_>, emulator: &Path) -> String {
     line(format!("<name>{}</name>", escaped(&name(&spec.id))));
     line(format!("<uuid>{}</uuid>", uuid(spec)));
     line(format!("<memory unit='MiB'>{}</memory><vcpu>{}</vcpu>", spec.memory_mib, spec.cpus));
+    if spec.io_thread {
+        line("<iothreads>1</iothreads>".to_owned());
+    }
     line("<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>".to_owned());
     line(format!("<os><type arch='x86_64' machine='{}'>hvm</type>", escaped(&vm.resolved.machine)));
     if let Some(boot) = vm.boot {
@@ -57,12 +60,14 @@ pub fn xml(vm: &CommandLine<'_>, emulator: &Path) -> String {
             Medium::Cd | Medium::OwnCd => ("cdrom", "scsi", format!("sd{}", cds.next().unwrap_or('z')), "<readonly/>"),
             Medium::Floppy => ("floppy", "fdc", format!("fd{}", floppies.next().unwrap_or('b')), ""),
         };
+        // The first of the disks, that which it boots from.
+        let thread = if spec.io_thread && target == "vda" { " iothread='1'" } else { "" };
         let serial = match medium {
             Medium::Floppy => String::new(),
             _ => format!("<serial>{}</serial>", escaped(serial)),
         };
         line(format!(
-            "<disk type='file' device='{device}'><driver name='qemu' type='{}' cache='writeback' discard='unmap'/>\
+            "<disk type='file' device='{device}'><driver name='qemu' type='{}' cache='writeback' discard='unmap'{thread}/>\
              <source file='{}'/><target dev='{target}' bus='{bus}'/>{serial}{read_only}</disk>",
             escaped(&disk.format),
             escaped(&disk.path)

@@ -97,6 +97,7 @@ impl LocalAttempt {
             drives,
             check_images: call.check_images,
             backend: call.backend,
+            io_thread: call.io_thread,
         };
         let vm = match self.run_qemu(spec, resolved, &image, epoch).await {
             Ok(vm) => vm,

@@ -39,6 +39,8 @@ pub const AGENT_SOCKET: &str = "ga";
 pub const PROBE_SOCKET: &str = "probe";
 /// The name of QEMU's pid file.
 pub const PID_FILE: &str = "pid";
+/// The thread that serves the first disk, where it has one.
+const IO_THREAD: &str = "iothread0";
 /// The guest agent's virtio-serial port.
 pub const AGENT_PORT: &str = "org.qemu.guest_agent.0";
 
@@ -233,8 +235,11 @@ impl CommandLine<'_> {
             line.option("-chardev", self.socket(id, socket));
             line.option("-device", format!("virtserialport,bus=vser.0,nr={},chardev={id},name={port}", number + 1));
         }
+        if spec.io_thread {
+            line.option("-object", format!("iothread,id={IO_THREAD}"));
+        }
         if let Some(disk) = self.disk {
-            line.disk("vda", disk, "vda");
+            line.disk("vda", disk, "vda", spec.io_thread);
         }
         self.drives(&mut line);
         for (number, (nic, tap)) in spec.nics.iter().zip(self.taps).enumerate() {
@@ -277,7 +282,7 @@ impl CommandLine<'_> {
         for (id, drive) in drive_ids(self.drives.iter().map(|drive| drive.medium)).iter().zip(self.drives) {
             let read_only = match drive.medium {
                 Medium::Disk | Medium::SeenDisk => {
-                    line.disk(id, &drive.disk, &drive.serial);
+                    line.disk(id, &drive.disk, &drive.serial, false);
                     continue;
                 }
                 Medium::Cd => "on",
@@ -319,7 +324,7 @@ impl Words {
         self.words.extend(flags.iter().map(|flag| (*flag).to_owned()));
     }
 
-    fn disk(&mut self, id: &str, disk: &Disk, serial: &str) {
+    fn disk(&mut self, id: &str, disk: &Disk, serial: &str, threaded: bool) {
         let (format, file, serial) = (escaped(&disk.format), escaped(&disk.path), escaped(serial));
         let below = disk.below.as_ref().map_or_else(String::new, |below| {
             let (format, file) = (escaped(&below.format), escaped(&below.path));
@@ -327,7 +332,8 @@ impl Words {
         });
         let options = "cache=writeback,discard=unmap";
         self.option("-drive", format!("if=none,id={id},format={format},file={file},{options}{below}"));
-        self.option("-device", format!("virtio-blk-pci,drive={id},id=blk-{id},serial={serial}"));
+        let thread = if threaded { format!(",iothread={IO_THREAD}") } else { String::new() };
+        self.option("-device", format!("virtio-blk-pci,drive={id},id=blk-{id},serial={serial}{thread}"));
     }
 
     fn option(&mut self, name: &str, value: impl AsRef<str>) {
@@ -381,6 +387,7 @@ mod tests {
             drives: vec![],
             check_images: false,
             backend: Backend::Qmp,
+            io_thread: false,
         }
     }
 

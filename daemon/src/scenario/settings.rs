@@ -175,6 +175,8 @@ pub(super) struct VmSettings {
     pub(super) backend: Backend,
     /// Words appended to QEMU's command line, by a scenario that needs them.
     pub(super) extra_args: Vec<String>,
+    /// Whether a thread of its own serves its first disk, which a scenario needs.
+    pub(super) io_thread: bool,
     /// Disks beside the first and CDs.
     pub(super) drives: Vec<Drive>,
     /// Whether its disks are looked into.
@@ -268,6 +270,7 @@ impl VmSettings {
             login_timeout: Duration::from_secs(params.number("login_timeout", 1..=86_400)?.unwrap_or(360)),
             backend,
             extra_args: Vec::new(),
+            io_thread: false,
             drives,
             check_images: params.flag("check_image")?.unwrap_or(false),
             nics,
@@ -286,6 +289,7 @@ impl VmSettings {
             cpu_model: self.cpu_model.clone(),
             accelerator: self.accelerator,
             extra_args: self.extra_args.clone(),
+            io_thread: self.io_thread,
             backend: self.backend,
             boot_timeout_ms: u64::try_from(self.login_timeout.as_millis()).unwrap_or(u64::MAX),
             no_wait: false,

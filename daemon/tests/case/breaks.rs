@@ -41,6 +41,7 @@ fn small(boot_timeout: Duration) -> StartVm {
         accelerator: None,
         extra_args: Vec::new(),
         backend: Backend::Qmp,
+        io_thread: false,
         boot_timeout_ms: boot_timeout.as_millis() as u64,
         no_wait: false,
         drives: Vec::new(),

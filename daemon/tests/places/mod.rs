@@ -75,6 +75,7 @@ pub(crate) fn setup(name: &str) -> VmSetup {
             drives: vec![],
             check_images: false,
             backend: Backend::Qmp,
+            io_thread: false,
         },
         resolved: Resolved { machine: "q35".into(), accelerator: Accelerator::Tcg, cpu_model: "qemu64".into() },
         qemu: "qemu-system-x86_64".into(),
