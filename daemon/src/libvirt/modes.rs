@@ -10,6 +10,8 @@ const OF_ITSELF: [&str; 4] = ["events", "pause-before-switchover", "return-path"
 /// QEMU's word for the compression of multifd's connections.
 const METHOD: &str = "multifd-compression";
 const MIB: u64 = 1 << 20;
+/// What libvirt has calls for that set it in a move under way. QEMU is told by us, to the same effect.
+const SET_MEANWHILE: [&str; 3] = ["max-bandwidth", "downtime-limit", "xbzrle-cache-size"];
 /// MiB/s of a post-copy before it is decided. A guest that has booted does not converge at it within the time after which
 /// its guards end it for want of a decision.
 const HELD: u64 = 1;
@@ -106,7 +108,7 @@ pub fn modes(spec: &MigrationSpec) -> Result<Modes, String> {
         Intervention::Postcopy => *at == Moment::Active,
         Intervention::Break => *at == Moment::PostcopyActive,
         Intervention::Stop => !postcopy,
-        Intervention::Set(_) => false,
+        Intervention::Set(all) => !postcopy && all.keys().all(|name| SET_MEANWHILE.contains(&name.as_str())),
     };
     if let Some((at, _)) = spec.interventions.iter().find(|one| !offered(one)) {
         return only_qmp(&format!("what is to be done at {at}"));
@@ -190,7 +192,11 @@ mod tests {
 
     #[test]
     fn what_it_has_no_word_for_is_named() {
-        assert!(modes(&at(&[(Moment::Active, Intervention::Cancel)])).is_ok());
+        let set = |name: &str| at(&[(Moment::Pass(2), Intervention::Set([(name.to_owned(), 1)].into()))]);
+        for spec in [at(&[(Moment::Active, Intervention::Cancel)]), set("max-bandwidth")] {
+            assert!(modes(&spec).is_ok());
+        }
+        assert!(modes(&set("cpu-throttle-initial")).unwrap_err().contains("at pass:2"));
         let postcopy = |other: MigrationSpec| MigrationSpec { interventions: vec![GOES_OVER], ..other };
         for (spec, named) in [
             (MigrationSpec { transport: Transport::Fd, ..MigrationSpec::default() }, "transport fd"),

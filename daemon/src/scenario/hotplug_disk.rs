@@ -65,9 +65,10 @@ fn read(params: &Params) -> Result<(Settings, bool), ParamError> {
     Ok((settings, plugged))
 }
 
-/// The end of QEMU's command line, with the disk in its slot or without it.
+/// The end of QEMU's command line, with the disk in its slot or without it. The slot is where nobody else puts one: libvirt
+/// counts from the beginning, and names its own only after this one is there.
 fn words(plugged: bool) -> Vec<String> {
-    let mut words = vec!["-device".to_owned(), format!("pcie-root-port,id={SLOT},chassis=9")];
+    let mut words = vec!["-device".to_owned(), format!("pcie-root-port,id={SLOT},chassis=99,addr=0x10")];
     if plugged {
         let backend = format!("driver=null-co,node-name={DISK},size={BYTES},read-zeroes=on");
         let device = format!("virtio-blk-pci,id={DISK},drive={DISK},bus={SLOT},serial={DISK}");
