@@ -1,7 +1,8 @@
 //! A move that libvirt makes: what is different at both ends.
 //!
 //! At the source one call does it all, and its answer counts: libvirt's word that the domain has moved is the source's
-//! completion, its refusal is the failure, and what QEMU says meanwhile is told and decides nothing. At the destination
+//! completion, or the end of a QEMU that had sent everything, which comes before it; its refusal is the failure, and what QEMU
+//! says meanwhile is told and decides nothing. At the destination
 //! libvirt starts the QEMU; it is found by its run folder and then watched as any other.
 //!
 //! A post-copy is decided while QEMU transfers, with the guest paused, and libvirt goes over to it then; see [`crate::libvirt`]
@@ -76,7 +77,9 @@ pub(super) struct DomainMove {
     answer: Option<oneshot::Receiver<Result<(), Report>>>,
     /// The certificates of this side, where it goes with TLS: nobody else has them meanwhile.
     _certificates: Option<Held>,
-    /// What QEMU said of the transfer when it had completed: libvirt ends it soon after.
+    /// Whether QEMU has said that the transfer had completed: libvirt ends it soon after.
+    completed: bool,
+    /// What it said of it then.
     pub(super) last: Option<MigrationInfo>,
 }
 
@@ -125,6 +128,7 @@ impl DomainMove {
     /// Keeps what QEMU says of a transfer that has completed.
     pub(super) async fn note(&mut self, vm: &LocalVm, status: &MigrationStatus) {
         if *status == MigrationStatus::Completed {
+            self.completed = true;
             self.last = vm.qemu.qmp().query_migrate().await.ok();
         }
     }
@@ -154,12 +158,36 @@ impl DomainMove {
             // Nobody waits once the attempt is over.
             let _ = tell.send(said);
         });
-        Ok(Self { domain, libvirt, answer: Some(answer), _certificates: None, last: None })
+        Ok(Self { domain, libvirt, answer: Some(answer), _certificates: None, completed: false, last: None })
     }
 
     /// Whether libvirt has not answered yet.
     pub(super) fn is_open(&self) -> bool {
         self.answer.is_some()
+    }
+
+    /// Waits for libvirt's answer, or for the end of a QEMU that had sent everything: libvirt ends what has moved, and takes a
+    /// second or two more to say so. What has ended does not run again.
+    pub(super) async fn outcome(&mut self, vm: &LocalVm) -> Result<(), Report> {
+        let completed = self.completed;
+        let ended = async {
+            if !completed {
+                std::future::pending::<()>().await;
+            }
+            vm.qemu.process().ended().await;
+        };
+        tokio::select! {
+            biased;
+            answer = self.answer() => answer,
+            () = ended => Ok(()),
+        }
+    }
+
+    /// Waits until libvirt has let go of a domain that has moved: before, it takes none of that name back.
+    pub(super) async fn let_go(&mut self, vm: &LocalVm) {
+        if self.is_open() && timeout(ENDS, self.answer()).await.is_err() {
+            tracing::warn!(vm = %vm.id, "libvirt does not say that the move is over");
+        }
     }
 
     /// Waits for libvirt's answer; pending for ever once that was given.

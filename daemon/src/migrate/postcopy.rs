@@ -27,7 +27,7 @@ use super::{
     moments::moment,
     outlet::Outlet,
     receiver::Receiver,
-    sender::{AbortOnDrop, Sender, libvirts_answer},
+    sender::{AbortOnDrop, Sender},
 };
 use crate::{
     party::{attempt::LocalAttempt, failure::caused, local_vm::Ended},
@@ -226,6 +226,14 @@ impl Sender {
             sleep(AGAIN).await;
         }
         Err(lost(&self.ready.id, "the connection was broken and could not be mended in time"))
+    }
+}
+
+/// Pending for ever where libvirt was not asked.
+async fn libvirts_answer(domain_move: &mut Option<DomainMove>) -> Result<(), Report> {
+    match domain_move {
+        Some(domain_move) => domain_move.answer().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -128,7 +128,7 @@ impl Sender {
                             continue;
                         }
                     },
-                    answer = libvirts_answer(&mut self.domain_move), if transferring => match (answer, &phase) {
+                    answer = outcome(&mut self.domain_move, &self.vm), if transferring => match (answer, &phase) {
                         (Ok(()), _) => Event::Qemu(MigrationStatus::Completed),
                         // As it was told to.
                         (Err(_), Phase::Cancelling(_)) => Event::Qemu(MigrationStatus::Cancelled),
@@ -484,7 +484,10 @@ impl Sender {
             self.attempt.evidence.events.warn(format!("{}: {moment} never came: {what:?} was not done", self.ready.id));
         }
         let info = match &mut self.domain_move {
-            Some(domain) => domain.last.take(),
+            Some(domain) => {
+                domain.let_go(&self.vm).await;
+                domain.last.take()
+            }
             None => self.vm.qemu.qmp().query_migrate().await.ok(),
         };
         let samples = match self.sampler.take() {
@@ -554,9 +557,9 @@ async fn at_last(moment: Option<Instant>) {
 }
 
 /// Pending for ever where libvirt was not asked.
-pub(super) async fn libvirts_answer(domain_move: &mut Option<DomainMove>) -> Result<(), Report> {
+async fn outcome(domain_move: &mut Option<DomainMove>, vm: &LocalVm) -> Result<(), Report> {
     match domain_move {
-        Some(domain_move) => domain_move.answer().await,
+        Some(domain_move) => domain_move.outcome(vm).await,
         None => std::future::pending().await,
     }
 }
