@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant as Clock},
 };
 
+use nix::sys::resource::{Resource, getrlimit};
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::{HostId, MigrationId},
@@ -150,6 +151,13 @@ impl LocalAttempt {
         }
         if call.spec.transport == Transport::Rdma
             && let Some(why) = no_rdma()
+        {
+            let title = format!("{why} on the source");
+            return Err(caused(Report::new(ErrorCode::CannotRunHere, title).with("source", call.from.as_str())));
+        }
+        if backend == Backend::Libvirt
+            && call.spec.wants("zero-copy-send")
+            && let Some(why) = locks_less_than(vm.spec().memory_mib)
         {
             let title = format!("{why} on the source");
             return Err(caused(Report::new(ErrorCode::CannotRunHere, title).with("source", call.from.as_str())));
@@ -374,6 +382,18 @@ impl LocalAttempt {
         let path = self.evidence.dir().join(result_file(id));
         serde_json::from_slice(&std::fs::read(path).ok()?).ok()
     }
+}
+
+/// Why libvirt of this host cannot let QEMU lock that much memory, which sending without a copy takes; `None` where it can.
+/// It has the rights that this daemon has.
+fn locks_less_than(memory_mib: u32) -> Option<String> {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let (_, most) = getrlimit(Resource::RLIMIT_MEMLOCK).ok()?;
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let rights = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?.trim();
+    let may_raise = u64::from_str_radix(rights, 16).ok()? & CAP_SYS_RESOURCE != 0;
+    let less = most < u64::from(memory_mib) << 20 && !may_raise;
+    less.then(|| format!("libvirt may lock {} KiB of memory and may not raise that (CAP_SYS_RESOURCE)", most >> 10))
 }
 
 pub(super) fn unreachable(to: &str, error: &AskError) -> Report {

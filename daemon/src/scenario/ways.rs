@@ -117,7 +117,6 @@ const WAYS: &[Way] = &[
     way("downtime-changed", &[("downtime_limit", "50"), ("at", "active downtime-limit=2000")]),
     way("stopped-meanwhile", &[("at", "active stop")]),
     way("everything", &[(CAPABILITIES, "return-path switchover-ack xbzrle auto-converge validate-uuid")]),
-    way("suspended-meanwhile", &[("mig_suspend_after", "1"), SLOW]),
     way("managed", &[(VIRSH, "--live")]),
     way("managed-parallel", &[(VIRSH, "--live --parallel --parallel-connections 3")]),
     way("cancel-setup", &[("at", "setup cancel")]),

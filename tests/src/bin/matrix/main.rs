@@ -161,8 +161,9 @@ impl Walk<'_> {
 /// Whether a cell was skipped for want of RDMA, of a QEMU that knows files, or of a capability that is not in the list which that side's QEMU gave.
 fn is_good_skip(cell: &Value) -> bool {
     let why = cell["why"].as_str().unwrap_or_default();
-    // Of a QEMU whose version says it.
-    if why.starts_with("there is no RDMA device") || why.contains("cannot migrate by a file") {
+    // Of a host that lacks it, or a QEMU whose version says it.
+    let known = ["there is no RDMA device", "cannot migrate by a file", "libvirt may lock"];
+    if known.iter().any(|words| why.contains(words)) {
         return true;
     }
     let Some(name) = why.strip_prefix("migration capability ").and_then(|rest| rest.split(' ').next()) else {

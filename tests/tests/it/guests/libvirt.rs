@@ -306,7 +306,7 @@ fn a_guest_moves_compressed_slowly_encrypted_and_with_its_disk() {
     let results = tempfile::tempdir().unwrap();
     let bundle = results.path().join("job");
     let ways = "ways=multifd-zstd multifd-zlib xbzrle auto-converge speed tcp-offline tls managed managed-parallel zero-copy-send \
-                suspended-meanwhile stopped-meanwhile";
+                stopped-meanwhile";
     let words = ["run", "migration_matrix", "-m", "host1,host2", "--backend", "libvirt", "-p", "mem=128M", "-p", ways];
     lab.vtctl(&[&words[..], &["-r", bundle.to_str().unwrap()]].concat()).expect(0);
     let checks = json(&bundle.join("job.json"))["cases"][0]["checks"].clone();
@@ -317,16 +317,21 @@ fn a_guest_moves_compressed_slowly_encrypted_and_with_its_disk() {
         .filter(|check| check["cell"].is_u64())
         .map(|cell| (cell["way"].to_string(), cell["fate"].to_string()))
         .collect();
-    assert_eq!(fates.len(), 12, "{fates:?}");
-    assert!(fates.iter().all(|(_, fate)| fate == "\"PASS\""), "{fates:?}");
-    assert!(said(&bundle).contains("it takes long: the guest is paused"));
+    assert_eq!(fates.len(), 11, "{fates:?}");
+    // Where memory may not be locked, as in many containers, nothing is sent without a copy.
+    let good = |(way, fate): &(String, String)| fate == "\"PASS\"" || way.contains("zero-copy") && fate == "\"SKIP\"";
+    assert!(fates.iter().all(good), "{fates:?}");
     assert_eq!(lab.inventory(2), before, "something was left behind");
 
     let whole = results.path().join("whole");
-    let options = "virsh_migrate_options=--live --p2p --copy-storage-all --abort-on-error --bandwidth 200";
+    let options = "virsh_migrate_options=--live --p2p --copy-storage-all --abort-on-error --bandwidth 24 --timeout 1 \
+                   --timeout-suspend";
+    let patient = ["mem=128M", "clock_tolerance=120000", "max_standstill=120000", options];
+    let params: Vec<&str> = patient.iter().flat_map(|param| ["-p", param]).collect();
     let words =
-        ["run", "multihost_migration", "-m", "host1,host2", "--backend", "libvirt", "-p", "mem=128M", "-p", options];
-    lab.vtctl(&[&words[..], &["-r", whole.to_str().unwrap()]].concat()).expect(0);
+        ["run", "multihost_migration", "-m", "host1,host2", "--backend", "libvirt", "-r", whole.to_str().unwrap()];
+    lab.vtctl(&[&words[..], &params].concat()).expect(0);
+    assert!(said(&whole).contains("it takes long: the guest is paused"));
     assert_eq!(lab.inventory(2), before, "something was left behind");
 }
 
