@@ -1,5 +1,5 @@
 # The commands of the project. `make demo` and `make test` are all a newcomer needs.
-.PHONY: help setup build release test demo deb rpm fleet nested qemu-7.2 lint-ansible bench bench-ways bench-libvirt bench-images bench-cfg proofs model sim faults faults-mutations faults-libvirt matrix versions cancels notice restarts attacks writers fuzz lint fmt
+.PHONY: help setup build release test demo deb rpm fleet nested qemu-7.2 lint-ansible bench bench-ways bench-libvirt bench-images bench-cfg proofs model sim faults faults-mutations faults-libvirt matrix versions suite cancels notice restarts attacks writers fuzz lint fmt
 
 help:
 	@echo "make demo    from an empty machine to a real two-host migration (installs what is missing; root)"
@@ -20,6 +20,7 @@ help:
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (600) each; needs g++"
 	@echo "make matrix  one guest moved in every way: transports, modes, both together, as a table (root); WAYS=\"tcp tls\" HOSTS=2"
 	@echo "make versions the same between QEMU 7.2 and the installed one, over QMP and by libvirt, in target/versions as JSON and HTML (root); WAYS=\"tcp tls\""
+	@echo "make suite   the multi-host tests of Avocado-VT's provider as they are, each once over tcp on the built-in guest, as a table (root); SUITE=…/multi_host.cfg ONLY=suspend"
 	@echo "make cancels every phase of a migration cancelled TIMES (20) times, the guest alive and moved after each (root)"
 	@echo "make faults  every fault in every phase of a migration, on real guests (root); CELL=FAULT/PHASE SEED=1 LANES=2; POOL=nfs, gluster, iscsi or rbd with their disks at a server"
 	@echo "make faults-mutations  six broken rules, each caught by a cell of that table"
@@ -185,6 +186,11 @@ matrix: build
 
 versions: build
 	$(MATRIX) --versions target/versions $(WAYS)
+
+SUITE ?= ../shared/corpus/providers/tp-qemu/multi_host_migration/tests/cfg/multi_host.cfg
+ONLY ?=
+suite: build
+	cargo run --locked -p vt-tests --bin suite -- --hosts $(HOSTS) --json suite.json $(SUITE) $(ONLY)
 
 cancels: build
 	$(MATRIX) --hosts $(HOSTS) --rounds $(TIMES) --json cancels.json cancels

@@ -108,6 +108,12 @@ fn append(written: &mut Written, file: &TestFile, indent: usize, backend: Option
     Ok(())
 }
 
+/// Whether what a text says first is a test: it is a part of a set of variants, and no configuration by itself.
+pub(super) fn begins_with_a_test(text: &str) -> bool {
+    let said = text.lines().find(|line| !line.trim().is_empty() && !line.trim_start().starts_with(['#', '/']));
+    said.is_some_and(|line| head(line).is_some())
+}
+
 /// The name of a test and what follows its colon, where a line begins one.
 pub(super) fn head(line: &str) -> Option<(&str, &str)> {
     let (name, rest) = line.strip_prefix("- ")?.split_once(':')?;

@@ -343,6 +343,22 @@ fn a_tree_comes_by_git_and_nothing_of_it_is_run() {
 }
 
 #[test]
+fn files_of_tests_are_one_set_of_variants_and_mistakes_stand_where_they_are() {
+    let dir = tree();
+    let path = dir.path();
+    write(path, "around.cfg", "mem = 256\nvariants:\n    - @Linux:\n    - Windows:\n");
+    let files = ["-c", "around.cfg", "-c", "tp/qemu/tests/cfg/uptime.cfg", "-c", "tp/generic/tests/cfg/boot.cfg"];
+    let list = |more: &[&str]| out(path, &[&["variants", "list"], &files[..], more].concat());
+    assert_eq!(list(&["--only", "Linux"]), "uptime.Linux\nboot.once.Linux\nboot.twice.Linux\n");
+    let told = out(path, &[&["variants", "explain", "uptime.Linux", "mem"], &files[..]].concat());
+    assert!(told.contains("tp/qemu/tests/cfg/uptime.cfg:3") && told.contains("around.cfg:1"), "{told}");
+    // Alone, too.
+    assert_eq!(out(path, &["variants", "list", "-c", "tp/generic/tests/cfg/shutdown.cfg"]), "shutdown\n");
+    write(path, "bad.cfg", "# a comment\n\n- bad:\n    only ((\n");
+    refused(path, &["variants", "list", "-c", "bad.cfg"], 3, &["bad.cfg:4"]);
+}
+
+#[test]
 fn a_sync_that_fails_or_hangs_ends_and_leaves_the_tree_that_was_there() {
     let dir = tree_by_git();
     let path = dir.path();
