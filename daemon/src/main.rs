@@ -7,7 +7,9 @@ use std::{
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use vt_daemon::{
-    doctor, memory, party,
+    doctor,
+    guest::{self, holder::HolderWords},
+    memory, party,
     pools::{self, export::ExportWords},
     qemu, run,
     settings::{DEFAULT, Flags, Settings},
@@ -48,6 +50,9 @@ enum Action {
     /// The disk of a VM in a pool, for its QEMU; started by the daemon.
     #[command(hide = true)]
     Export(ExportWords),
+    /// A shell in a guest; started by the daemon.
+    #[command(hide = true)]
+    Session(HolderWords),
 }
 
 #[derive(Debug, Args)]
@@ -93,6 +98,7 @@ fn main() -> ExitCode {
             party::program::run(party::program::Args { socket: words.socket, attempt: words.attempt })
         }
         Some(Action::Export(words)) => ExitCode::from(pools::export::run(&words)),
+        Some(Action::Session(words)) => ExitCode::from(guest::holder::run(&words)),
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use fancy_regex::{Regex, RegexBuilder};
-use tokio::{net::UnixStream, process::Child, time::Instant};
+use tokio::time::Instant;
 
 use super::{GuestError, Place, channel::Channel};
 
@@ -72,8 +72,6 @@ pub struct Console {
     credentials: Credentials,
     /// A shell of ours waits for a command.
     ready: bool,
-    /// The process that leads to it, where one does; it ends with this value.
-    _client: Option<Child>,
 }
 
 /// What the end of the console's output says about who is there.
@@ -92,15 +90,18 @@ impl Console {
     /// # Errors
     /// The socket is not there until the deadline.
     pub async fn connect(path: &Path, credentials: Credentials, deadline: Instant) -> Result<Self, GuestError> {
-        let place = Place::Console(path.into());
-        let channel = Channel::connect(path, place, OUTPUT_MAX, deadline).await?;
-        Ok(Self { channel, credentials, ready: false, _client: None })
+        Self::at(path, Place::Console(path.into()), credentials, deadline).await
     }
 
-    /// A terminal at the other end of a process, which ends with this value if it was started so.
-    pub fn over(stream: UnixStream, place: Place, credentials: Credentials, client: Child) -> Self {
-        let channel = Channel::over(stream, place, OUTPUT_MAX);
-        Self { channel, credentials, ready: false, _client: Some(client) }
+    /// The same where the socket leads to a terminal of another kind.
+    pub(super) async fn at(
+        path: &Path,
+        place: Place,
+        credentials: Credentials,
+        deadline: Instant,
+    ) -> Result<Self, GuestError> {
+        let channel = Channel::connect(path, place, OUTPUT_MAX, deadline).await?;
+        Ok(Self { channel, credentials, ready: false })
     }
 
     /// Waits for the login prompt, logs in, and makes sure that a shell answers. Does nothing where one does.

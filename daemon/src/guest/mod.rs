@@ -8,6 +8,7 @@
 //! | [`probe`] | the probe of the built-in image |
 //! | [`reach`] | greeting of ssh and echo over the network |
 //! | [`ssh`] | a shell by ssh |
+//! | [`holder`] | the process that holds such a shell, whatever becomes of the daemon |
 //! | [`checks`] | what of the guest is hurt, by two snapshots of its probes. Pure |
 //!
 //! A guest is not trusted: whatever it sends, a call ends by its deadline with an answer or a [`GuestError`] that names
@@ -17,6 +18,7 @@ pub mod agent;
 pub mod channel;
 pub mod checks;
 pub mod console;
+pub mod holder;
 pub mod probe;
 pub mod reach;
 pub mod ssh;
@@ -36,6 +38,8 @@ pub enum Place {
     Probe(PathBuf),
     /// An address of the guest.
     Network(SocketAddr),
+    /// A session that is held, by the path of its socket.
+    Session(PathBuf),
 }
 
 impl fmt::Display for Place {
@@ -45,6 +49,7 @@ impl fmt::Display for Place {
             Self::Agent(path) => write!(f, "guest agent {}", path.display()),
             Self::Probe(path) => write!(f, "guest probe {}", path.display()),
             Self::Network(address) => write!(f, "guest address {address}"),
+            Self::Session(path) => write!(f, "ssh session {}", path.display()),
         }
     }
 }

@@ -126,8 +126,8 @@ impl LocalAttempt {
         locked(&self.sessions).entry(vm.clone()).or_default().clone()
     }
 
-    /// Ends all sessions.
-    pub(super) fn end_sessions(&self) {
+    /// Lets go of all sessions.
+    pub(super) fn forget_sessions(&self) {
         locked(&self.sessions).clear();
     }
 

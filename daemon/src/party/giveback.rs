@@ -120,8 +120,7 @@ pub(super) async fn take_up(attempt: &Arc<LocalAttempt>) {
 
 /// Ends every VM of the attempt on this host and removes what belongs to it. Says what is left.
 pub(super) async fn give_back(attempt: &Arc<LocalAttempt>) -> Vec<String> {
-    attempt.end_sessions();
-    let mut left = Vec::new();
+    let mut left = attempt.end_sessions().await;
     let incoming = attempt.all_incoming().into_iter().filter_map(|incoming| incoming.take_vm());
     for vm in attempt.vms().into_iter().chain(incoming) {
         let ending = vm.qemu.clone().kill().await;
@@ -186,6 +185,8 @@ fn run_dirs(places: &Places, attempt: AttemptId) -> Vec<PathBuf> {
 /// What exists of VMs and parties on this host, one thing a line, sorted.
 pub fn inventory(places: &Places, attempt: AttemptId) -> Vec<String> {
     let mut all = remains::inventory(&places.vms(), places.cgroups.as_ref());
+    let sessions = processes_with(&format!("{}/", places.sessions(attempt).display()));
+    all.extend(sessions.into_iter().map(|(pid, _)| format!("session process {pid}")));
     if let Some(groups) = &places.cgroups {
         let own = cgroup_name(places, attempt);
         all.extend(groups.names().into_iter().filter(|name| *name == own).map(|name| format!("cgroup {name}")));

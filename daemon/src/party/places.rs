@@ -114,6 +114,11 @@ impl Places {
         remains::run_dir_for(&self.vms(), vm)
     }
 
+    /// The folder of the sockets by which an attempt's sessions in guests are found again.
+    pub fn sessions(&self, attempt: AttemptId) -> PathBuf {
+        self.run.join("sessions").join(attempt.to_string())
+    }
+
     /// The overlay disk of a VM: the same on every host where the pool is shared.
     pub fn disk(&self, vm: &VmId) -> PathBuf {
         self.disks.join(format!("{vm}.qcow2"))

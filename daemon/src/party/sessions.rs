@@ -1,7 +1,8 @@
 //! Shells in guests by ssh from this host. One begins while its VM is here and lasts as long as the attempt, wherever the
-//! VM goes: a connection that has to live through every move.
+//! VM goes: a connection that has to live through every move. A process of its own holds it ([`crate::guest::holder`]), and a
+//! daemon that comes back finds that by its socket.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{io, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::Mutex, time::Instant};
 use vt_protocol::{
@@ -11,16 +12,24 @@ use vt_protocol::{
     verdict::Consequence,
 };
 
-use super::{attempt::LocalAttempt, failure::caused, guests::unanswered};
-use crate::guest::{
-    console::Console,
-    ssh::{Server, begin},
+use super::{attempt::LocalAttempt, failure::caused, giveback::cgroup_name, guests::unanswered};
+use crate::{
+    guest::{
+        Place,
+        console::Console,
+        ssh::{Held, Server, again, begin},
+    },
+    qemu::process::{Process, ProcessId, boot_id, processes_with, stat},
 };
 
 /// Port of a guest's ssh server.
 pub(super) const SSH_PORT: u16 = 22;
 /// The private key of an image, beside it.
 const KEY_FILE: &str = "ssh_key";
+/// How long a session may take to be taken up again: it is there, or it is not.
+const TAKES_UP: Duration = Duration::from_secs(20);
+/// How long one may take to end by itself.
+const ENDS: Duration = Duration::from_secs(5);
 
 /// A place for one.
 pub(super) type Session = Arc<Mutex<Option<Console>>>;
@@ -34,9 +43,11 @@ impl LocalAttempt {
         let session = self.session(vm);
         let mut session = session.lock().await;
         let run = async {
-            // Taken out while it is used: one that breaks off or is given up half way is over.
+            // Taken out while it is used: of one that is given up half way no half-read answer is left behind.
+            let socket = self.session_socket(vm);
             let mut shell = match session.take() {
                 Some(shell) => shell,
+                None if socket.exists() => self.session_again(socket, deadline).await?,
                 None => self.begin_session(vm, deadline).await?,
             };
             let output = shell.run(command, deadline).await.map_err(|error| unanswered(&error))?;
@@ -48,6 +59,43 @@ impl LocalAttempt {
         };
         *session = Some(shell);
         Ok(Answer::Guest(answer))
+    }
+
+    /// Where the session into a VM is found again.
+    fn session_socket(&self, vm: &Name) -> PathBuf {
+        self.places.sessions(self.id).join(vm.as_str())
+    }
+
+    async fn session_again(&self, socket: PathBuf, deadline: Instant) -> Result<Console, Failure> {
+        let deadline = deadline.min(Instant::now() + TAKES_UP);
+        let taken = again(&socket, Place::Session(socket.clone()), self.credentials(), deadline).await;
+        taken.map_err(|error| unanswered(&error))
+    }
+
+    /// Ends all sessions. Says what is left.
+    pub(super) async fn end_sessions(&self) -> Vec<String> {
+        self.forget_sessions();
+        let folder = self.places.sessions(self.id);
+        let mut left = Vec::new();
+        match tokio::fs::remove_dir_all(&folder).await {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                left.push(format!("sessions {}: {error}", folder.display()));
+            }
+            // They end by themselves now.
+            Ok(()) => {
+                for (pid, _) in processes_with(&format!("{}/", folder.display())) {
+                    let Some(stat) = stat(pid) else { continue };
+                    let id = ProcessId { pid, start_ticks: stat.start_ticks, boot_id: boot_id() };
+                    if let Ok(Some(process)) = Process::attach(&id)
+                        && tokio::time::timeout(ENDS, process.ended()).await.is_err()
+                    {
+                        let _ = process.kill_and_wait(ENDS).await;
+                    }
+                }
+            }
+            Err(_) => {}
+        }
+        left
     }
 
     async fn begin_session(&self, name: &Name, deadline: Instant) -> Result<Console, Failure> {
@@ -75,6 +123,15 @@ impl LocalAttempt {
         // It was looked at with the other parameters, before anything started.
         let port = self.param("shell_port").and_then(|port| port.trim().parse().ok()).unwrap_or(SSH_PORT);
         let server = Server { client: "ssh", address: IpAddr::V4(address), port, key, folder: &self.places.data };
-        begin(&server, who, deadline).await.map_err(|error| unanswered(&error))
+        let socket = self.session_socket(name);
+        let folder = self.places.sessions(self.id);
+        tokio::fs::create_dir_all(&folder).await.map_err(|error| {
+            let title = format!("no session can be held below {}", folder.display());
+            caused(Report::new(ErrorCode::StorageFailed, title).caused_by(&error))
+        })?;
+        let groups = self.places.cgroups.as_ref();
+        let cgroup = groups.map(|groups| groups.get(&cgroup_name(&self.places, self.id)));
+        let held = Held { vtd: &self.places.vtd, socket: &socket, cgroup };
+        begin(&server, &held, who, deadline).await.map_err(|error| unanswered(&error))
     }
 }

@@ -12,3 +12,4 @@ mod jobs;
 mod membership;
 mod program;
 mod recovery;
+mod session;

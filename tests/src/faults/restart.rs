@@ -1,6 +1,6 @@
 //! A round: while the memory of a guest is on its way the daemon of one side is stopped, as systemd stops it, and started
 //! again, as the same build or as the next one. Nobody may notice but who looks at the daemon: the transfer goes on, the case
-//! passes, and the guest stands still once, when it changes hosts.
+//! passes with the ssh session that its source's daemon began, and the guest stands still once, when it changes hosts.
 //!
 //! As in a cell of the table, whether all of the restart fell into the transfer is read from what the hosts wrote down, and
 //! a round where it did not is played again.
@@ -143,7 +143,9 @@ fn played(ground: &mut Ground, round: &Round, found: &mut Restarted) -> anyhow::
     found.hosts = format!("{}→{}, {} leads", cast.source, cast.destination, cast.leader);
     ground.watcher.forget();
     let submitted_us = now_us();
-    let job = Job::submit(ground, &cast, &["--keep", "-p", "mem_probe=1M", "-p", "mem_rewrite=256K", "-p", PACE])?;
+    let params = ["mem_probe=1M", "mem_rewrite=256K", "shell_client=ssh", PACE];
+    let words = [&["--keep"][..], &params.map(|param| ["-p", param]).concat()].concat();
+    let job = Job::submit(ground, &cast, &words)?;
     job.comes_to(ground, &cast, (Phase::Transferring, Part::Source), || {
         let events = ground.events(&cast.source, &job.attempt);
         let sent = |event: &Value| event["what"]["progress"]["sample"]["ram_transferred_bytes"].as_u64();

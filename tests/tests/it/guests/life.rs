@@ -92,9 +92,11 @@ fn a_job_whose_hosts_are_busy_waits_its_turn() {
 #[test]
 fn a_vm_and_its_case_outlive_a_restart_of_the_daemon() {
     let lab = Lab::up(3);
-    let job = submit(&lab, &["multihost_migration", "-m", "host1,host2", "-p", "migrate_count=2"]);
-    wait_for_log(&lab, &job, "probes on");
-    // Only the daemon, not its host: QEMU, guard and party go on.
+    let words = ["multihost_migration", "-m", "host1,host2", "-p", "migrate_count=2", "-p", "shell_client=ssh"];
+    let job = submit(&lab, &words);
+    // Its shell has answered: the session is held.
+    wait_for_log(&lab, &job, "  shell ");
+    // Only the daemon, not its host: QEMU, guard, party and the session into the guest go on.
     lab.end_daemon("host1", Signal::SIGKILL);
     lab.vtctl(&["lab", "start", "host1"]).expect(0);
     let shown = wait_until_done(&lab, &job);
