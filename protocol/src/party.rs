@@ -102,12 +102,38 @@ pub enum Request {
         /// The words.
         extra_args: Vec<String>,
     },
-    /// Drop packets of migrations that come in to this host, or let them pass again; answered with [`Answer::Done`]. What
-    /// is dropped passes again at the end of the attempt at the latest.
-    Firewall {
-        /// Whether they are dropped.
-        block: bool,
+    /// Drop what comes in to this host on these planes, and let pass what comes in on the others; answered with
+    /// [`Answer::Done`]. What is dropped passes again at the end of the attempt at the latest.
+    Cut {
+        /// The planes; none: everything passes.
+        planes: Vec<Plane>,
     },
+}
+
+/// What hosts send each other, by what carries it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Plane {
+    /// Connections from QEMU to QEMU.
+    Migration,
+    /// The daemons' encrypted channel for bytes: images, and VMs that it carries.
+    Bulk,
+    /// The daemons' QUIC: decisions, and everything that they ask each other.
+    Raft,
+}
+
+impl Plane {
+    /// All of them, in order.
+    pub const ALL: [Self; 3] = [Self::Migration, Self::Bulk, Self::Raft];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Migration => "migration",
+            Self::Bulk => "bulk",
+            Self::Raft => "raft",
+        }
+    }
 }
 
 /// Says who the party is.

@@ -410,7 +410,7 @@ impl MigrationSpec {
 /// Most interventions in one transfer.
 pub const INTERVENTIONS_MAX: usize = 16;
 
-/// A moment of a transfer, as an event of the source's QEMU tells it. Never a time: a test that acts after so many
+/// A moment of a transfer, as an event of the source's QEMU tells it, or the readings that are taken of it. Never a time: a test that acts after so many
 /// seconds acts in another phase on another machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -427,6 +427,8 @@ pub enum Moment {
     Device,
     /// The guest runs at the destination and fetches pages.
     PostcopyActive,
+    /// The transfer gets nowhere, by readings of what remains. It may never come.
+    Stalled,
 }
 
 /// What can be done to a transfer under way.
@@ -447,7 +449,7 @@ pub enum Intervention {
 
 /// A moment was written in a way that is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("setup, active, pass:N, pre-switchover, device or postcopy-active")]
+#[error("setup, active, pass:N, pre-switchover, device, postcopy-active or stalled")]
 pub struct NoMoment;
 
 impl std::str::FromStr for Moment {
@@ -460,6 +462,7 @@ impl std::str::FromStr for Moment {
             "pre-switchover" => Self::PreSwitchover,
             "device" => Self::Device,
             "postcopy-active" => Self::PostcopyActive,
+            "stalled" => Self::Stalled,
             _ => {
                 let number = text.strip_prefix("pass:").and_then(|number| number.parse().ok());
                 Self::Pass(number.filter(|number| (1..=100_000).contains(number)).ok_or(NoMoment)?)
@@ -477,6 +480,7 @@ impl std::fmt::Display for Moment {
             Self::PreSwitchover => f.write_str("pre-switchover"),
             Self::Device => f.write_str("device"),
             Self::PostcopyActive => f.write_str("postcopy-active"),
+            Self::Stalled => f.write_str("stalled"),
         }
     }
 }

@@ -78,7 +78,7 @@ impl Sender {
             source_qemu: self.vm.qemu.version(),
             destination_qemu: self.ready.qemu_version.clone(),
             stalled_ms: stalled_ms(&samples),
-            missed: self.interventions.missed().iter().map(|(at, what)| format!("{at}: {what:?}")).collect(),
+            missed: self.interventions.missed().map(|(at, what)| format!("{at}: {what:?}")).collect(),
             samples,
         }
     }

@@ -1,4 +1,5 @@
-//! What is to be done at which moment of a transfer: pure. The moments come from QEMU's events alone.
+//! What is to be done at which moment of a transfer: pure. The moments come from QEMU's events alone, but for the one at which
+//! its readings say that it is stalled.
 
 use serde_json::Value;
 use vt_protocol::vm::{Intervention, Moment};
@@ -27,9 +28,14 @@ impl Interventions {
         due
     }
 
-    /// Those whose moment never came.
-    pub(super) fn missed(&self) -> &[(Moment, Intervention)] {
-        &self.left
+    /// Whether something is to be done at a moment.
+    pub(super) fn await_moment(&self, moment: Moment) -> bool {
+        self.left.iter().any(|(wanted, _)| *wanted == moment)
+    }
+
+    /// Those whose moment should have come and did not. A transfer that is never stalled is as it should be.
+    pub(super) fn missed(&self) -> impl Iterator<Item = &(Moment, Intervention)> {
+        self.left.iter().filter(|(moment, _)| *moment != Moment::Stalled)
     }
 }
 
@@ -68,6 +74,7 @@ mod tests {
             (Moment::Pass(2), Intervention::Postcopy),
             (Moment::Active, Intervention::Stop),
             (Moment::Pass(4), Intervention::Cancel),
+            (Moment::Stalled, Intervention::Postcopy),
         ];
         let mut left = Interventions::new(&all);
         assert_eq!(left.due(Moment::Setup), []);
@@ -75,7 +82,9 @@ mod tests {
         assert_eq!(left.due(Moment::Active), [], "once");
         assert_eq!(left.due(Moment::Pass(1)), []);
         assert_eq!(left.due(Moment::Pass(3)), [all[0].clone()], "a missed pass counts as seen");
-        assert_eq!(left.missed(), [all[2].clone()]);
+        assert!(left.await_moment(Moment::Stalled));
+        assert_eq!(left.missed().collect::<Vec<_>>(), [&all[2]], "that it never stalled is nothing that was missed");
+        assert_eq!(left.due(Moment::Stalled), [all[3].clone()]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep, sleep_until},
 };
 use vt_protocol::{
@@ -17,7 +17,7 @@ use vt_protocol::{
     party::{Failure, Migrated, Move},
     peer::{IncomingState, PeerReply, PeerRequest},
     verdict::Consequence,
-    vm::{Intervention, Moment},
+    vm::{Intervention, Moment, Sample},
 };
 use vt_sync::{
     Answer,
@@ -89,6 +89,8 @@ impl Sender {
         let progress =
             self.sampler.as_ref().map(|sampler| tokio::spawn(progress(&self.attempt, &self.ready.id, sampler)));
         let _progress = progress.map(AbortOnDrop);
+        let readings = self.sampler.as_ref().map(Sampler::latest);
+        let mut readings = readings.filter(|_| self.interventions.await_moment(Moment::Stalled));
         let deadline = Instant::now() + Duration::from_millis(self.call.spec.timeout_ms);
         let mut suspend_at = self.call.spec.suspend_after_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
         let mut given_up_at: Option<Instant> = None;
@@ -127,6 +129,10 @@ impl Sender {
                             listening = false;
                             continue;
                         }
+                    },
+                    () = stalls(&mut readings), if transferring => match self.at(Moment::Stalled).await {
+                        Some(event) => event,
+                        None => continue,
                     },
                     answer = outcome(&mut self.domain_move, &self.vm), if transferring => match (answer, &phase) {
                         (Ok(()), _) => Event::Qemu(MigrationStatus::Completed),
@@ -553,6 +559,18 @@ async fn at_last(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Returns once, when a reading says that the transfer is stalled; pending for ever where nobody waits for that.
+async fn stalls(readings: &mut Option<watch::Receiver<Sample>>) {
+    let stalled = match readings {
+        Some(latest) => latest.wait_for(|sample| sample.stalled).await.is_ok(),
+        None => false,
+    };
+    *readings = None;
+    if !stalled {
+        std::future::pending::<()>().await;
     }
 }
 

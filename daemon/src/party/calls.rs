@@ -139,7 +139,7 @@ impl LocalAttempt {
                         }
                         Request::Guest(guest) => self.ask_guest(guest, call.repeat).await,
                         Request::Reshape { vm, extra_args } => self.reshape(&vm, extra_args),
-                        Request::Firewall { block } => self.firewall(block).await,
+                        Request::Cut { planes } => self.cut(&planes).await,
                         Request::Monitor { vm, command, arguments } => self.monitor(&vm, &command, arguments).await,
                         Request::Hello(_)
                         | Request::Step(_)

@@ -21,7 +21,7 @@ use vt_protocol::{
     params::Params,
     party::{
         Answer, Ask, Barrier, FILE_MAX, Failure, Finish, Guest as GuestCall, GuestAnswer, Hello, Migrated, Move,
-        Request, StartVm, Step as StepCall, VmStarted, Welcome,
+        Plane, Request, StartVm, Step as StepCall, VmStarted, Welcome,
     },
     probe,
     verdict::{Blame, Cause, Outcome},
@@ -156,12 +156,12 @@ impl Party {
         Guest { party: self, vm: vm.clone() }
     }
 
-    /// Drops packets of migrations that come in to this host, or lets them pass again. Nothing of it outlives the attempt.
+    /// Drops what comes in to this host on these planes, and on no others. Nothing of it outlives the attempt.
     ///
     /// # Errors
     /// The rules could not be set.
-    pub async fn firewall(&self, block: bool) -> Result<(), Failure> {
-        self.link.call(Request::Firewall { block }, PROMPT).await.map(drop)
+    pub async fn cut(&self, planes: &[Plane]) -> Result<(), Failure> {
+        self.link.call(Request::Cut { planes: planes.to_vec() }, PROMPT).await.map(drop)
     }
 
     /// Makes the next [`Party::migrate`] of this VM ready, so that it begins at once. Every party calls it.

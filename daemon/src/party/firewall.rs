@@ -1,4 +1,4 @@
-//! Packets of migrations that come in, dropped on purpose: a table of rules that is this attempt's alone, so that nothing of
+//! Packets that come in from other hosts, dropped on purpose: a table of rules that is this attempt's alone, so that nothing of
 //! anybody else's rules is touched, and one command takes all of it away.
 //!
 //! A file in the attempt's evidence says that there may be such a table. It is written before the rules are set: what a dead
@@ -10,7 +10,7 @@ use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::AttemptId,
-    party::{Answer, Failure},
+    party::{Answer, Failure, Plane},
 };
 
 use super::{attempt::LocalAttempt, failure::caused};
@@ -27,13 +27,22 @@ fn table(attempt: AttemptId) -> String {
     format!("inet vtmesh_{name}")
 }
 
-/// Rules that drop what comes in to the ports of migrations.
-fn rules(attempt: AttemptId) -> String {
+/// Rules that drop what comes in on these planes. `port`: of this cluster's daemons.
+fn rules(attempt: AttemptId, planes: &[Plane], port: u16) -> String {
     let (first, last) = (PORTS.start(), PORTS.end());
-    format!(
-        "table {} {{\n chain in {{\n  type filter hook input priority -10; policy accept;\n  tcp dport {first}-{last} drop\n }}\n}}\n",
-        table(attempt)
-    )
+    let rule = |plane: &Plane| match plane {
+        Plane::Migration => format!("  tcp dport {first}-{last} drop\n"),
+        Plane::Bulk => format!("  tcp dport {port} drop\n  tcp sport {port} drop\n"),
+        Plane::Raft => format!("  udp dport {port} drop\n  udp sport {port} drop\n"),
+    };
+    let rules: String = planes.iter().map(rule).collect();
+    let chain = "type filter hook input priority -10; policy accept;\n  iifname lo accept";
+    format!("table {} {{\n chain in {{\n  {chain}\n{rules} }}\n}}\n", table(attempt))
+}
+
+/// What stands in the events, e.g. `migration and bulk`.
+fn told(planes: &[Plane]) -> String {
+    planes.iter().map(|plane| plane.name()).collect::<Vec<_>>().join(" and ")
 }
 
 /// Makes sure that the table is gone, whether it is there or not.
@@ -47,25 +56,25 @@ impl LocalAttempt {
         self.evidence.dir().join(MARK)
     }
 
-    /// Drops packets of migrations that come in, or lets them pass again.
+    /// Drops what comes in on these planes, and on no others.
     ///
     /// # Errors
     /// nft is not there or refuses.
-    pub(super) async fn firewall(&self, block: bool) -> Result<Answer, Failure> {
-        if !block {
+    pub(super) async fn cut(&self, planes: &[Plane]) -> Result<Answer, Failure> {
+        if planes.is_empty() {
             return match self.open_firewall().await {
                 None => Ok(Answer::Done),
                 Some(left) => Err(caused(Report::new(ErrorCode::NetworkSetup, left))),
             };
         }
         let failed = |why: String| {
-            let title = "packets of migrations could not be blocked on this host";
+            let title = "packets could not be blocked on this host";
             caused(Report::new(ErrorCode::NetworkSetup, title).with("nft", why).help("apt-get install nftables"))
         };
         tokio::fs::write(self.firewall_mark(), table(self.id)).await.map_err(|error| failed(error.to_string()))?;
         // The table anew, so that asking twice is asking once.
-        nft(&(gone(self.id) + &rules(self.id))).await.map_err(failed)?;
-        self.evidence.events.say("packets of migrations that come in are dropped".to_owned());
+        nft(&(gone(self.id) + &rules(self.id, planes, self.places.port))).await.map_err(failed)?;
+        self.evidence.events.say(format!("what comes in is dropped: {}", told(planes)));
         Ok(Answer::Done)
     }
 
@@ -78,7 +87,7 @@ impl LocalAttempt {
         if let Err(why) = nft(&gone(self.id)).await {
             return Some(format!("nft table {}: {why}", table(self.id)));
         }
-        self.evidence.events.say("packets of migrations pass again".to_owned());
+        self.evidence.events.say("what comes in passes again".to_owned());
         match tokio::fs::remove_file(&mark).await {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Some(format!("{}: {error}", mark.display())),
             _ => None,
@@ -110,10 +119,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_are_of_one_attempt_and_name_the_ports_of_migrations() {
+    fn rules_are_of_one_attempt_and_name_the_ports_of_their_planes() {
         let attempt: AttemptId = "7f3k2a.1.2".parse().unwrap();
         assert_eq!(table(attempt), "inet vtmesh_7f3k2a_1_2");
-        assert!(rules(attempt).contains("tcp dport 49152-49215 drop"), "{}", rules(attempt));
+        let migrations = rules(attempt, &[Plane::Migration], 7465);
+        assert!(migrations.contains("tcp dport 49152-49215 drop") && !migrations.contains("7465"), "{migrations}");
+        let others = rules(attempt, &[Plane::Bulk, Plane::Raft], 7465);
+        for rule in ["tcp dport 7465 drop", "tcp sport 7465 drop", "udp dport 7465 drop", "udp sport 7465 drop"] {
+            assert!(others.contains(rule) && !others.contains("49152"), "{others}");
+        }
         assert_eq!(gone(attempt), "table inet vtmesh_7f3k2a_1_2\ndelete table inet vtmesh_7f3k2a_1_2\n");
     }
 }

@@ -10,7 +10,7 @@
 //! | `cables` | what the network cards of a VM are plugged into |
 //! | [`local_vm`], `disk`, `qemu`, `image`, `monitor` | a VM of this host; its disk; which QEMU runs it; what it boots from; what its QEMU is told |
 //! | `sessions` | shells in guests by ssh |
-//! | `firewall` | packets of migrations dropped on purpose |
+//! | `firewall` | packets of other hosts dropped on purpose |
 //! | [`giveback`] | the end: nothing is left |
 //! | [`places`], [`record`], [`failure`] | where things are; what is on disk; who is to blame |
 //!

@@ -42,6 +42,8 @@ pub struct Places {
     pub uplink: Option<String>,
     /// Addresses for guests.
     pub guests: Option<GuestRange>,
+    /// The port that the cluster's daemons speak to each other at.
+    pub port: u16,
     /// Where migrations come in.
     pub migration: IpAddr,
     /// How many VMs leave this host at once.
@@ -83,6 +85,7 @@ impl Places {
             bridge: settings.network.bridge.clone(),
             uplink: settings.network.uplink.clone(),
             guests: settings.network.guests,
+            port: settings.host.listen.port(),
             migration: settings.network.migration.unwrap_or(migration),
             lanes: Lanes::new(settings.moves.at_once, settings.moves.per_link),
             libvirt: settings.libvirt.clone().map(|libvirt| Arc::new(Libvirt::new(&libvirt, &vtd))),

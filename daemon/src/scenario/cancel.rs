@@ -41,7 +41,7 @@ fn read(params: &Params) -> Result<(Settings, Load, MigrationSpec), ParamError> 
     let at = match params.text("cancel_at").map(str::trim).filter(|text| !text.is_empty()) {
         None => Moment::Pass(1),
         Some(text) => match text.parse() {
-            Ok(Moment::PostcopyActive) | Err(_) => {
+            Ok(Moment::PostcopyActive | Moment::Stalled) | Err(_) => {
                 return Err(params.error("cancel_at", "setup, active, pass:N, pre-switchover or device"));
             }
             Ok(at) => at,

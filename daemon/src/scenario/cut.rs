@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use vt_protocol::{
     error::{ErrorCode, Report},
     ids::Name,
-    party::Failure,
-    vm::{Intervention, MigrationSpec, Moment},
+    party::{Failure, Plane},
+    vm::{Intervention, MigrationSpec, Moment, Transport},
 };
 
 use super::journey::{ASK, Journey, Part, SLACK};
@@ -23,6 +23,15 @@ const UNDER_WAY: u64 = 4 << 20;
 const BEGINS: Duration = Duration::from_secs(60);
 /// How often QEMU is asked how far it is.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// The plane that a transfer goes over, where it is one connection after another between the two hosts.
+pub(super) fn plane_of(transport: Transport) -> Option<Plane> {
+    match transport {
+        Transport::Tcp | Transport::Tcp6 | Transport::Tls => Some(Plane::Migration),
+        Transport::Mesh | Transport::Fd | Transport::Exec => Some(Plane::Bulk),
+        Transport::File | Transport::Rdma => None,
+    }
+}
 
 /// Slows a transfer down that is to be cut, where nothing else is said.
 pub(super) fn slowly(spec: &mut MigrationSpec) {
@@ -49,7 +58,7 @@ pub(super) async fn cut_off(
     party.prepare_migration(&vm, &from, &to, spec).await?;
     party.barrier("ready", ASK + SLACK).await?;
     let step = party.step(&format!("migrate {from} → {to}, has to fail")).await?;
-    let meddle = async { if block { interrupt(party, &vm, part, None).await } else { Ok(()) } };
+    let meddle = async { if block { interrupt(party, &vm, part, spec, None).await } else { Ok(()) } };
     let (meddled, ended) = tokio::join!(meddle, party.migrate(&vm, &from, &to, spec));
     meddled?;
     let why = match ended {
@@ -74,7 +83,13 @@ fn is_cut_off(code: ErrorCode) -> bool {
 }
 
 /// Once the transfer is under way, the destination drops its packets, for a while or until told otherwise.
-pub(super) async fn interrupt(party: &Party, vm: &Name, part: Part, pause: Option<Duration>) -> Result<(), Failure> {
+pub(super) async fn interrupt(
+    party: &Party,
+    vm: &Name,
+    part: Part,
+    spec: &MigrationSpec,
+    pause: Option<Duration>,
+) -> Result<(), Failure> {
     if part == Part::Source {
         let until = Instant::now() + BEGINS;
         loop {
@@ -91,10 +106,10 @@ pub(super) async fn interrupt(party: &Party, vm: &Name, part: Part, pause: Optio
     }
     party.barrier("under way", BEGINS + SLACK).await?;
     if part == Part::Destination {
-        party.firewall(true).await?;
+        party.cut(plane_of(spec.transport).as_slice()).await?;
         if let Some(pause) = pause {
             tokio::time::sleep(pause).await;
-            party.firewall(false).await?;
+            party.cut(&[]).await?;
         }
     }
     Ok(())

@@ -94,12 +94,12 @@ async fn run(party: &Party) -> Result<Option<String>, Failure> {
             step.done("").await?;
             load.check(&journey).await?;
         } else {
-            party.firewall(false).await?;
+            party.cut(&[]).await?;
         }
         party.barrier("passes again", ASK + SLACK).await?;
     } else {
         let vm = journey.vm.clone();
-        let meddle = interrupt(party, &vm, journey.part(journey.next_place()), Some(INTERRUPTION));
+        let meddle = interrupt(party, &vm, journey.part(journey.next_place()), &blocked, Some(INTERRUPTION));
         let (meddled, moved) = tokio::join!(meddle, journey.go("interrupted", &blocked));
         moved?;
         meddled?;

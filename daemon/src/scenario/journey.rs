@@ -336,6 +336,10 @@ impl<'a> Journey<'a> {
         spec: &MigrationSpec,
     ) -> Result<Option<Migrated>, Failure> {
         let migrated = self.try_to(place, round, spec).await?;
+        if migrated.as_ref().is_some_and(|migrated| migrated.cancelled) && !transfer::is_cancelled(spec) {
+            let title = "the transfer got nowhere, and was given up as its goal wants";
+            return Err(product(Report::new(ErrorCode::MigrationTimeout, title).with("move", round)));
+        }
         let arrived = migrated.as_ref().is_some_and(|migrated| !migrated.cancelled);
         if arrived && transfer::is_cancelled(spec) {
             let title = "the migration had completed before the moment at which it was to be cancelled";

@@ -112,7 +112,7 @@ pub(super) const MOVE_PARAMS: &[Documented] = &[
         "at",
         "",
         "what to do at which moment of a transfer, e.g. \"pass:2 postcopy; postcopy-active break\"; moments: setup, active, \
-         pass:N, pre-switchover, device, postcopy-active; to do: cancel, postcopy, break, stop, NAME=VALUE",
+         pass:N, pre-switchover, device, postcopy-active, and stalled, which may never come; to do: cancel, postcopy, break, stop, NAME=VALUE",
     ),
     (
         "mem_probe",

@@ -103,9 +103,12 @@ pub(super) fn undisturbed(spec: &MigrationSpec) -> MigrationSpec {
     MigrationSpec { interventions: Vec::new(), ..spec.clone() }
 }
 
-/// Whether it is to be cancelled at some moment.
+/// Whether it is to be cancelled at some moment, one that comes to every transfer.
 pub(super) fn is_cancelled(spec: &MigrationSpec) -> bool {
-    spec.interventions.iter().any(|(_, what)| *what == Intervention::Cancel)
+    let cancels = |(moment, what): &(Moment, Intervention)| {
+        *what == Intervention::Cancel && *moment != Moment::Stalled
+    };
+    spec.interventions.iter().any(cancels)
 }
 
 fn capabilities(params: &Params) -> Result<BTreeMap<String, bool>, ParamError> {

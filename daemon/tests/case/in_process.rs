@@ -269,6 +269,7 @@ impl World {
             bridge: None,
             uplink: None,
             guests: None,
+            port: 7465,
             migration: IpAddr::V4(Ipv4Addr::LOCALHOST),
             lanes: Lanes::new(8, 8),
             vtd: env!("CARGO_BIN_EXE_vtd").into(),

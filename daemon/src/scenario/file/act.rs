@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use serde_json::Value;
-use vt_protocol::vm::MigrationSpec;
+use vt_protocol::{party::Plane, vm::MigrationSpec};
 
 use super::{
     expect::{Wanted, shown},
@@ -105,14 +105,26 @@ pub(super) enum What {
         places: Vec<usize>,
         time: Duration,
     },
+    /// What comes in on these planes is dropped, and on no others.
     Net {
         places: Vec<usize>,
-        block: bool,
+        cut: Vec<Plane>,
     },
     Log {
         places: Vec<usize>,
         text: String,
     },
+}
+
+/// What is done to packets, in words.
+pub(super) fn told_cut(cut: &[Plane]) -> String {
+    match cut {
+        [] => "let packets pass".to_owned(),
+        planes => {
+            let names = planes.iter().map(|plane| plane.name()).collect::<Vec<_>>();
+            format!("drop what comes in ({})", names.join(", "))
+        }
+    }
 }
 
 /// How a move is to end.
@@ -228,8 +240,7 @@ impl Act {
             What::LoadGoesOn { vm, .. } => format!("{}: the load has got on", name(*vm)),
             What::LoadOff { vm, .. } => format!("{}: the load ends", name(*vm)),
             What::Wait { places, time } => format!("{} wait for {time:?}", hosts(places)),
-            What::Net { places, block: true } => format!("{} drop packets of migrations", hosts(places)),
-            What::Net { places, .. } => format!("{} let packets of migrations pass", hosts(places)),
+            What::Net { places, cut } => format!("{}: {}", hosts(places), told_cut(cut)),
             What::Log { text, .. } => format!("log: {text}"),
         }
     }

@@ -338,6 +338,28 @@ mod tests {
     }
 
     #[test]
+    fn a_goal_is_settings_and_what_is_done_about_a_stall() {
+        let text = format!(
+            "{HEAD}[params]\nlimit = \"5m\"\n[[step]]\ndo = \"vm.start\"\n[[step]]\ndo = \"migrate\"\nat = \"pass:9 \
+             max-bandwidth=1048576\"\ngoal = {{ downtime = \"150ms\", finish_within = \"${{limit}}\", on_stall = \"cancel\" }}\n"
+        );
+        let file = ScenarioFile::read(&ScenarioText { file: "t.scenario".into(), text }).unwrap();
+        let hosts: Vec<Name> = ["a", "b"].map(|name| name.parse().unwrap()).into();
+        let program = file.program(&Params::new(), &hosts).unwrap();
+        let spec = program.acts.iter().find_map(|act| match &act.what {
+            act::What::Migrate { spec, .. } => Some(spec.clone()),
+            _ => None,
+        });
+        let spec = spec.unwrap();
+        assert_eq!((spec.timeout_ms, spec.parameters["downtime-limit"]), (300_000, 150));
+        assert!(spec.wants("auto-converge"), "{spec:?}");
+        let moments: Vec<String> = spec.interventions.iter().map(|(moment, _)| moment.to_string()).collect();
+        assert_eq!(moments, ["pass:9", "stalled", "pass:8", "pass:16"]);
+        // It completes where nothing stalls.
+        assert!(!crate::scenario::transfer::is_cancelled(&spec));
+    }
+
+    #[test]
     fn a_fault_lasts_as_long_as_it_says_and_checks_come_last() {
         let text = "[[check]]\nguest = \"true\"\n[[check]]\ncheck = \"guest\"\n[[step]]\ndo = \"vm.start\"\n\
                     [[step]]\nfault = \"net.block\"\nfor = \"3s\"\non = \"host2\"\n";
@@ -422,7 +444,19 @@ mod tests {
                 "does not complete has no total_ms",
             ),
             ("[[step]]\ndo = \"migrate\"\nblock = \"end\"\n", 9, "expect = { result = \"failed\" }"),
-            ("[[step]]\ndo = \"migrate\"\nblock = \"3s\"\nmig_protocol = \"tls\"\n", 9, "only moves over tcp"),
+            ("[[step]]\ndo = \"migrate\"\nblock = \"3s\"\nmig_protocol = \"file\"\n", 9, "is not cut off"),
+            ("[[step]]\ndo = \"migrate\"\ngoal = { finish = \"5m\" }\n", 9, "a goal has no key \"finish\""),
+            ("[[step]]\ndo = \"migrate\"\ngoal = { downtime = \"soon\" }\n", 9, "is no time such as"),
+            ("[[step]]\ndo = \"migrate\"\ngoal = { finish_within = \"5s\" }\n", 9, "10s at least"),
+            ("[[step]]\ndo = \"migrate\"\ngoal = { on_stall = \"wait\" }\n", 9, "not cancel, postcopy or go_on"),
+            (
+                "[[step]]\ndo = \"migrate\"\ngoal = { aim = \"min_time\", finish_within = \"5m\" }\n",
+                9,
+                "aim and finish_within say the same",
+            ),
+            ("[[step]]\ndo = \"migrate\"\ngoal = \"fast\"\n", 9, "goal = \"fast\" is not"),
+            ("[[step]]\nfault = \"net.cut\"\nplane = \"disk\"\n", 9, "is not migration, bulk, raft"),
+            ("[[step]]\nfault = \"net.cut\"\nplane = [\"bulk\", \"raft\"]\n", 8, "hosts without raft decide nothing"),
         ] {
             let checked = steps(&format!("{UP}{text}"));
             let found = checked.mistakes.first().unwrap_or_else(|| panic!("{text} is right: {:?}", checked.steps));

@@ -63,6 +63,7 @@ static KINDS: &[Kind] = &[
     kind("get", "", &["vm", "expect"]),
     kind("qmp", "", &["vm", "arguments", "expect"]),
     kind("check", "guest", &["vm"]),
+    kind("fault", "net.cut", &["on", "plane", "for"]),
     kind("fault", "net.block", &["on", "for"]),
     kind("fault", "net.pass", &["on"]),
     kind("log", "", &["on"]),

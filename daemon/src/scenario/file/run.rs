@@ -12,7 +12,7 @@ use vt_protocol::{
 };
 
 use super::{
-    act::{Act, Block, Ends, Expected, What},
+    act::{Act, Block, Ends, Expected, What, told_cut},
     unfold::{Program, host_name},
 };
 use crate::{
@@ -88,9 +88,9 @@ impl<'a> Running<'a> {
                 tokio::time::sleep(*time).await;
                 step.done("").await?;
             }
-            What::Net { places, block } if self.is_one_of(places) => {
-                let step = party.step(if *block { "drop packets of migrations" } else { "let packets pass" }).await?;
-                party.firewall(*block).await?;
+            What::Net { places, cut } if self.is_one_of(places) => {
+                let step = party.step(&told_cut(cut)).await?;
+                party.cut(cut).await?;
                 step.done("").await?;
             }
             What::Log { places, text } if self.is_one_of(places) => party.log(text.clone()).await?,
@@ -210,7 +210,7 @@ async fn migrate(journey: &mut Journey<'_>, act: &Act) -> Result<(), Failure> {
     }
     let meddle = async {
         match block {
-            Some(Block::For(time)) => interrupt(party, &vm, part, Some(*time)).await,
+            Some(Block::For(time)) => interrupt(party, &vm, part, spec, Some(*time)).await,
             Some(Block::ToTheEnd) | None => Ok(()),
         }
     };
@@ -248,7 +248,7 @@ async fn fail(journey: &Journey<'_>, to: usize, spec: &MigrationSpec, block: boo
     let party = journey.party;
     match journey.part(to) {
         Part::Source => answers(journey).await?,
-        Part::Destination if block => party.firewall(false).await?,
+        Part::Destination if block => party.cut(&[]).await?,
         Part::Destination | Part::Neither => {}
     }
     party.barrier("goes on", ASK * 3 + SLACK).await

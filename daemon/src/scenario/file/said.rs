@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use vt_protocol::{
     params::Params,
+    party::Plane,
     scenario::Mistake,
     vm::{MigrationSpec, Transport},
 };
@@ -12,10 +13,10 @@ use super::{
     act::{Block, Ends, Expected},
     expect::{Type, Wanted},
     read::{Step, time},
-    table::{Item, Table, Word},
+    table::{Item, Node, Table, Word},
     unfold::Unfolding,
 };
-use crate::scenario::transfer;
+use crate::scenario::{cut::plane_of, transfer};
 
 /// A step on its way through a file.
 pub(super) struct Said<'a, 'b> {
@@ -94,6 +95,59 @@ impl Said<'_, '_> {
         Ok(())
     }
 
+    /// A goal that is a table: words that stand for parameters.
+    pub(super) fn goal(&self, params: &mut Params, file: &str) -> Result<(), Mistake> {
+        let Some(Item { node: Node::Table(table), .. }) = self.item("goal") else { return Ok(()) };
+        let mut aim = None;
+        for (key, item) in &table.0 {
+            let word = self.unfolding.fill(&item.clone().word("a text")?)?;
+            let (param, value) = match (key.text.as_str(), word.text.as_str()) {
+                ("aim" | "finish_within", _) if aim.replace(&key.text).is_some() => {
+                    return Err(key.mistake("aim and finish_within say the same: one of them"));
+                }
+                ("aim", "min_downtime" | "min_time") => ("goal", word.text.clone()),
+                ("aim", other) => return Err(word.mistake(format!("{other:?} is not min_downtime or min_time"))),
+                ("finish_within", _) => match time(&word)?.as_secs() {
+                    seconds @ 10.. => ("goal", format!("must_finish:{seconds}s")),
+                    _ => return Err(word.mistake("a transfer is given 10s at least")),
+                },
+                ("downtime", _) => ("downtime_limit", time(&word)?.as_millis().to_string()),
+                ("on_stall", "go_on") => continue,
+                ("on_stall", what @ ("cancel" | "postcopy")) => {
+                    let before = params.text("at").map(str::trim).filter(|at| !at.is_empty());
+                    ("at", before.map_or(String::new(), |at| format!("{at}; ")) + &format!("stalled {what}"))
+                }
+                ("on_stall", other) => {
+                    return Err(word.mistake(format!("{other:?} is not cancel, postcopy or go_on")));
+                }
+                (other, _) => {
+                    let mut mistake = key.mistake(format!("a goal has no key {other:?}"));
+                    mistake.hint = Some("it takes aim, downtime, finish_within, on_stall".to_owned());
+                    return Err(mistake);
+                }
+            };
+            params.set(param, value, word.spot.origin(file));
+        }
+        Ok(())
+    }
+
+    /// The planes that are meant: that of migrations where none is named.
+    pub(super) fn planes(&self) -> Result<Vec<Plane>, Mistake> {
+        let Some(item) = self.item("plane").cloned() else { return Ok(vec![Plane::Migration]) };
+        let spot = item.spot;
+        let mut planes = Vec::new();
+        for item in item.list() {
+            let word = self.unfolding.fill(&item.word("the name of a plane")?)?;
+            let plane = Plane::ALL.into_iter().find(|plane| plane.name() == word.text);
+            planes.push(plane.ok_or_else(|| {
+                word.mistake(format!("{:?} is not {}", word.text, Plane::ALL.map(Plane::name).join(", ")))
+            })?);
+        }
+        planes.sort_unstable();
+        planes.dedup();
+        if planes.is_empty() { Err(spot.mistake("no plane: leave it out for that of migrations")) } else { Ok(planes) }
+    }
+
     /// Hosts by a key; `None` where it is not there.
     pub(super) fn places_of(&self, key: &str) -> Result<Option<Vec<usize>>, Mistake> {
         let Some(item) = self.item(key).cloned() else { return Ok(None) };
@@ -165,8 +219,8 @@ impl Said<'_, '_> {
     /// For how long its packets are dropped.
     pub(super) fn block(&self, spec: &MigrationSpec, ends: Ends) -> Result<Option<Block>, Mistake> {
         let Some(word) = self.word("block")? else { return Ok(None) };
-        if spec.transport != Transport::Tcp {
-            return Err(word.mistake(format!("only moves over tcp are blocked, not over {}", spec.transport)));
+        if plane_of(spec.transport).is_none() {
+            return Err(word.mistake(format!("a move over {} is not cut off by packets", spec.transport)));
         }
         match (word.text.as_str(), ends) {
             ("end", Ends::Failed) => Ok(Some(Block::ToTheEnd)),

@@ -8,6 +8,7 @@ use serde_json::Value;
 use vt_protocol::{
     ids::Name,
     params::{ParamError, Params},
+    party::Plane,
     scenario::Mistake,
     vm::Backend,
 };
@@ -275,15 +276,21 @@ impl Unfolding<'_> {
                 What::Wait { places, time }
             }
             "log" => What::Log { places: said.places()?, text: said.unfolding.fill(&step.value)?.text },
-            "net.block" | "net.pass" => {
+            "net.cut" | "net.block" | "net.pass" => {
                 let (places, time) = (said.places()?, said.time("for")?);
-                if let Some(time) = time {
-                    self.since += time;
-                    let blocked = What::Net { places: places.clone(), block: true };
-                    self.acts.push(Act { line, what: blocked });
-                    self.acts.push(Act { line, what: What::Wait { places: places.clone(), time } });
+                let cut = if step.what == "net.pass" { Vec::new() } else { said.planes()? };
+                match time {
+                    None if cut.contains(&Plane::Raft) => {
+                        return Err(step.value.mistake("hosts without raft decide nothing: for = \"3s\" ends it"));
+                    }
+                    None => What::Net { places, cut },
+                    Some(time) => {
+                        self.since += time;
+                        self.acts.push(Act { line, what: What::Net { places: places.clone(), cut } });
+                        self.acts.push(Act { line, what: What::Wait { places: places.clone(), time } });
+                        What::Net { places, cut: Vec::new() }
+                    }
                 }
-                What::Net { places, block: step.what == "net.block" && time.is_none() }
             }
             _ => {
                 let vm = said.vm()?;
@@ -483,8 +490,11 @@ impl Unfolding<'_> {
             None => (from + 1) % self.hosts,
         };
         let mut params = self.vms[vm].params.clone();
-        let table = said.table(MOVE_KEYS);
+        let mut table = said.table(MOVE_KEYS);
+        // A goal that is a table stands for several of them.
+        table.0.retain(|(key, item)| key.text != "goal" || !matches!(item.node, Node::Table(_)));
         self.overlay(&mut params, &table, MOVE_KEYS, "migrate")?;
+        said.goal(&mut params, &self.file.file)?;
         said.ways(&mut params, &self.file.file)?;
         let read = Settings::read(&params).map_err(|error| {
             let mistake = self.misread(&error, &table);
