@@ -63,6 +63,7 @@ pub(super) async fn cut_off(
     meddled?;
     let why = match ended {
         Ok(None) => "between others".to_owned(),
+        Ok(Some(migrated)) if migrated.cancelled => "it was cancelled where it got nowhere".to_owned(),
         Ok(Some(_)) => {
             let title = "the transfer completed, which it could not";
             return Err(our_fault(Report::new(ErrorCode::MigrationRefused, title)));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use vt_protocol::{
     params::{ParamError, Params},
     party::Failure,
-    vm::MigrationSpec,
+    vm::{Intervention, MigrationSpec, Moment},
 };
 
 use super::{
@@ -23,8 +23,8 @@ const INTERRUPTION: Duration = Duration::from_secs(3);
 pub(super) const SCENARIO: Scenario = Scenario {
     name: "firewall_block",
     summary: "drops a transfer's packets at its destination, for ever or for a moment",
-    about: "PASS by sub_type. long_wait: a transfer under way is cut off for good; it ends without moving the guest (cancelled \
-            when blocked_timeout has passed), the guest goes on at the source with its load and answers on every way in, the \
+    about: "PASS by sub_type. long_wait: a transfer under way is cut off for good; it ends without moving the guest (with \
+            mig_cancel = yes it is cancelled as soon as it is stalled, else when blocked_timeout has passed), the guest goes on at the source with its load and answers on every way in, the \
             destination never runs it, and once packets pass again the next move completes. short_interrupt: packets are \
             dropped for three seconds; the transfer completes and the guest is whole at the destination. Avocado-VT's test \
             flushes every rule of the host when it cleans up, and its short_interrupt first does a long_wait whose other half \
@@ -37,9 +37,10 @@ pub(super) const SCENARIO: Scenario = Scenario {
         &[
             ("sub_type", "long_wait", "long_wait or short_interrupt"),
             ("blocked_timeout", "20", "long_wait: seconds after which the transfer that is cut off is cancelled"),
+            ("mig_cancel", "no", "yes: it is cancelled as soon as its readings say that it is stalled"),
         ],
     ],
-    aliases: &[ALIASES, &["mig_cancel"]],
+    aliases: &[ALIASES],
     types: &[Called::plainly("migration_multi_host_firewall_block")],
     limits: &[
         LIMITS,
@@ -71,8 +72,10 @@ fn read(params: &Params) -> Result<Wanted, ParamError> {
     let seconds = params.number("blocked_timeout", 5..=3600)?.unwrap_or(20);
     let mut blocked = settings.spec.clone();
     slowly(&mut blocked);
+    let cancel = params.flag("mig_cancel")?.unwrap_or(false);
     if for_good {
-        blocked.timeout_ms = seconds * 1000;
+        blocked.timeout_ms = if cancel { blocked.timeout_ms } else { seconds * 1000 };
+        blocked.interventions.extend(cancel.then_some((Moment::Stalled, Intervention::Cancel)));
     }
     Ok(Wanted { settings, load: Load::read(params)?, for_good, blocked })
 }

@@ -11,7 +11,7 @@ use vt_protocol::{
 };
 
 use super::{
-    Called, Scenario,
+    Called, Limit, Scenario,
     journey::{Journey, SLACK, product, taken},
     load::run as in_guest,
     settings::{ALIASES, LIMITS, MOVE_PARAMS, Settings, VM_PARAMS},
@@ -42,14 +42,40 @@ pub(super) const SCENARIO: Scenario = Scenario {
         MOVE_PARAMS,
         &[("helper_test", "hot_plug_block_dev", "what is done before the first move, or hot_unplug_block_dev")],
     ],
-    aliases: &[ALIASES, &["pre_sub_test", "plug_block", "unplug_block"]],
+    aliases: &[ALIASES, &["plug_block", "unplug_block"]],
     types: &[Called { kind: "migration_multi_host", when: &[("migration_sync_vms", "yes")] }],
-    limits: &[LIMITS],
+    limits: &[
+        LIMITS,
+        &[Limit {
+            key: "pre_sub_test",
+            takes: |test| matches!(test, "" | "migration_multi_host_helper_tests"),
+            does: "has no other tests inside than the plugging of a disk",
+        }],
+    ],
     check: |params| read(params).map(drop),
     run: |party| Box::pin(run(party)),
 };
 
-fn read(params: &Params) -> Result<(Settings, bool), ParamError> {
+/// Where a disk is plugged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bus {
+    /// A slot of PCI Express that is there for it.
+    Slot,
+    /// A place on the one bus of an older machine.
+    Pci,
+}
+
+impl Bus {
+    /// What says so to the device.
+    fn place(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Slot => &[("bus", SLOT)],
+            Self::Pci => &[("bus", "pci.0"), ("addr", "0x1e")],
+        }
+    }
+}
+
+fn read(params: &Params) -> Result<(Settings, Bus, bool), ParamError> {
     let mut settings = Settings::read(params)?;
     // Hosts other than the first do nothing before the move: what host1 has to do is what is meant.
     let key = if params.get("helper_test_host1").is_some() { "helper_test_host1" } else { "helper_test" };
@@ -61,24 +87,29 @@ fn read(params: &Params) -> Result<(Settings, bool), ParamError> {
     // The disk that is plugged is none of those that the VM has all the time.
     let hot = [params.list("plug_block", None), params.list("unplug_block", None)].concat();
     settings.vm.drives.retain(|drive| !hot.contains(&drive.name.as_str()));
-    settings.vm.extra_args.extend(words(plugged));
-    Ok((settings, plugged))
+    let bus = if settings.vm.has_pcie() { Bus::Slot } else { Bus::Pci };
+    settings.vm.extra_args.extend(words(bus, plugged));
+    Ok((settings, bus, plugged))
 }
 
-/// The end of QEMU's command line, with the disk in its slot or without it. The slot is where nobody else puts one: libvirt
+/// The end of QEMU's command line, with the disk in its place or without it. A slot is where nobody else puts one: libvirt
 /// counts from the beginning, and names its own only after this one is there.
-fn words(plugged: bool) -> Vec<String> {
-    let mut words = vec!["-device".to_owned(), format!("pcie-root-port,id={SLOT},chassis=99,addr=0x10")];
+fn words(bus: Bus, plugged: bool) -> Vec<String> {
+    let mut words = match bus {
+        Bus::Slot => vec!["-device".to_owned(), format!("pcie-root-port,id={SLOT},chassis=99,addr=0x10")],
+        Bus::Pci => Vec::new(),
+    };
     if plugged {
         let backend = format!("driver=null-co,node-name={DISK},size={BYTES},read-zeroes=on");
-        let device = format!("virtio-blk-pci,id={DISK},drive={DISK},bus={SLOT},serial={DISK}");
+        let place: String = bus.place().iter().map(|(key, value)| format!(",{key}={value}")).collect();
+        let device = format!("virtio-blk-pci,id={DISK},drive={DISK},serial={DISK}{place}");
         words.extend(["-blockdev".to_owned(), backend, "-device".to_owned(), device]);
     }
     words
 }
 
 async fn run(party: &Party) -> Result<Option<String>, Failure> {
-    let (settings, mut plugged) = taken(party.params(), read)?;
+    let (settings, bus, mut plugged) = taken(party.params(), read)?;
     let spec = settings.spec.clone();
     let mut journey = Journey::begin(party, settings).await?;
     if journey.is_here() {
@@ -87,7 +118,7 @@ async fn run(party: &Party) -> Result<Option<String>, Failure> {
     for round in ["there", "back"] {
         plugged = !plugged;
         if journey.is_here() {
-            turn(&journey, plugged).await?;
+            turn(&journey, bus, plugged).await?;
         }
         party.barrier("turned", PATIENCE * 2 + SLACK).await?;
         journey.go(round, &spec).await?;
@@ -99,19 +130,20 @@ async fn run(party: &Party) -> Result<Option<String>, Failure> {
 }
 
 /// Plugs the disk in or out and waits until the guest sees it.
-async fn turn(journey: &Journey<'_>, plug: bool) -> Result<(), Failure> {
+async fn turn(journey: &Journey<'_>, bus: Bus, plug: bool) -> Result<(), Failure> {
     let step = journey.party.step(if plug { "plug in" } else { "plug out" }).await?;
     if plug {
         let backend = json!({"driver": "null-co", "node-name": DISK, "size": BYTES, "read-zeroes": true});
         journey.monitor("blockdev-add", backend).await?;
-        let device = json!({"driver": "virtio-blk-pci", "id": DISK, "drive": DISK, "bus": SLOT, "serial": DISK});
+        let mut device = json!({"driver": "virtio-blk-pci", "id": DISK, "drive": DISK, "serial": DISK});
+        bus.place().iter().for_each(|(key, value)| device[*key] = json!(value));
         journey.monitor("device_add", device).await?;
     } else {
         journey.monitor("device_del", json!({"id": DISK})).await?;
         until_gone(journey).await?;
         remove_backend(journey).await?;
     }
-    journey.party.vm(journey.vm.clone()).reshape(words(plug)).await?;
+    journey.party.vm(journey.vm.clone()).reshape(words(bus, plug)).await?;
     step.done("").await?;
     sees(journey, plug).await
 }
@@ -163,4 +195,26 @@ async fn sees(journey: &Journey<'_>, plugged: bool) -> Result<(), Failure> {
     };
     in_guest(&journey.guest(), &format!("( {wait}{read} )")).await?;
     step.done(if plugged { format!("{} MiB read", BYTES >> 20) } else { String::new() }).await
+}
+
+#[cfg(test)]
+mod tests {
+    use vt_protocol::params::Origin;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_is_plugged_where_the_machine_has_room_for_it() {
+        let words = |machine: &str, test: &str| {
+            let mut params = Params::new();
+            for (key, value) in [("machine_type", machine), ("helper_test_host1", test)] {
+                params.set(key, value, Origin { file: "-p".into(), line: 0 });
+            }
+            read(&params).unwrap().0.vm.extra_args.join(" ")
+        };
+        assert_eq!(words("pc", "hot_plug_block_dev"), "");
+        assert!(words("pc-i440fx-10.0", "hot_unplug_block_dev").ends_with("serial=hot,bus=pci.0,addr=0x1e"));
+        assert_eq!(words("pc-q35-7.2", "hot_plug_block_dev"), "-device pcie-root-port,id=hotslot,chassis=99,addr=0x10");
+        assert!(words("q35", "hot_unplug_block_dev").ends_with("serial=hot,bus=hotslot"));
+    }
 }

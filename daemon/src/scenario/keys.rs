@@ -374,7 +374,7 @@ mod tests {
 
     use vt_protocol::params::{Origin, Params};
 
-    use super::{super::drives::DRIVE_PARAMS, *};
+    use super::*;
 
     /// Keys of the multi-host configuration and of the documentation of Avocado-VT, without the names of hosts, images
     /// and other objects behind them.
@@ -445,33 +445,43 @@ mod tests {
         }
     }
 
-    /// A key that is listed is read: a value that it cannot have is refused by its name, or is beyond what is done.
+    /// A key that is told to be read is: a value that it cannot have is refused by its name, or is beyond what is done.
     #[test]
-    fn every_key_that_is_listed_has_an_effect() {
-        // Any text is a value of theirs.
-        const FREE: &[&str] = &["password", "clocksource"];
-        // Some are read in one kind of a test only.
-        const KINDS: &[(&str, &str)] = &[
-            ("type", ""),
-            ("sub_type", "after_migrate"),
-            ("sub_type", "speed"),
-            ("test_type", "test_multi_host_migration_onoff_cpu"),
+    fn every_key_that_is_read_has_an_effect() {
+        // Any text is a value of theirs: what they do is tested beside what reads them.
+        const FREE: &[&str] =
+            &["password", "clocksource", "capabilitys_state", "host_mig_offline", "plug_block", "unplug_block"];
+        // Some are read in one kind of a test only, or where there is something that they are about.
+        const WHERE: &[&[(&str, &str)]] = &[
+            &[],
+            &[("sub_type", "after_migrate")],
+            &[("sub_type", "speed")],
+            &[("test_type", "test_multi_host_migration_onoff_cpu")],
+            &[("images", "image1 stg"), ("create_image_stg", "yes")],
+            &[("images", "image1 stg"), ("image_name_stg", "images/base")],
+            &[("images", "image1 stg")],
+            &[("cdroms", "cd1"), ("cdrom_cd1", "tools")],
+            &[("cdroms", "cd1")],
+            &[("cdrom", "tools")],
+            &[("floppies", "fl")],
         ];
         let origin = || Origin { file: "a.cfg".into(), line: 1 };
-        // Those of disks and CDs count where there are some, and are tested beside them.
-        let elsewhere = |key: &str| FREE.contains(&key) || DRIVE_PARAMS.iter().any(|(known, ..)| *known == key);
         for scenario in ALL {
-            for (key, ..) in scenario.params.iter().copied().flatten().filter(|(key, ..)| !elsewhere(key)) {
-                let bites = |(kind, value): &(&str, &str)| {
+            // What says which scenario is meant has its effect there.
+            let chooses =
+                |key: &str| scenario.types.iter().flat_map(|called| called.when).any(|(known, _)| *known == key);
+            let listed = scenario.params().map(|(key, ..)| *key).chain(scenario.also_reads());
+            for key in listed.filter(|key| !FREE.contains(key) && !chooses(key)) {
+                let bites = |given: &&[(&str, &str)]| {
                     let mut params = Params::new();
-                    params.set(*kind, *value, origin());
-                    params.set(*key, "-?/ = [no value", origin());
+                    given.iter().for_each(|(known, value)| params.set(*known, *value, origin()));
+                    params.set(key, "-?/ = [no value", origin());
                     match (scenario.check)(&params) {
-                        Err(error) => error.key == *key,
+                        Err(error) => error.key == key,
                         Ok(()) => scenario.beyond(&params).is_some(),
                     }
                 };
-                assert!(KINDS.iter().any(bites), "{} takes any {key}", scenario.name);
+                assert!(WHERE.iter().any(bites), "{} takes any {key}", scenario.name);
             }
         }
     }

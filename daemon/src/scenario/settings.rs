@@ -278,6 +278,11 @@ impl VmSettings {
         })
     }
 
+    /// Whether its machine has slots of PCI Express, as q35 has and pc has not.
+    pub(super) fn has_pcie(&self) -> bool {
+        self.machine.as_ref().is_none_or(|machine| machine.contains("q35"))
+    }
+
     pub(super) fn start(&self) -> StartVm {
         StartVm {
             // Replaced by the VM's own.

@@ -51,7 +51,8 @@ pub(super) const SCENARIO: Scenario = Scenario {
 fn read(params: &Params) -> Result<Settings, ParamError> {
     let mut settings = Settings::read(params)?;
     // The sleep is part of what the next move is compared with.
-    settings.vm.extra_args.extend(["-global".to_owned(), "ICH9-LPC.disable_s3=0".to_owned()]);
+    let chip = if settings.vm.has_pcie() { "ICH9-LPC" } else { "PIIX4_PM" };
+    settings.vm.extra_args.extend(["-global".to_owned(), format!("{chip}.disable_s3=0")]);
     Ok(settings)
 }
 
