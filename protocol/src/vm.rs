@@ -63,7 +63,7 @@ pub struct Drive {
     pub content: DriveContent,
     /// Format of its file, where one is made for it.
     pub format: ImageFormat,
-    /// What the guest sees of an empty disk or of a folder, bytes.
+    /// What the guest sees of an empty disk, of a folder or of noise, bytes.
     pub bytes: u64,
     /// A digest that its image must have.
     #[serde(default)]
@@ -91,6 +91,8 @@ pub enum DriveContent {
     FloppyImage(Name),
     /// The one disk of a pool, as it is: what the guest writes stays.
     Device(Name),
+    /// Noise that is made for the case, as a CD.
+    Noise,
 }
 
 impl DriveContent {
@@ -98,7 +100,7 @@ impl DriveContent {
     pub fn image(&self) -> Option<&Name> {
         match self {
             Self::Clone(image) | Self::Cd(image) | Self::FloppyImage(image) => Some(image),
-            Self::Blank | Self::Folder(_) | Self::Floppy(_) | Self::Device(_) => None,
+            Self::Blank | Self::Folder(_) | Self::Floppy(_) | Self::Device(_) | Self::Noise => None,
         }
     }
 
@@ -112,7 +114,7 @@ impl DriveContent {
 
     /// Whether the guest gets it as a CD.
     pub fn is_cd(&self) -> bool {
-        matches!(self, Self::Cd(_) | Self::Folder(_))
+        matches!(self, Self::Cd(_) | Self::Folder(_) | Self::Noise)
     }
 
     /// Whether the guest gets it as a floppy disk.

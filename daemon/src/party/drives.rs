@@ -5,6 +5,7 @@
 //! |---|---|---|
 //! | blank, clone | the VM's own | copied with the VM |
 //! | CD of a folder | the VM's own, made of the folder below `media` in the pool | copied with the VM |
+//! | CD of noise | the VM's own | copied with the VM |
 //! | CD of an image | the image's disk, which nobody writes | every host has the image |
 //! | floppy disk, empty or of a folder | the VM's own, made of the folder below `media` | copied with the VM |
 //! | floppy disk of an image | the VM's own, upon the image | copied with the VM |
@@ -123,6 +124,7 @@ impl LocalAttempt {
                     drive.bytes = self.make_cd(folder, &file).await?;
                 }
                 DriveContent::Floppy(folder) => self.make_floppy(folder.as_deref(), &file).await?,
+                DriveContent::Noise => make_noise(drive.bytes, &file).await?,
                 DriveContent::Cd(_) | DriveContent::Device(_) => {}
             }
         }
@@ -136,7 +138,7 @@ impl LocalAttempt {
             match &drive.content {
                 DriveContent::Clone(name) | DriveContent::FloppyImage(name) => self.image(name)?.overlay(&file).await?,
                 DriveContent::Blank => create_blank(drive.format, drive.bytes, &file).await?,
-                DriveContent::Folder(_) | DriveContent::Floppy(_) => {
+                DriveContent::Folder(_) | DriveContent::Floppy(_) | DriveContent::Noise => {
                     create_blank(ImageFormat::Raw, drive.bytes, &file).await?;
                 }
                 DriveContent::Cd(_) | DriveContent::Device(_) => {}
@@ -262,6 +264,29 @@ impl LocalAttempt {
         }
         self.remove_from_pool(vm).await;
     }
+}
+
+/// Writes a file of so many random bytes.
+async fn make_noise(bytes: u64, file: &Path) -> Result<(), Report> {
+    let path = file.to_owned();
+    let write = move || {
+        use std::io::Write;
+        let mut out = std::fs::File::create(&path)?;
+        let (mut left, mut piece, mut rng) = (bytes, vec![0; 1 << 20], rand::rng());
+        while left > 0 {
+            let length = usize::try_from(left).unwrap_or(usize::MAX).min(piece.len());
+            rand::RngCore::fill_bytes(&mut rng, &mut piece[..length]);
+            out.write_all(&piece[..length])?;
+            left -= length as u64;
+        }
+        out.sync_data()
+    };
+    let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    written.map_err(|error| {
+        let code =
+            if error.kind() == io::ErrorKind::StorageFull { ErrorCode::DiskFull } else { ErrorCode::StorageFailed };
+        Report::new(code, format!("no CD could be written to {}", file.display())).caused_by(&error)
+    })
 }
 
 impl Image {

@@ -22,6 +22,10 @@ const ALLOWED: &[&str] = &[
     "device_del",
     "blockdev-add",
     "blockdev-del",
+    "blockdev-open-tray",
+    "blockdev-close-tray",
+    "blockdev-remove-medium",
+    "blockdev-insert-medium",
 ];
 /// What a block device may be made of: nothing that is a file of the host.
 const BLOCK_DRIVERS: &[&str] = &["null-co"];

@@ -107,7 +107,7 @@ impl Medium {
             DriveContent::Blank | DriveContent::Clone(_) => Self::Disk,
             DriveContent::Device(_) => Self::SeenDisk,
             DriveContent::Cd(_) => Self::Cd,
-            DriveContent::Folder(_) => Self::OwnCd,
+            DriveContent::Folder(_) | DriveContent::Noise => Self::OwnCd,
             DriveContent::Floppy(_) | DriveContent::FloppyImage(_) => Self::Floppy,
         }
     }
