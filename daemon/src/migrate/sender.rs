@@ -47,6 +47,8 @@ use crate::{
 
 /// How long the destination may take to let the guest run, once that is decided.
 const RESUMES: Duration = Duration::from_secs(90);
+/// So many passes are told one by one, and then each of so many.
+const PASSES_TOLD: u32 = 32;
 /// A pause before something is asked again.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -262,10 +264,20 @@ impl Sender {
 
     /// What an event of the monitor means, once what was to be done at its moment is done.
     async fn heard(&mut self, event: &qmp::Event, transferring: bool) -> Option<Event> {
-        if let Some(moment) = moment(event).filter(|_| transferring)
-            && let Some(given_up) = self.at(moment).await
-        {
-            return Some(given_up);
+        if let Some(moment) = moment(event).filter(|_| transferring) {
+            // Of a transfer that does not end the passes are many and alike.
+            if let (Moment::Pass(number), Some(sampler)) = (moment, &self.sampler)
+                && (number <= PASSES_TOLD || number.is_multiple_of(PASSES_TOLD))
+            {
+                let left = sampler.latest().borrow().ram_remaining_bytes;
+                self.attempt
+                    .evidence
+                    .events
+                    .say(format!("{}: pass {number} begins, {left} bytes are left", self.ready.id));
+            }
+            if let Some(given_up) = self.at(moment).await {
+                return Some(given_up);
+            }
         }
         if event.name != "MIGRATION" {
             return None;
