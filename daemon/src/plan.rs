@@ -189,8 +189,8 @@ mod tests {
 
     #[test]
     fn a_job_is_called_after_the_one_scenario_that_it_runs() {
-        assert_eq!(plan("uptime", &[None, None, Some("floppy")]).label(), "uptime");
-        assert_eq!(plan("", &[Some("floppy"), Some("cdrom")]).label(), "floppy");
+        assert_eq!(plan("uptime", &[None, None, Some("shutdown")]).label(), "uptime");
+        assert_eq!(plan("", &[Some("shutdown"), Some("boot")]).label(), "shutdown");
         let mut stray = plan("uptime", &[None]);
         assert!(!stray.has_stray_variants());
         stray.plan.cases[0].variant = Some(1);

@@ -84,11 +84,11 @@ pub enum ImageVerb {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  vtctl image build\n  vtctl image build --if-missing\n  vtctl image build --recipe stress\n\n\
-                        A recipe is a file: name, packages, programs, modules. Each package is\n\
+                        A recipe is a file: name, packages, programs, kernel, modules. Each package is\n\
                         recorded in the image with version and SHA-256, by the distribution's lists."
 )]
 pub struct ImageBuildArgs {
-    /// minimal, stress, or a file
+    /// minimal, stress, devices, or a file
     #[arg(long, value_name = "RECIPE", default_value = "minimal")]
     pub recipe: String,
     /// Directory of images [default: /var/lib/vtmesh/images]

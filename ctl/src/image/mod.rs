@@ -237,7 +237,7 @@ fn build_in(
     let stripped = elf::stripped(&probe).map_err(|source| ImageError::Elf { path: options.probe.clone(), source })?;
 
     step("fetching packages", 1, progress);
-    let kernel_name = packages::behind(KERNEL, cache)?;
+    let kernel_name = packages::behind(options.recipe.kernel.as_deref().unwrap_or(KERNEL), cache)?;
     let wanted: Vec<&str> = PACKAGES.into_iter().chain(options.recipe.packages.iter().map(String::as_str)).collect();
     let fetched = packages::fetch(&wanted, &kernel_name, cache, work, progress)?;
 

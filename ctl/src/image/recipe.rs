@@ -5,6 +5,7 @@
 //! about = "with load generators"        # for people
 //! packages = ["stress-ng", "iperf3"]    # of this machine's distribution; their libraries are found
 //! programs = ["usr/bin/stress-ng"]      # files of those packages that come into the guest's /bin
+//! kernel = "linux-image-amd64"           # the package that names its kernel; left out: the one for virtual machines
 //! modules = ["dm_mod"]                  # drivers that are loaded when it boots
 //! ```
 //!
@@ -18,8 +19,11 @@ use serde::Deserialize;
 use super::error::ImageError;
 
 /// Those that come with this program.
-const BUILTIN: [(&str, &str); 2] =
-    [("minimal", include_str!("recipes/minimal.toml")), ("stress", include_str!("recipes/stress.toml"))];
+const BUILTIN: [(&str, &str); 3] = [
+    ("minimal", include_str!("recipes/minimal.toml")),
+    ("stress", include_str!("recipes/stress.toml")),
+    ("devices", include_str!("recipes/devices.toml")),
+];
 /// Longest file, bytes.
 const FILE_MAX: u64 = 64 << 10;
 /// Most packages, programs or drivers of one recipe.
@@ -40,6 +44,9 @@ pub struct Recipe {
     /// Files of packages that become programs of the guest.
     #[serde(default)]
     pub programs: Vec<String>,
+    /// The package that names its kernel, where that is not the one for virtual machines.
+    #[serde(default)]
+    pub kernel: Option<String>,
     /// Drivers that are loaded when it boots.
     #[serde(default)]
     pub modules: Vec<String>,
@@ -73,6 +80,7 @@ impl Recipe {
             about: String::new(),
             packages: vec![],
             programs: vec![],
+            kernel: None,
             modules: vec![],
         }
     }
@@ -81,9 +89,13 @@ impl Recipe {
         let wrong = |what: String| ImageError::Recipe(place.to_owned(), what);
         let recipe: Self = toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
         let plain = |c: char| c.is_ascii_alphanumeric() || "+-._:/".contains(c);
-        for (list, what) in
-            [(&recipe.packages, "packages"), (&recipe.programs, "programs"), (&recipe.modules, "modules")]
-        {
+        let kernel: Vec<String> = recipe.kernel.iter().cloned().collect();
+        for (list, what) in [
+            (&recipe.packages, "packages"),
+            (&recipe.programs, "programs"),
+            (&recipe.modules, "modules"),
+            (&kernel, "kernel"),
+        ] {
             if list.len() > LIST_MAX {
                 return Err(wrong(format!("{what} has more than {LIST_MAX} entries")));
             }
@@ -99,7 +111,7 @@ impl Recipe {
 
     /// Everything of it that changes what is in the image.
     pub(super) fn parts(&self) -> impl Iterator<Item = &[u8]> {
-        self.packages.iter().chain(&self.programs).chain(&self.modules).map(|word| word.as_bytes())
+        self.packages.iter().chain(&self.programs).chain(&self.modules).chain(&self.kernel).map(|word| word.as_bytes())
     }
 }
 
@@ -123,6 +135,7 @@ mod tests {
             ("", "name"),
             ("name = 'x'\npakages = []", "pakages"),
             ("name = 'x'\npackages = ['--purge']", "--purge"),
+            ("name = 'x'\nkernel = '../vmlinuz'", "in kernel is no name"),
             ("name = 'x'\nprograms = ['../../etc/shadow']", "no name"),
             ("name = 'x'\nmodules = ['a b']", "no name"),
         ] {

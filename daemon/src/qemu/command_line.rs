@@ -276,7 +276,9 @@ impl CommandLine<'_> {
         if self.drives.iter().any(|drive| matches!(drive.medium, Medium::Cd | Medium::OwnCd)) {
             line.option("-device", "virtio-scsi-pci,id=scsi");
         }
-        if self.drives.iter().any(|drive| drive.medium == Medium::Floppy) {
+        // A pc has a controller for floppy disks, a q35 none.
+        let controller = if self.resolved.machine.contains("q35") { "bus=fdc.0," } else { "" };
+        if self.drives.iter().any(|drive| drive.medium == Medium::Floppy) && !controller.is_empty() {
             line.option("-device", "isa-fdc,id=fdc");
         }
         for (id, drive) in drive_ids(self.drives.iter().map(|drive| drive.medium)).iter().zip(self.drives) {
@@ -292,7 +294,7 @@ impl CommandLine<'_> {
             let node = format!("driver={format},node-name={id},read-only={read_only}");
             line.option("-blockdev", format!("{node},file.driver=file,file.filename={file}"));
             if let Some(unit) = id.strip_prefix("fd").filter(|_| drive.medium == Medium::Floppy) {
-                line.option("-device", format!("floppy,bus=fdc.0,unit={unit},drive={id},id=blk-{id}"));
+                line.option("-device", format!("floppy,{controller}unit={unit},drive={id},id=blk-{id}"));
                 continue;
             }
             let serial = escaped(&drive.serial);

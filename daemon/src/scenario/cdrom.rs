@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use tokio::time::Instant;
 use vt_protocol::{
     catalogue::ImageFormat,
     error::{ErrorCode, Report},
@@ -18,16 +16,13 @@ use super::{
     journey::{ASK, Journey, SLACK, product, taken},
     load::run as in_guest,
     settings::{ALIASES, LIMITS, MOVE_PARAMS, PLAIN, Settings, VM_PARAMS},
+    trays::{PATIENCE, exchange, says, sum_of, tray, until},
 };
-use crate::party::{Party, our_fault};
+use crate::party::Party;
 
 const MIB: u64 = 1 << 20;
-/// How long a drive may take to do what the guest wants.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// At least as long a CD is read that is read during a move.
 const READS: Duration = Duration::from_secs(20);
-/// How often it is looked at.
-const LOOK: Duration = Duration::from_millis(200);
 /// QEMU's names of the drives, and of what is in them at first.
 const DRIVES: [&str; 2] = ["blk-cd0", "blk-cd1"];
 const MEDIA: [&str; 2] = ["cd0", "cd1"];
@@ -168,15 +163,8 @@ async fn ejecting(mut journey: Journey<'_>) -> Result<Option<String>, Failure> {
         in_guest(&journey.guest(), &format!("( {open}; echo 0 >/proc/sys/dev/cdrom/autoeject ) 2>&1")).await?;
         for drive in DRIVES {
             until(&journey, drive, "tray_open", true).await?;
-            tray(&journey, "blockdev-remove-medium", drive).await?;
         }
-        for (drive, medium) in DRIVES.into_iter().zip(MEDIA.into_iter().rev()) {
-            journey.monitor("blockdev-insert-medium", json!({"id": drive, "node-name": medium})).await?;
-            tray(&journey, "blockdev-close-tray", drive).await?;
-        }
-        let words = DRIVES.into_iter().zip(MEDIA.into_iter().rev());
-        let words = words.flat_map(|(drive, medium)| ["-set".to_owned(), format!("device.{drive}.drive={medium}")]);
-        party.vm(journey.vm.clone()).reshape(words.collect()).await?;
+        exchange(&journey, DRIVES, MEDIA, true).await?;
         let wanted: Vec<String> = before.iter().rev().cloned().collect();
         finds(&journey, &wanted).await?;
         step.done(wanted.join(" ")).await?;
@@ -234,9 +222,7 @@ async fn sums(journey: &Journey<'_>) -> Result<Vec<String>, Failure> {
     let mut all = Vec::new();
     for number in 0..cds {
         let read = format!("echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/sr{number} bs=1M 2>/dev/null | md5sum");
-        let said = in_guest(&journey.guest(), &read).await?;
-        let is_sum = |word: &&str| word.len() == 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-        all.push(said.split_whitespace().find(is_sum).unwrap_or("unreadable").to_owned());
+        all.push(sum_of(&in_guest(&journey.guest(), &read).await?));
     }
     Ok(all)
 }
@@ -251,39 +237,13 @@ async fn finds(journey: &Journey<'_>, wanted: &[String]) -> Result<(), Failure> 
     })
 }
 
-/// A drive that is locked does not open because somebody asks.
+/// A drive that is locked does not open because somebody asks: QEMU passes that on to the guest, and opens others at once.
 async fn stays_shut(journey: &Journey<'_>) -> Result<(), Failure> {
-    match tray(journey, "blockdev-open-tray", DRIVES[0]).await {
-        Err(Failure::Caused(cause)) if cause.report.to_string().contains("is locked") => Ok(()),
-        Err(failure) => Err(failure),
-        Ok(()) => Err(product(Report::new(ErrorCode::GuestStopped, "QEMU opened a drive that the guest has locked"))),
+    tray(journey, "blockdev-open-tray", DRIVES[0]).await?;
+    if says(journey, DRIVES[0], "tray_open").await? {
+        return Err(product(Report::new(ErrorCode::GuestStopped, "QEMU opened a drive that the guest has locked")));
     }
-}
-
-async fn tray(journey: &Journey<'_>, command: &str, drive: &str) -> Result<(), Failure> {
-    journey.monitor(command, json!({ "id": drive })).await.map(drop)
-}
-
-/// Waits until QEMU says that of a drive.
-async fn until(journey: &Journey<'_>, drive: &str, key: &str, wanted: bool) -> Result<(), Failure> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let blocks = journey.monitor("query-block", Value::Null).await?;
-        let is_it = |block: &&Value| block["qdev"].as_str().is_some_and(|path| path.ends_with(drive));
-        let Some(block) = blocks.as_array().into_iter().flatten().find(is_it) else {
-            let report = Report::new(ErrorCode::Internal, format!("QEMU has no drive {drive}"));
-            return Err(our_fault(report.with("query-block", blocks.to_string())));
-        };
-        // QEMU leaves out a tray that is shut.
-        if block[key].as_bool().unwrap_or(false) == wanted {
-            return Ok(());
-        }
-        if Instant::now() >= until {
-            let title = format!("{key} of drive {drive} did not become {wanted} within {} s", PATIENCE.as_secs());
-            return Err(product(Report::new(ErrorCode::GuestStopped, title).with("drive", block.to_string())));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Disks, CDs and floppy disks of a case: `images` beyond the first, `cdroms` and `floppies`, with their keys; and whether a
 //! guest finds in disks and CDs after a move what was there before it. The kernel of the built-in guest has no driver for a
-//! floppy drive: those go with the VM, and nobody looks into them.
+//! floppy drive: those go with the VM, and only the scenario that is about them looks into them.
 
 use vt_protocol::{
     catalogue::ImageFormat,
@@ -14,6 +14,7 @@ use vt_protocol::{
 use super::{
     Documented, Limit,
     journey::{ASK, Journey, SLACK, product},
+    trays::sum_of,
 };
 
 const MIB: u64 = 1 << 20;
@@ -24,7 +25,7 @@ const DRIVES_MAX: usize = 16;
 /// A controller has two drives for floppy disks.
 const FLOPPIES_MAX: usize = 2;
 /// Length of a floppy disk that is made, bytes.
-const FLOPPY_BYTES: u64 = 1440 << 10;
+pub(super) const FLOPPY_BYTES: u64 = 1440 << 10;
 /// A guest sees that much of a disk's name.
 const SERIAL_MAX: usize = 20;
 /// What begins the name of a folder that is put on a CD or a floppy disk.
@@ -248,10 +249,7 @@ async fn sums(journey: &Journey<'_>) -> Result<String, Failure> {
         let find = find(journey, drive);
         let read = format!("dd if=$d bs=1M count={READ_MIB} 2>/dev/null | md5sum | cut -c1-32");
         let output = run(journey, &format!("echo 3 >/proc/sys/vm/drop_caches; {find}; {read}"), drive).await?;
-        // The kernel may say something on the same console.
-        let is_sum = |word: &&str| word.len() == 32 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let sum = output.split_whitespace().find(is_sum).unwrap_or("unreadable");
-        all.push(format!("{} {sum}", drive.name));
+        all.push(format!("{} {}", drive.name, sum_of(&output)));
     }
     Ok(all.join(", "))
 }

@@ -395,7 +395,7 @@ mod tests {
                 "type = migration_multi_host: there is no ",
                 "",
             ),
-            (&[("type", "floppy")], ErrorCode::CannotRunHere, "type = floppy: the kernel of the built-in guest", ""),
+            (&[("type", "floppy")], ErrorCode::CannotRunHere, "type = floppy: of the tests of floppy disks only", ""),
             (
                 &[("type", "migration_multi_host_cancel"), ("vms", "vm1 vm2")],
                 ErrorCode::CannotRunHere,

@@ -295,7 +295,7 @@ pub(super) const WITHOUT_EFFECT: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "the kernel of the built-in guest has no driver for a floppy disk: these variants are skipped",
+        "the disks of the test of floppy disks are made for its case, and it writes sectors where the old one makes a file system",
         &[
             "second_floppy_name",
             "guest_floppy_path",

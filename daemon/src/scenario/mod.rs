@@ -25,6 +25,7 @@ mod figures;
 pub mod file;
 mod file_transfer;
 mod firewall_block;
+mod floppy;
 mod flow;
 mod goals;
 mod hearing;
@@ -41,6 +42,7 @@ mod speed_measurement;
 mod suspend;
 mod timedrift;
 mod transfer;
+mod trays;
 mod uptime;
 mod ways;
 mod with_reboot;
@@ -138,6 +140,7 @@ static ALL: &[Scenario] = &[
     early_boot::SCENARIO,
     file_transfer::SCENARIO,
     firewall_block::SCENARIO,
+    floppy::SCENARIO,
     hotplug_disk::SCENARIO,
     migration_matrix::SCENARIO,
     module_reload::SCENARIO,
@@ -162,7 +165,7 @@ static ABSENT: &[(Called, &str)] = &[
         Called { kind: "migration_multi_host", when: &[("pre_sub_test", "steps")] },
         "there is no guest with a graphical desktop (Windows XP with qxl drivers) to be driven by pictures",
     ),
-    (Called::plainly("floppy"), "the kernel of the built-in guest has no driver for a floppy disk"),
+    (Called::plainly("floppy"), "of the tests of floppy disks only those that move a VM are there"),
     (Called::plainly("cdrom"), "of the tests of CD drives only those that move a VM are there"),
 ];
 

@@ -114,7 +114,9 @@ fn main() -> anyhow::Result<ExitCode> {
 
 /// Whether everything is as it may be.
 fn play(words: &Words) -> anyhow::Result<bool> {
-    vtctl(&["image", "build", "--if-missing"]).expect(0);
+    for recipe in ["minimal", "devices"] {
+        vtctl(&["image", "build", "--recipe", recipe, "--if-missing"]).expect(0);
+    }
     let begun = Instant::now();
     let lab = Lab::up(words.hosts);
     let results = tempfile::tempdir().context("a folder for the results")?;
