@@ -8,11 +8,12 @@ use vt_protocol::{
     ids::Name,
     params::{ParamError, Params},
     party::Failure,
-    vm::{Drive, DriveContent},
+    vm::DriveContent,
 };
 
 use super::{
     Called, Scenario,
+    drives::made,
     journey::{ASK, Journey, SLACK, product, taken},
     load::run as in_guest,
     settings::{ALIASES, LIMITS, MOVE_PARAMS, PLAIN, Settings, VM_PARAMS},
@@ -94,14 +95,7 @@ fn read(params: &Params) -> Result<Wanted, ParamError> {
     let cds = if kind == Kind::Ejecting { 2 } else { 1 };
     for name in ["noise1", "noise2"].into_iter().take(cds) {
         let name: Name = name.parse().map_err(|_| params.error("cdroms", "names"))?;
-        settings.vm.drives.push(Drive {
-            name,
-            content: DriveContent::Noise,
-            format: ImageFormat::Raw,
-            bytes: mib * MIB,
-            sum: None,
-            image_digest: None,
-        });
+        settings.vm.drives.push(made(name, DriveContent::Noise, ImageFormat::Raw, mib * MIB));
     }
     Ok(Wanted { settings, kind, mib, patience })
 }

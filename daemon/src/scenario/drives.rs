@@ -109,6 +109,11 @@ pub(crate) fn images_of(params: &Params) -> Vec<Name> {
     drives.iter().filter_map(|drive| drive.content.image().cloned()).collect()
 }
 
+/// A drive that a scenario has made for itself.
+pub(super) fn made(name: Name, content: DriveContent, format: ImageFormat, bytes: u64) -> Drive {
+    Drive { name, content, format, bytes, sum: None, image_digest: None }
+}
+
 fn disk(params: &Params, name: &str) -> Result<Drive, ParamError> {
     let own = params.object(name);
     let format = match own.text("image_format").map(str::trim) {

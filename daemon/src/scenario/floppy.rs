@@ -6,12 +6,12 @@ use vt_protocol::{
     ids::Name,
     params::{ParamError, Params},
     party::Failure,
-    vm::{Drive, DriveContent},
+    vm::DriveContent,
 };
 
 use super::{
     Called, Scenario,
-    drives::FLOPPY_BYTES,
+    drives::{FLOPPY_BYTES, made},
     journey::{ASK, Journey, SLACK, product, taken},
     load::run as in_guest,
     settings::{ALIASES, LIMITS, MOVE_PARAMS, PLAIN, Settings, VM_PARAMS},
@@ -61,14 +61,7 @@ fn read(params: &Params) -> Result<(Settings, bool), ParamError> {
     settings.vm.drives.retain(|drive| !drive.content.is_floppy());
     for name in ["empty1", "empty2"].into_iter().take(if eject { 2 } else { 1 }) {
         let name: Name = name.parse().map_err(|_| params.error("floppies", "names"))?;
-        settings.vm.drives.push(Drive {
-            name,
-            content: DriveContent::Floppy(None),
-            format: ImageFormat::Raw,
-            bytes: FLOPPY_BYTES,
-            sum: None,
-            image_digest: None,
-        });
+        settings.vm.drives.push(made(name, DriveContent::Floppy(None), ImageFormat::Raw, FLOPPY_BYTES));
     }
     Ok((settings, eject))
 }
