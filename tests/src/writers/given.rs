@@ -181,7 +181,7 @@ fn claims(ground: &Ground, cast: &Cast, pool: &str) -> anyhow::Result<Job> {
     let begun = Instant::now();
     loop {
         // It goes to and fro for longer than what is on its way is waited for.
-        let job = Job::submit_until_taken(ground, cast, &["-p", pool, "-p", "migrate_count=8"], GIVEN)?;
+        let job = Job::submit_until_taken(ground, cast, &["-p", pool, "-p", "migrate_count=5"], GIVEN)?;
         let mut refused = None;
         until("the disk to be given away", GIVEN, || {
             let writers = ground.lab().json(&["image", "writers"]);

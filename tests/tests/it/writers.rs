@@ -1,14 +1,12 @@
-//! An image has one writer, in every kind of pool: a share of the seeds that `make writers` plays.
+//! A disk behind our own export has one writer: a share of the seeds that `make writers` plays.
 
 use std::time::Duration;
 
 use vt_tests::{
-    faults::cell::Phase,
     nfs_server::NfsServer,
     writers::{
         Margin, Trouble,
         fence::{play, server_fills, server_goes},
-        given::{by_claim, by_move, ground},
     },
 };
 
@@ -38,28 +36,4 @@ fn a_server_that_is_full_keeps_all_that_was_acknowledged_and_says_so_to_who_want
     let blocks = server_fills(&NfsServer::alone_with_room(ROOM_MIB)).unwrap();
     let most = u64::from(ROOM_MIB) << 20 >> 12;
     assert!(blocks > most / 2 && blocks <= most, "{blocks} of {most} blocks");
-}
-
-#[test]
-fn a_guest_in_a_volume_of_gluster_whose_host_is_cut_off_in_a_move_is_no_second_writer_of_its_disk() {
-    let mut ground = ground("gluster", Trouble::CutOff, Margin::Kept).unwrap();
-    let moved = by_move(&mut ground, 1, Phase::Moved).unwrap();
-    assert!(moved.is_green(), "{moved:#?}");
-}
-
-#[test]
-fn a_lun_is_another_guests_only_when_a_host_that_hears_of_nothing_has_ended_its_own() {
-    let ground = ground("iscsi", Trouble::Unaware, Margin::Kept).unwrap();
-    let given = by_claim(&ground, 1, Trouble::Unaware).unwrap();
-    assert!(given.is_green(), "{given:?}");
-}
-
-/// Its QEMU has ended, and its kernel would go on.
-#[test]
-fn what_a_host_that_was_cut_off_had_on_its_way_to_a_lun_never_comes_and_would_be_seen() {
-    let trouble = Trouble::CutOff;
-    let given = by_claim(&ground("iscsi", trouble, Margin::Kept).unwrap(), 1, trouble).unwrap();
-    assert!(given.is_green(), "{given:?}");
-    let given = by_claim(&ground("iscsi", trouble, Margin::TakenOut).unwrap(), 1, trouble).unwrap();
-    assert!(!given.late.is_empty(), "nothing came late: {given:?}");
 }

@@ -17,3 +17,4 @@ mod scenario;
 mod trouble;
 mod unchanged;
 mod versions;
+mod writers;
