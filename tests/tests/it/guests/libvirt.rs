@@ -324,7 +324,7 @@ fn a_guest_moves_compressed_slowly_encrypted_and_with_its_disk() {
     assert_eq!(lab.inventory(2), before, "something was left behind");
 
     let whole = results.path().join("whole");
-    let options = "virsh_migrate_options=--live --p2p --copy-storage-all --abort-on-error --bandwidth 24 --timeout 1 \
+    let options = "virsh_migrate_options=--live --p2p --copy-storage-all --abort-on-error --bandwidth 96 --timeout 1 \
                    --timeout-suspend";
     let patient = ["mem=128M", "clock_tolerance=120000", "max_standstill=120000", options];
     let params: Vec<&str> = patient.iter().flat_map(|param| ["-p", param]).collect();
