@@ -20,8 +20,8 @@ use vt_protocol::{
     ids::Name,
     params::Params,
     party::{
-        Answer, Ask, Barrier, FILE_MAX, Failure, Finish, Guest as GuestCall, GuestAnswer, Hello, Migrated, Move,
-        Plane, Request, StartVm, Step as StepCall, VmStarted, Welcome,
+        Answer, Ask, Barrier, FILE_MAX, Failure, Finish, Guest as GuestCall, GuestAnswer, Hello, Migrated, Move, Plane,
+        Request, StartVm, Step as StepCall, VmStarted, Welcome,
     },
     probe,
     verdict::{Blame, Cause, Outcome},

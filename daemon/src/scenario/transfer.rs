@@ -105,9 +105,7 @@ pub(super) fn undisturbed(spec: &MigrationSpec) -> MigrationSpec {
 
 /// Whether it is to be cancelled at some moment, one that comes to every transfer.
 pub(super) fn is_cancelled(spec: &MigrationSpec) -> bool {
-    let cancels = |(moment, what): &(Moment, Intervention)| {
-        *what == Intervention::Cancel && *moment != Moment::Stalled
-    };
+    let cancels = |(moment, what): &(Moment, Intervention)| *what == Intervention::Cancel && *moment != Moment::Stalled;
     spec.interventions.iter().any(cancels)
 }
 

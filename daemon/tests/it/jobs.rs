@@ -225,7 +225,8 @@ async fn what_cannot_run_is_refused_and_nothing_is_stored() {
 fn matrix(variants: u32) -> Plan {
     let mut builder = MatrixBuilder::new();
     for i in 0..variants {
-        let kind = if i < 2 { "uptime" } else { ["juggling", "cdrom", "uptimes"][i as usize % 3] };
+        let kind =
+            if i < 2 { "uptime" } else { ["juggling", "migration_multi_host_with_kdump", "uptimes"][i as usize % 3] };
         let own = format!("/images/{i}.qcow2");
         let params = [("image", "nowhere"), ("type", kind), ("image_name", own.as_str())];
         builder.add(&format!("full.v{i}"), params.map(|(key, value)| (key, value, "tests.cfg", 7))).unwrap();
@@ -258,7 +259,10 @@ async fn a_matrix_of_thousands_of_variants_is_taken_and_each_says_what_became_of
     assert_eq!((cause(1).code, cause(1).title.as_str()), (ErrorCode::ParentNotPassed, "parent v0 did not pass"));
     assert_eq!(cause(3).title, "type = juggling names no scenario");
     assert_eq!(cause(2).help[0], "did you mean `uptime`?");
-    assert_eq!((view.cases[4999].variant.as_deref(), &*view.cases[4999].scenario), (Some("full.v4999"), "cdrom"));
+    assert_eq!(
+        (view.cases[4999].variant.as_deref(), &*view.cases[4999].scenario),
+        (Some("full.v4999"), "migration_multi_host_with_kdump")
+    );
     // What comes back to be run again is what was sent, to the byte.
     let AdminReply::Plan(again) = first.ask(&AdminRequest::JobPlan(job)).await.unwrap() else { panic!("no plan") };
     assert_eq!(*again, submitted);
