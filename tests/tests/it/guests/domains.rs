@@ -61,7 +61,7 @@ fn a_guest_of_its_users_own_domain_moves_and_one_that_cannot_is_refused_with_its
         assert!(text.contains("<memory unit='MiB'>160<") && !text.contains("mine"), "{text}");
     }
     let said = said(&bundle);
-    for line in ["name (line 2)", "source, format and serial of vda (line 10)", "machine type"] {
+    for line in ["name (line 2)", "type (line 5)", "source, format and serial of vda (line 10)"] {
         assert!(said.contains(line), "{line} in {said}");
     }
     assert_eq!(lab.inventory(2), before, "something was left behind");
