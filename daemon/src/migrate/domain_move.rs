@@ -18,7 +18,7 @@ use tokio::{
 };
 use vt_protocol::{
     error::{ErrorCode, Report},
-    ids::{Epoch, MigrationId},
+    ids::{Epoch, MigrationId, VmId},
     libvirt::{DomainState, Hello, Migrate, Running},
     party::{Failure, Move},
     peer::IncomingState,
@@ -66,7 +66,7 @@ const ENDS: Duration = Duration::from_secs(20);
 /// And one that is in post-copy besides; whoever waits for it has a bound of its own.
 const POSTCOPY_ENDS: Duration = Duration::from_secs(3600);
 /// How often it is asked whether it has let go of a domain whose QEMU has ended.
-const LOOKS_GONE: u32 = 40;
+const LOOKS_GONE: Duration = Duration::from_millis(100);
 
 /// A move that libvirt of the source makes.
 #[derive(Debug)]
@@ -264,14 +264,23 @@ async fn find_out(libvirt: &Libvirt, vm: &LocalVm, managed: bool, lost: &HelperE
     if idle == LOOKS_IDLE {
         return Err(refused(libvirt, lost));
     }
-    // libvirt takes no domain back before it has let go of it.
-    for _ in 0..LOOKS_GONE {
-        if matches!(libvirt.state(&domain::name(&vm.id)).await, Ok(None)) {
-            break;
-        }
-        ticks.tick().await;
-    }
+    has_let_go(libvirt, &vm.id).await;
     Ok(())
+}
+
+/// Waits until libvirt of this host has let go of a VM that was here, which it does a moment after its QEMU has ended:
+/// before, it takes none of that name back. What it says when it is asked to is then the answer.
+pub(super) async fn has_let_go(libvirt: &Libvirt, vm: &VmId) {
+    let domain = domain::name(vm);
+    let gone = async {
+        let mut ticks = interval(LOOKS_GONE);
+        while !matches!(libvirt.state(&domain).await, Ok(None)) {
+            ticks.tick().await;
+        }
+    };
+    if timeout(ENDS, gone).await.is_err() {
+        tracing::warn!(%vm, "libvirt does not let go of a domain that has moved");
+    }
 }
 
 /// Ends a move whose libvirt is gone: what has completed is for the destination to know, everything else is given up. A

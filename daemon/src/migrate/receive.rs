@@ -28,6 +28,7 @@ use vt_sync::{
 use super::{
     credentials::{Side, no_folder},
     destination::{Event, Phase},
+    domain_move::has_let_go,
     inlet::{Listen, ipv6_beside, no_ipv6},
     outlet::StateFile,
     preflight::{Difference, Here, differences, report},
@@ -267,6 +268,7 @@ impl LocalAttempt {
         let (setup, places) = self.setup(asked.vm, resolved, boot, disk, &incarnation)?;
         if setup.spec.backend == Backend::Libvirt {
             let libvirt = self.libvirt()?;
+            has_let_go(&libvirt, &id.vm).await;
             if asked.spec.transport == Transport::Tls {
                 let (_, held) = self.libvirt_with_tls(id, Side::Destination).await?;
                 incoming.keep_certificates(held);
