@@ -6,9 +6,9 @@ use nix::libc;
 
 /// Places of their own that threads may take memory from, besides the heap.
 ///
-/// Without a bound each thread that ever copied an image keeps one, with what its largest list took: 20 MB after a few
-/// copies, 7 MB so. Two threads run at a time, so more would not be faster. QEMU and the other programs are not touched:
-/// it ends with this process image, which a variable of the environment would not.
+/// Without a bound each thread that ever copied an image keeps one, with what its largest list took, and the daemon grows
+/// copy by copy until every thread had its turn. Two threads run at a time, so more would not be faster. QEMU and the other
+/// programs are not touched: the bound ends with this process image, which a variable of the environment would not.
 const ARENAS: libc::c_int = 2;
 
 /// Bounds what threads keep for themselves. Called before there are any.
